@@ -1,0 +1,1 @@
+"""The checkpoint dialect: modules, quantizer, reading and writing."""

@@ -1,0 +1,1 @@
+"""Bases and coefficients for a plan."""

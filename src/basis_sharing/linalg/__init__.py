@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: whitening, truncated factorization, least squares. Knows no model."""

@@ -1,0 +1,1 @@
+"""What a causal language model has: decoder blocks, roles, inputs, sizes. Knows no method."""

@@ -1,0 +1,88 @@
+"""What a family of models looks like, as data: where the decoder blocks are and what reads what."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
+"""Every role a projection can have, in the order it acts within a decoder block."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of decoder-only models, declared once.
+
+    Attributes:
+        name: Name shown to the user, e.g. ``"llama"``.
+        model_types: Values of ``config.model_type`` that belong to the family.
+        blocks: Module path of the list of decoder blocks, e.g. ``"model.layers"``.
+        inputs: For each activation that projections read, the projections that read it: input name ->
+            role -> module path inside a block. Projections under one input name read the same tensor.
+        shared_roles: Roles whose projections share a basis across layers in the preset ``basis-sharing``.
+        shared_roles_source: Where that choice comes from: the paper, or an analogy.
+        needs_bos: Whether the model is only usable with the beginning-of-sequence token in front of a window.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: str
+    inputs: Mapping[str, Mapping[str, str]]
+    shared_roles: tuple[str, ...]
+    shared_roles_source: str
+    needs_bos: bool = False
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One compressible weight matrix of a decoder block.
+
+    Attributes:
+        name: Module path in the model, e.g. ``"model.layers.3.self_attn.q_proj"``.
+        block: Index of the decoder block in depth order.
+        role: What it is for, one of :data:`ROLES`.
+        input: Name of the activation it reads; equal within a block exactly for projections that read one tensor.
+        d_in: Number of input features.
+        d_out: Number of output features.
+        bias: Whether it adds a bias.
+        transposed: Whether the stored weight is ``[d_in, d_out]`` (``Conv1D``) instead of ``[d_out, d_in]``.
+    """
+
+    name: str
+    block: int
+    role: str
+    input: str
+    d_in: int
+    d_out: int
+    bias: bool
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class LeftDense:
+    """A weight of the decoder blocks that is not compressed, and why.
+
+    Attributes:
+        name: Parameter or module path with the block number replaced by ``*``.
+        reason: One sentence for the user.
+        parameters: Number of parameters over all blocks.
+    """
+
+    name: str
+    reason: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The compressible structure of one model.
+
+    Attributes:
+        family: The family that matched, or the one that was detected.
+        blocks: Module paths of the decoder blocks in depth order.
+        projections: Every compressible projection, ordered by block, then by role.
+        left_dense: Weights inside the blocks that stay as they are (norms and biases are not listed).
+    """
+
+    family: Family
+    blocks: tuple[str, ...]
+    projections: tuple[Projection, ...]
+    left_dense: tuple[LeftDense, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""Which projections share a basis, and at which rank."""
