@@ -1,3 +1,39 @@
-"""Make language models smaller by sharing basis vectors between layers."""
+"""Make language models smaller by sharing basis vectors between layers.
+
+Importing this package is cheap (no torch) and teaches transformers to load compressed checkpoints: the quantizer is
+registered the moment transformers loads its own.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from basis_sharing._registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from basis_sharing.evaluation.perplexity import evaluate
+    from basis_sharing.pipeline import compress
+    from basis_sharing.recipe import Recipe
 
 __version__ = "0.1.0"
+__all__ = ["Recipe", "compress", "evaluate"]
+
+_LAZY = {
+    "Recipe": "basis_sharing.recipe",
+    "compress": "basis_sharing.pipeline",
+    "evaluate": "basis_sharing.evaluation.perplexity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public functions when they are first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'basis_sharing' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted([*globals(), *_LAZY])
+
+
+register_with_transformers()

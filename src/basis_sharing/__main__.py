@@ -1,0 +1,5 @@
+"""``python -m basis_sharing``."""
+
+from basis_sharing.cli.main import main
+
+main()

@@ -1,0 +1,156 @@
+"""Statistics of the inputs of projections, and where they are kept between calibration and factorization."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_TILE = 512
+
+
+@dataclass
+class InputMoments:
+    """What calibration remembers about one input; a field is None unless the method asks for it.
+
+    Attributes:
+        tokens: Number of tokens seen.
+        gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32.
+        abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
+    """
+
+    tokens: int = 0
+    gram: Tensor | None = None
+    abs_sum: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Which statistics to collect."""
+
+    gram: bool = False
+    abs_sum: bool = False
+
+
+class MomentAccumulator:
+    """Adds up the statistics of one input over many calls.
+
+    Only the tiles on and above the diagonal of the Gram matrix are multiplied. Products are exact in fp32 or in the
+    dtype of the activations; sums are fp32.
+
+    Args:
+        d_in: Number of features.
+        statistics: What to collect.
+        device: Where the activations are.
+    """
+
+    def __init__(self, d_in: int, statistics: Statistics, device: torch.device) -> None:
+        self._moments = InputMoments(
+            gram=torch.zeros(d_in, d_in, dtype=torch.float32, device=device) if statistics.gram else None,
+            abs_sum=torch.zeros(d_in, dtype=torch.float64, device=device) if statistics.abs_sum else None,
+        )
+        count = -(-d_in // _TILE)
+        self._edges = [round(i * d_in / count) for i in range(count + 1)]
+
+    def add(self, x: Tensor) -> bool:
+        """Add the tokens of ``x``, shape ``[tokens, d_in]``; return whether everything is still finite."""
+        moments = self._moments
+        moments.tokens += x.shape[0]
+        watched = torch.zeros(())
+        if moments.gram is not None:
+            split = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+            add_product = add_split_product if split else add_product_fp32
+            x = x if split else x.float()
+            tiles = list(pairwise(self._edges))
+            for i, (top, bottom) in enumerate(tiles):
+                for start, stop in tiles[i:]:
+                    add_product(moments.gram[top:bottom, start:stop], x[:, top:bottom], x[:, start:stop])
+            watched = moments.gram.diagonal().sum()
+        if moments.abs_sum is not None:
+            moments.abs_sum += x.abs().sum(0, dtype=torch.float64)
+            watched = moments.abs_sum.sum()
+        return bool(torch.isfinite(watched))
+
+    def finish(self) -> InputMoments:
+        """Return the statistics, on the CPU, with the lower half of the Gram matrix filled in."""
+        moments = self._moments
+        if moments.gram is not None:
+            moments.gram = (moments.gram.triu() + moments.gram.triu(1).T).cpu()
+        if moments.abs_sum is not None:
+            moments.abs_sum = moments.abs_sum.cpu()
+        return moments
+
+
+def add_product_fp32(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to ``total`` in fp32; the operands are ``[tokens, a]`` and ``[tokens, b]``, fp32."""
+    total.addmm_(left.T, right)
+
+
+def add_split_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right to ``total`` with bf16 products and fp32 sums, where only bf16 results can be had.
+
+    PyTorch rounds the result of a bf16 product on the CPU to bf16, which makes second moments indefinite. The
+    rounding error is therefore computed by a second product, [left; -high]^T [right; I], whose sums inside the
+    processor are fp32, and added as well: 16 bits of the result in two fast products. Pays only where bf16 products
+    are several times faster than fp32 ones (AMX).
+    """
+    high = left.T @ right
+    identity = torch.eye(right.shape[1], dtype=right.dtype, device=right.device)
+    low = torch.cat([left, -high.T]).T @ torch.cat([right, identity])
+    total += high
+    total += low
+
+
+class MomentStore:
+    """Moments of all inputs by ``(block, input name)``, in memory or in a folder.
+
+    Args:
+        folder: Where one file per block is kept; None keeps everything in memory.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._blocks: dict[int, Mapping[str, InputMoments]] = {}
+
+    def put(self, block: int, moments: Mapping[str, InputMoments]) -> None:
+        """Keep the moments of one decoder block."""
+        if self._folder is None:
+            self._blocks[block] = moments
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, moment in moments.items():
+            tensors[f"{name}/tokens"] = torch.tensor(moment.tokens)
+            if moment.gram is not None:
+                tensors[f"{name}/gram"] = moment.gram
+            if moment.abs_sum is not None:
+                tensors[f"{name}/abs_sum"] = moment.abs_sum
+        save_file(tensors, self._path(block))
+
+    def get(self, block: int, name: str) -> InputMoments:
+        """Return the moments of one input."""
+        if self._folder is None:
+            return self._blocks[block][name]
+        tensors = load_file(self._path(block))
+        return InputMoments(
+            tokens=int(tensors[f"{name}/tokens"]),
+            gram=tensors.get(f"{name}/gram"),
+            abs_sum=tensors.get(f"{name}/abs_sum"),
+        )
+
+    def total(self, keys: Iterable[tuple[int, str]]) -> InputMoments:
+        """Return the sum over several inputs of one width, as if they were one input."""
+        parts = [self.get(block, name) for block, name in keys]
+        grams = [part.gram for part in parts if part.gram is not None]
+        sums = [part.abs_sum for part in parts if part.abs_sum is not None]
+        return InputMoments(
+            tokens=sum(part.tokens for part in parts),
+            gram=torch.stack(grams).sum(0) if len(grams) > 1 else (grams[0] if grams else None),
+            abs_sum=torch.stack(sums).sum(0) if sums else None,
+        )
+
+    def _path(self, block: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"moments-{block:04d}.safetensors"

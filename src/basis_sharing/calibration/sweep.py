@@ -1,0 +1,204 @@
+"""The block-by-block sweep: activations of all windows through one decoder block at a time.
+
+One real forward pass records what the model hands to its blocks besides the hidden states (masks, position
+embeddings, ...); after that each block is run alone, on the stored outputs of the block before it. Only one block's
+statistics and one copy of the hidden states exist at a time.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_sharing.calibration.moments import InputMoments, MomentAccumulator, Statistics
+from basis_sharing.errors import ModelError, NumericalError
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.progress import ProgressCallback, silent
+from basis_sharing.progress import Progress as _Progress
+
+
+def default_dtype(device: torch.device | None = None) -> torch.dtype:
+    """Return bf16 where the hardware multiplies it faster than fp32, else fp32."""
+    if device is not None and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@dataclass
+class BlockCall:
+    """What a model hands to one decoder block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def to(self, dtype: torch.dtype) -> "BlockCall":
+        """Return the call with floating point tensors in ``dtype``."""
+        args, kwargs = _map_tensors((self.args, self.kwargs), lambda t: t.to(dtype) if t.is_floating_point() else t)
+        return BlockCall(args, kwargs)
+
+
+class _Captured(Exception):  # noqa: N818 - control flow, not an error
+    pass
+
+
+@torch.no_grad()
+def sweep(
+    model: Any,
+    decoder: Decoder,
+    input_ids: Tensor,
+    statistics: Statistics,
+    *,
+    dtype: torch.dtype,
+    stage: str = "calibrating",
+    progress: ProgressCallback = silent,
+) -> Iterator[tuple[int, dict[str, InputMoments]]]:
+    """Run calibration windows through a model and yield the statistics of each block, in depth order.
+
+    Args:
+        model: Causal language model, dense or compressed; it is not changed.
+        decoder: Its structure.
+        input_ids: Token windows, shape ``[windows, length]``.
+        statistics: What to collect for each distinct input.
+        dtype: Dtype of activations and weights during the sweep.
+        stage: Name of the stage in progress events.
+        progress: Receives one event per block and window.
+
+    Yields:
+        Block index, and the moments of each distinct input of that block by name.
+
+    Raises:
+        NumericalError: An activation is NaN or infinite; names the projection that would read it.
+        ModelError: The model hands token-dependent arguments to its blocks.
+    """
+    hidden = _first_hidden_states(model, decoder, input_ids, dtype)
+    calls = [call.to(dtype) for call in _block_calls(model, decoder, input_ids)]
+    done, total = 0, len(decoder.blocks) * len(input_ids)
+    for index, path in enumerate(decoder.blocks):
+        block = _in_dtype(model.get_submodule(path), dtype)
+        accumulators, handles = _watch(block, path, [p for p in decoder.projections if p.block == index], statistics)
+        try:
+            for window in range(len(input_ids)):
+                output = block(hidden[window : window + 1], *calls[index].args, **calls[index].kwargs)
+                hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]
+                done += 1
+                progress(_Progress(stage, done, total, "windows x blocks"))
+        finally:
+            for handle in handles:
+                handle.remove()
+        yield index, {name: accumulator.finish() for name, accumulator in accumulators.items()}
+
+
+def _watch(
+    block: nn.Module, path: str, projections: list[Projection], statistics: Statistics
+) -> tuple[dict[str, MomentAccumulator], list[Any]]:
+    """Attach one accumulator per distinct input, to the first projection that reads it."""
+    accumulators: dict[str, MomentAccumulator] = {}
+    handles = []
+    for projection in projections:
+        if projection.input in accumulators:
+            continue
+        module = block.get_submodule(projection.name.removeprefix(f"{path}."))
+        device = next(module.parameters()).device
+        accumulator = MomentAccumulator(projection.d_in, statistics, device)
+        accumulators[projection.input] = accumulator
+
+        def hook(
+            _: nn.Module,
+            args: tuple[Tensor, ...],
+            accumulator: MomentAccumulator = accumulator,
+            name: str = projection.name,
+        ) -> None:
+            if not accumulator.add(args[0].flatten(0, -2)):
+                raise NumericalError(
+                    f"the input of {name} contains NaN or infinity: calibrate in float32 (--calibration-dtype float32) "
+                    "or check the model's weights."
+                )
+
+        handles.append(module.register_forward_pre_hook(hook))
+    return accumulators, handles
+
+
+def _in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the block itself, or a copy in ``dtype`` that lives as long as the block is being swept."""
+    if all(p.dtype == dtype for p in block.parameters()):
+        return block
+    return copy.deepcopy(block).to(dtype)
+
+
+def _first_hidden_states(model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what the first block reads, shape ``[windows, length, hidden]``."""
+    states: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(_split_call(args, kwargs)[0].to(dtype))
+        raise _Captured
+
+    handle = model.get_submodule(decoder.blocks[0]).register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        for window in input_ids:
+            try:
+                model.base_model(input_ids=window[None], use_cache=False)
+            except _Captured:
+                continue
+    finally:
+        handle.remove()
+    return torch.cat(states)
+
+
+def _block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
+    """Record the arguments of every block, and make sure that they do not depend on the tokens."""
+    first = _record(model, decoder, input_ids[:1])
+    other = _record(model, decoder, input_ids[-1:]) if len(input_ids) > 1 else first
+    for path, ours, theirs in zip(decoder.blocks, first, other, strict=True):
+        if not _equal((ours.args, ours.kwargs), (theirs.args, theirs.kwargs)):
+            raise ModelError(f"{path} is given arguments that depend on the tokens: it cannot be calibrated alone.")
+    return first
+
+
+def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
+    calls: list[BlockCall] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(_split_call(args, kwargs)[1])
+
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path in decoder.blocks
+    ]
+    try:
+        model.base_model(input_ids=input_ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
+    """Separate the hidden states (the first argument) from the rest."""
+    if args:
+        return args[0], BlockCall(args[1:], kwargs)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), BlockCall((), rest)
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.equal(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b)

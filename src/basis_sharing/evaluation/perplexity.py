@@ -1,0 +1,125 @@
+"""Perplexity and bits per byte (DESIGN.md, section 6)."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
+from basis_sharing.errors import NumericalError
+from basis_sharing.models.family import Family
+from basis_sharing.models.families import family_of
+from basis_sharing.models.source import load_model, load_tokenizer, resolve
+from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.result import Perplexity
+
+DEFAULT_TEXT = "python-docs:heldout"
+_DEFAULT_LENGTH = 2048
+
+
+def evaluate(
+    model: str | Path | Any,
+    text: str = DEFAULT_TEXT,
+    *,
+    tokenizer: Any = None,
+    windows: int | None = None,
+    length: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: ProgressCallback = silent,
+) -> Perplexity:
+    """Measure the perplexity of any model, dense or compressed.
+
+    Args:
+        model: A folder, a GGUF file, a hub id, or a model in memory.
+        text: Source of the text, as for calibration.
+        tokenizer: The tokenizer of a model given in memory; a text source needs it.
+        windows: Use only the first windows; None: all.
+        length: Tokens per window; None: 2048, or the model's limit where that is smaller.
+        dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
+        progress: Receives one event per window.
+
+    Returns:
+        The perplexity with everything needed to repeat it.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        CorpusError: The text cannot be read or is shorter than one window.
+        NumericalError: The model computes NaN or infinity.
+    """
+    if isinstance(model, (str, Path)):
+        source = resolve(model)
+        tokenizer = load_tokenizer(source)
+        model = load_model(source, dtype)
+    prepared = prepare_text(model, tokenizer, text, windows=windows, length=length)
+    return measure(model, prepared, progress=progress)
+
+
+def prepare_text(
+    model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None
+) -> EvaluationText:
+    """Tokenize a text and cut it into the windows a model is evaluated on.
+
+    Raises:
+        CorpusError: The text cannot be read or is shorter than one window.
+    """
+    family: Family | None = family_of(model.config.model_type)
+    return evaluation_windows(
+        text,
+        tokenizer=tokenizer,
+        windows=windows,
+        length=window_length(model.config, length),
+        vocab_size=model.config.get_text_config().vocab_size,
+        bos=family is not None and family.needs_bos,
+    )
+
+
+def window_length(config: Any, length: int | None) -> int:
+    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller."""
+    if length is not None:
+        return length
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
+
+
+@torch.no_grad()
+def measure(
+    model: Any, text: EvaluationText, *, stage: str = "evaluating", progress: ProgressCallback = silent
+) -> Perplexity:
+    """Measure perplexity on prepared windows: the token-weighted mean of the negative log-likelihood.
+
+    Raises:
+        NumericalError: The model computes NaN or infinity.
+    """
+    total, tokens = 0.0, 0
+    for done, window in enumerate(text.input_ids, start=1):
+        ids = window[None].to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        losses = [
+            nn.functional.cross_entropy(part.float(), target, reduction="sum").item()
+            for part, target in zip(logits.split(512), ids[0, 1:].split(512), strict=True)
+        ]
+        total += sum(losses)
+        tokens += len(logits)
+        if not math.isfinite(total):
+            raise NumericalError(
+                f"the model computes NaN or infinity on window {done} of {text.source}: evaluate it in float32 "
+                "(--dtype float32), or compress less."
+            )
+        progress(Progress(stage, done, len(text.input_ids), "windows"))
+    mean = total / tokens
+    bytes_per_token = text.bytes_per_token
+    return Perplexity(
+        text=text.source,
+        fingerprint=text.fingerprint,
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        nats_per_token=mean,
+        bits_per_byte=None if bytes_per_token is None else mean / math.log(2) / bytes_per_token,
+        windows=len(text.input_ids),
+        length=text.input_ids.shape[1],
+        tokens=tokens,
+        bos=text.bos,
+        dtype=str(model.dtype).removeprefix("torch."),
+        notes=text.notes,
+    )

@@ -1,0 +1,106 @@
+"""Carry out a plan: bases and coefficients for every group, and the later refit of the coefficients."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.factorization.weighting import InputWhitening, ridge_of
+from basis_sharing.layers.surgery import GroupFactors, set_coefficients
+from basis_sharing.linalg.least_squares import refit_coefficients
+from basis_sharing.linalg.truncation import truncate
+from basis_sharing.models.decoder import module, weight
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.plan import Plan
+from basis_sharing.progress import Progress, ProgressCallback, silent
+
+
+@dataclass(frozen=True)
+class GroupOutcome:
+    """The factors of one group and what they lose.
+
+    Attributes:
+        factors: Basis and coefficients in fp64.
+        relative_loss: Share of the weighted energy ||S W||^2 that is lost.
+        ridge: Relative ridge the second moment needed, 0 for none.
+    """
+
+    factors: GroupFactors
+    relative_loss: float
+    ridge: float
+
+
+def factorize(
+    model: Any,
+    decoder: Decoder,
+    plan: Plan,
+    whitening: InputWhitening,
+    *,
+    progress: ProgressCallback = silent,
+) -> Iterator[GroupOutcome]:
+    """Yield the factors of every group of a plan; the model is not changed.
+
+    Raises:
+        NumericalError: A weight or a statistic contains NaN or infinity.
+    """
+    known = {projection.name: projection for projection in decoder.projections}
+    for done, group in enumerate(plan.groups, start=1):
+        members = [known[name] for name in group.members]
+        W = torch.cat([weight(model, projection).double() for projection in members], dim=1).cpu()
+        S = whitening.of(members)
+        found = truncate(W, S, group.rank)
+        coefficients = found.coefficients.split([p.d_out for p in members], dim=1)
+        yield GroupOutcome(
+            factors=GroupFactors(members=group.members, basis=found.basis, coefficients=tuple(coefficients)),
+            relative_loss=found.lost / found.total if found.total > 0 else 0.0,
+            ridge=ridge_of(S),
+        )
+        progress(Progress("factorizing", done, len(plan.groups), "groups"))
+
+
+def refit(
+    model: Any,
+    decoder: Decoder,
+    plan: Plan,
+    originals: Mapping[str, Tensor],
+    moments: MomentStore,
+    *,
+    progress: ProgressCallback = silent,
+) -> dict[str, float]:
+    """Refit all coefficients of a compressed model to its own inputs, bases fixed (Basis Sharing, section 3.4).
+
+    The targets are the original weights; the second moments are those of the compressed model's inputs, summed over
+    a group.
+
+    Args:
+        model: Compressed model; its coefficients are overwritten.
+        decoder: Structure of the original model.
+        plan: The plan that was executed.
+        originals: Original weight of every projection in the plan, shape ``[d_in, d_out]``.
+        moments: Second moments of the inputs in the compressed model.
+        progress: Receives one event per group.
+
+    Returns:
+        The relative ridge of every group that needed one, by owner.
+
+    Raises:
+        NumericalError: The second moments are indefinite beyond repair.
+    """
+    known: dict[str, Projection] = {projection.name: projection for projection in decoder.projections}
+    ridges: dict[str, float] = {}
+    for done, group in enumerate(plan.groups, start=1):
+        members = [known[name] for name in group.members]
+        G = moments.total([(p.block, p.input) for p in members]).gram
+        assert G is not None
+        basis = module(model, group.members[0]).basis.weight.detach().T.double().cpu()
+        W = torch.cat([originals[p.name].double().cpu() for p in members], dim=1)
+        C, ridge = refit_coefficients(basis, G.double(), W)
+        if ridge > 0:
+            ridges[group.members[0]] = ridge
+        for projection, part in zip(members, C.split([p.d_out for p in members], dim=1), strict=True):
+            set_coefficients(model, projection.name, part)
+        progress(Progress("refitting", done, len(plan.groups), "groups"))
+    return ridges

@@ -1,0 +1,1 @@
+"""The modules of a compressed model and the surgery that installs them."""

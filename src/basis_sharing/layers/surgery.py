@@ -1,0 +1,110 @@
+"""Put computed factors into a model in memory, so that it is what its checkpoint will load as."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from basis_sharing.errors import PlanError
+from basis_sharing.layers import modeling_basis_sharing as runtime
+
+
+@dataclass(frozen=True)
+class GroupFactors:
+    """The factors of one group.
+
+    Attributes:
+        members: Module paths of the projections, the owner of the basis first.
+        basis: B, shape ``[d_in, rank]``.
+        coefficients: C_i of each member, shape ``[rank, d_out_i]``.
+    """
+
+    members: tuple[str, ...]
+    basis: torch.Tensor
+    coefficients: tuple[torch.Tensor, ...]
+
+    @property
+    def rank(self) -> int:
+        """Number of basis vectors."""
+        return self.basis.shape[1]
+
+
+def install_factors(model: nn.Module, factors: GroupFactors) -> None:
+    """Replace the members of a group by factorized projections that hold ``factors`` in the dtype of the originals.
+
+    Biases are kept. The basis becomes one parameter shared by all members.
+    """
+    originals = [model.get_submodule(name) for name in factors.members]
+    runtime.install(model, [{"members": list(factors.members), "rank": factors.rank}])
+    basis: nn.Parameter | None = None
+    for name, original, C in zip(factors.members, originals, factors.coefficients, strict=True):
+        weight, bias = original.weight, original.bias
+        assert isinstance(weight, nn.Parameter)
+        module = model.get_submodule(name)
+        assert isinstance(module, runtime.FactorizedLinear)
+        if basis is None:
+            basis = _like(weight, factors.basis.T)
+        module.basis.weight = basis
+        module.coeff.weight = _like(weight, C.T)
+        if isinstance(bias, nn.Parameter):
+            module.coeff.bias = bias
+        module.train(original.training)
+
+
+def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:
+    """Overwrite the coefficients of one factorized projection with ``C`` of shape ``[rank, d_out]``."""
+    module = model.get_submodule(name)
+    assert isinstance(module, runtime.FactorizedLinear)
+    with torch.no_grad():
+        module.coeff.weight.copy_(C.T)
+
+
+def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
+    """Count the numbers in the weights of projections, dense or factorized; a shared basis counts once."""
+    weights: dict[int, int] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        factorized = isinstance(module, runtime.FactorizedLinear)
+        for part in (module.basis, module.coeff) if factorized else (module,):
+            assert isinstance(part.weight, torch.Tensor)
+            weights[id(part.weight)] = part.weight.numel()
+    return sum(weights.values())
+
+
+def declare_compressed(model: Any, groups: Sequence[GroupFactors], provenance: dict[str, Any]) -> None:
+    """Make ``model`` save itself as a compressed checkpoint.
+
+    Raises:
+        PlanError: A group has as many basis vectors as inputs: it saves nothing, and a loader that does not know
+            the format could mistake its coefficients for the weight.
+    """
+    for group in groups:
+        if group.rank >= group.basis.shape[0]:
+            raise PlanError(f"{group.members[0]} has full rank {group.rank}: leave it dense in the plan.")
+    config = runtime.BasisSharingConfig(
+        groups=[{"rank": group.rank, "members": list(group.members)} for group in groups], provenance=provenance
+    )
+    quantizer = runtime.BasisSharingQuantizer(config)
+    model.hf_quantizer = quantizer
+    model.config.quantization_config = config
+    model.is_quantized = True
+    model.quantization_method = runtime.QUANT_METHOD
+    model._weight_conversions = [*_native_conversions(model), *quantizer.get_weight_conversions()]
+    runtime.adopt(model)
+
+
+def _native_conversions(model: Any) -> list[Any]:
+    """Return the conversions the architecture itself needs; prefix changes are left out, we write full names."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    found = getattr(model, "_weight_conversions", None)
+    if found is None:
+        found = get_model_conversion_mapping(model, add_legacy=False)
+    return [conversion for conversion in found if type(conversion).__name__ != "PrefixChange"]
+
+
+def _like(parameter: nn.Parameter, values: torch.Tensor) -> nn.Parameter:
+    data = values.to(device=parameter.device, dtype=parameter.dtype).contiguous()
+    return nn.Parameter(data, requires_grad=parameter.requires_grad)

@@ -1,0 +1,69 @@
+"""The best rank-k factors of a matrix under a whitening, from the smaller of two symmetric eigenproblems."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from basis_sharing.errors import NumericalError
+from basis_sharing.linalg.whitening import Whitening
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """W ~ B C.
+
+    Attributes:
+        basis: B, shape ``[d_in, k]``.
+        coefficients: C, shape ``[k, n]``.
+        lost: ||S (W - B C)||^2, the tail sum of the squared singular values of S W.
+        total: ||S W||^2.
+    """
+
+    basis: Tensor
+    coefficients: Tensor
+    lost: float
+    total: float
+
+
+def truncate(W: Tensor, whitening: Whitening, rank: int) -> Truncation:
+    """Minimise ||S (W - B C)|| over all B, C with ``rank`` basis vectors.
+
+    With the singular value decomposition S W = U Sigma V^T the solution is B = S^-1 U_k Sigma_k, C = V_k^T (Basis
+    Sharing, equation 5). Only the k leading vectors of one side are needed, and they are eigenvectors of
+    (S W)(S W)^T, ``[d_in, d_in]``, or of (S W)^T (S W), ``[n, n]``: the smaller one is decomposed, never the wide
+    matrix itself.
+
+    Args:
+        W: Shape ``[d_in, n]``, fp64.
+        whitening: S.
+        rank: Number of basis vectors, at most ``d_in``. Beyond the rank of W the extra vectors are harmless.
+
+    Raises:
+        NumericalError: W contains NaN or infinity.
+    """
+    d_in, n = W.shape
+    if not torch.isfinite(W).all():
+        raise NumericalError("a weight matrix contains NaN or infinity: the model is damaged.")
+    M = whitening.apply(W)
+    wide = n >= d_in
+    energy, vectors = torch.linalg.eigh(M @ M.T if wide else M.T @ M)
+    energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)[:, :rank]
+    if wide:
+        # Directions without energy would divide 0 by 0; any scale between B and C is as good for them.
+        sigma = energy[:rank].sqrt()
+        sigma = torch.where(sigma > 1e-12 * sigma[0], sigma, torch.ones_like(sigma))
+        basis = whitening.solve(vectors * sigma)
+        coefficients = (vectors.T @ M) / sigma[:, None]
+    else:
+        basis = whitening.solve(M @ vectors)
+        coefficients = vectors.T.contiguous()
+        if rank > n:
+            basis = torch.nn.functional.pad(basis, (0, rank - n))
+            coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, rank - n))
+    return Truncation(
+        basis=basis,
+        coefficients=coefficients,
+        lost=energy[rank:].sum().item(),
+        total=energy.sum().item(),
+    )

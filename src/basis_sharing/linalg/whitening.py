@@ -1,0 +1,139 @@
+"""Weightings of the input side: the matrix S that makes ||S dW||^2 the loss to minimise.
+
+``svd`` uses S = I, ``fwsvd`` and ``asvd`` a diagonal S, ``svd-llm`` and ``basis-sharing`` the Cholesky factor of the
+second moment of the inputs. Everything is fp64.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from basis_sharing.errors import NumericalError
+
+_FIRST_RIDGE = 1e-12
+_LAST_RIDGE = 1.0
+
+
+class Whitening(Protocol):
+    """An invertible S of shape ``[d_in, d_in]``."""
+
+    def apply(self, W: Tensor) -> Tensor:
+        """Return S W for W of shape ``[d_in, n]``."""
+        ...
+
+    def solve(self, M: Tensor) -> Tensor:
+        """Return S^-1 M for M of shape ``[d_in, n]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class IdentityWhitening:
+    """S = I: the plain singular value decomposition."""
+
+    def apply(self, W: Tensor) -> Tensor:
+        """Return W."""
+        return W
+
+    def solve(self, M: Tensor) -> Tensor:
+        """Return M."""
+        return M
+
+
+@dataclass(frozen=True)
+class DiagonalWhitening:
+    """S = diag(s).
+
+    Attributes:
+        scale: s, shape ``[d_in]``, all positive.
+    """
+
+    scale: Tensor
+
+    def apply(self, W: Tensor) -> Tensor:
+        """Return diag(s) W."""
+        return self.scale[:, None] * W
+
+    def solve(self, M: Tensor) -> Tensor:
+        """Return diag(s)^-1 M."""
+        return M / self.scale[:, None]
+
+
+@dataclass(frozen=True)
+class CholeskyWhitening:
+    """S upper triangular with S^T S = G + ridge * mean(diag G) * I.
+
+    Attributes:
+        factor: S, shape ``[d_in, d_in]``.
+        ridge: The relative ridge that was needed; 0 where G is positive definite as it is.
+    """
+
+    factor: Tensor
+    ridge: float
+
+    def apply(self, W: Tensor) -> Tensor:
+        """Return S W."""
+        return self.factor @ W
+
+    def solve(self, M: Tensor) -> Tensor:
+        """Return S^-1 M by back substitution."""
+        solution: Tensor = torch.linalg.solve_triangular(self.factor, M, upper=True)
+        return solution
+
+
+def cholesky_whitening(G: Tensor) -> CholeskyWhitening:
+    """Whiten with a second moment (SVD-LLM; Basis Sharing, section 3.2).
+
+    Args:
+        G: Symmetric second moment, shape ``[d_in, d_in]``; any float dtype.
+
+    Returns:
+        The factor, and the ridge that was added if G was not positive definite.
+
+    Raises:
+        NumericalError: G contains NaN or infinity, or is so far from positive definite that it is no second moment.
+    """
+    G = G.double()
+    if not torch.isfinite(G).all():
+        raise NumericalError("a second moment contains NaN or infinity: calibrate in float32.")
+    factor, ridge = positive_cholesky(G)
+    return CholeskyWhitening(factor=factor.T.contiguous(), ridge=ridge)
+
+
+def positive_cholesky(G: Tensor) -> tuple[Tensor, float]:
+    """Return the lower Cholesky factor of G, with the smallest relative ridge (a power of ten) that makes it exist.
+
+    Raises:
+        NumericalError: No ridge up to the mean diagonal suffices.
+    """
+    factor, info = torch.linalg.cholesky_ex(G)
+    if info.item() == 0:
+        return factor, 0.0
+    scale = G.diagonal().mean().clamp_min(torch.finfo(G.dtype).tiny)
+    ridge = _FIRST_RIDGE
+    while ridge <= _LAST_RIDGE:
+        shifted = G.clone()
+        shifted.diagonal().add_(ridge * scale)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        if info.item() == 0:
+            return factor, ridge
+        ridge *= 10
+    raise NumericalError("a second moment is indefinite beyond repair: calibrate with more text, in float32.")
+
+
+def diagonal_whitening(scale: Tensor) -> DiagonalWhitening:
+    """Whiten with one positive number per input feature.
+
+    Args:
+        scale: Shape ``[d_in]``, non-negative. Zeros (features that never fire) are raised to a millionth of the mean.
+
+    Raises:
+        NumericalError: The scale contains NaN or infinity.
+    """
+    scale = scale.double()
+    if not torch.isfinite(scale).all():
+        raise NumericalError("the statistics of an input contain NaN or infinity: calibrate in float32.")
+    mean = scale.mean()
+    floor = 1e-6 * mean if mean > 0 else torch.ones_like(mean)
+    return DiagonalWhitening(scale=torch.maximum(scale, floor))

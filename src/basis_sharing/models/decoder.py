@@ -1,0 +1,155 @@
+"""The compressible structure of one model, and access to its weights."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from basis_sharing.errors import ModelError
+from basis_sharing.models.detect import Detection, detect
+from basis_sharing.models.families import family_of
+from basis_sharing.models.family import ROLES, Decoder, Family, LeftDense, Projection
+from basis_sharing.models.linears import features, is_dense, is_matrix_module
+from basis_sharing.models.roles import UNKNOWN_ROLE, special_part
+
+
+def describe(model: PreTrainedModel) -> Decoder:
+    """Describe what of a causal language model can be compressed.
+
+    Args:
+        model: The model, real or on the meta device.
+
+    Returns:
+        Its blocks, its projections and the weights that stay dense.
+
+    Raises:
+        ModelError: If the structure cannot be found, or nothing in it can be compressed.
+    """
+    known = family_of(model.config.model_type)
+    found = Detection(known) if known is not None else detect(model)
+    family = found.family
+    try:
+        stack = model.get_submodule(family.blocks)
+    except AttributeError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no {family.blocks}; load it with its language modelling head "
+            "(AutoModelForCausalLM)."
+        ) from error
+    blocks = tuple(f"{family.blocks}.{name}" for name, _ in stack.named_children())
+    projections, reasons = _projections(model, family, blocks)
+    left_dense = _left_dense(model, blocks, {p.name for p in projections}, {**found.reasons, **reasons})
+    if not projections:
+        detail = f": {left_dense[0].name}: {left_dense[0].reason}" if left_dense else ""
+        raise ModelError(f"{type(model).__name__} has no projection that can be compressed{detail}.")
+    return Decoder(family, blocks, tuple(projections), left_dense)
+
+
+def module(model: nn.Module, name: str) -> nn.Module:
+    """Return the module at a path, e.g. that of a projection or a block."""
+    return model.get_submodule(name)
+
+
+def weight(model: nn.Module, projection: Projection) -> Tensor:
+    """Return the weight of a projection as ``[d_in, d_out]``, so that ``y = x @ weight``.
+
+    It is a view of the model's parameter: no copy, any device, the model's dtype.
+    """
+    stored = module(model, projection.name).weight
+    assert isinstance(stored, Tensor)
+    return stored if projection.transposed else stored.T
+
+
+def bias(model: nn.Module, projection: Projection) -> Tensor | None:
+    """Return the bias of a projection, ``[d_out]``, or None if it has none."""
+    stored = module(model, projection.name).bias
+    assert stored is None or isinstance(stored, Tensor)
+    return stored
+
+
+def _projections(
+    model: PreTrainedModel, family: Family, blocks: tuple[str, ...]
+) -> tuple[list[Projection], dict[str, str]]:
+    """All projections in order, and the reasons (path inside a block -> why) for those that cannot be one."""
+    slots = sorted(
+        ((role, path, name) for name, members in family.inputs.items() for role, path in members.items()),
+        key=lambda slot: ROLES.index(slot[0]),
+    )
+    projections: list[Projection] = []
+    reasons: dict[str, str] = {}
+    owner: dict[int, str] = {}  # id of a weight -> first projection that has it
+    for index, block in enumerate(blocks):
+        present = dict(model.get_submodule(block).named_modules(remove_duplicate=False))
+        for role, path, input_name in slots:
+            candidate = present.get(path)
+            if candidate is None:
+                continue  # hybrid stacks: not every block has every projection
+            if not is_matrix_module(candidate):
+                reasons[path] = f"it is a {type(candidate).__name__}, not a plain linear layer, so it is left as it is"
+            elif not is_dense(candidate):
+                reasons[path] = "its weight is quantized, so it is left as it is"
+            elif id(candidate.weight) in owner:
+                reasons[path] = "the model itself uses one weight in several places, so it is left dense"
+            else:
+                owner[id(candidate.weight)] = path
+                d_in, d_out, transposed = features(candidate)
+                projections.append(
+                    Projection(
+                        name=f"{block}.{path}",
+                        block=index,
+                        role=role,
+                        input=input_name,
+                        d_in=d_in,
+                        d_out=d_out,
+                        bias=candidate.bias is not None,
+                        transposed=transposed,
+                    )
+                )
+    # A weight used in several places is no projection in its first place either.
+    tied = {path for path, reason in reasons.items() if "several places" in reason}
+    return [p for p in projections if p.name.removeprefix(f"{blocks[p.block]}.") not in tied], reasons
+
+
+def block_parameters(model: PreTrainedModel, blocks: tuple[str, ...]) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield ``(block, path inside the block, parameter)`` for every parameter of the blocks, each once."""
+    seen: set[int] = set()
+    for block in blocks:
+        for path, parameter in model.get_submodule(block).named_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield block, path, parameter
+
+
+def left_dense_name(blocks: tuple[str, ...], path: str) -> str:
+    """Return the name under which a matrix of all blocks is listed: numbers become ``*``, no ``.weight``."""
+    stack = blocks[0].rpartition(".")[0]
+    inner = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path.removesuffix(".weight"))
+    return f"{stack}.*.{inner}"
+
+
+def is_matrix(path: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a block counts as a weight matrix: norms, biases and scalars do not."""
+    return parameter.dim() >= 2 and "bias" not in path.rpartition(".")[2]
+
+
+def _left_dense(
+    model: PreTrainedModel, blocks: tuple[str, ...], compressible: set[str], reasons: Mapping[str, str]
+) -> tuple[LeftDense, ...]:
+    counts: dict[str, int] = defaultdict(int)
+    why: dict[str, str] = {}
+    for block, path, parameter in block_parameters(model, blocks):
+        owner = path.rpartition(".")[0]
+        if not is_matrix(path, parameter) or f"{block}.{owner}" in compressible:
+            continue
+        name = left_dense_name(blocks, path)
+        counts[name] += parameter.numel()
+        why.setdefault(name, reasons.get(owner) or _reason(path, parameter))
+    return tuple(LeftDense(name, why[name], counts[name]) for name in counts)
+
+
+def _reason(path: str, parameter: nn.Parameter) -> str:
+    special = special_part(path)
+    if special is not None and "expert" in special and parameter.dim() == 3:
+        return "experts stored as one 3-D parameter are left dense"
+    return special or UNKNOWN_ROLE

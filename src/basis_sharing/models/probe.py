@@ -1,0 +1,112 @@
+"""One forward pass that shows which projections read the same tensor."""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from basis_sharing.errors import ModelError
+
+_TOKENS = 8
+
+
+class Reading(NamedTuple):
+    """Identity of a tensor at the moment it was read; equal for a tensor and its reshapes."""
+
+    storage: int
+    offset: int
+    elements: int
+    features: int
+    version: int
+
+
+def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[Reading]]:
+    """Run a model once on a few tokens and report what each module read.
+
+    The pass runs on the meta device (no memory, no arithmetic) if the architecture can; otherwise on the
+    given model itself.
+
+    Args:
+        model: A causal language model, real or on the meta device.
+        names: Paths of the modules to watch.
+
+    Returns:
+        For each module the readings in call order: empty if it was not called.
+
+    Raises:
+        ModelError: If no forward pass succeeds.
+    """
+    watched = list(names)
+    tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    # Masks built by transformers look at values, which meta tensors do not have: a ready-made 4-D mask is
+    # passed through untouched. The few architectures that take no such mask run without.
+    mask = torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=torch.bfloat16, device="meta")
+    failure: Exception | None = None
+    try:
+        skeleton = _skeleton(model)
+        for arguments in ({"attention_mask": mask}, {}):
+            try:
+                return _watch(skeleton, watched, input_ids=tokens, **arguments)
+            except Exception as error:  # any architecture may fail in its own way
+                failure = error
+    except Exception as error:
+        failure = error
+    if model.device.type != "meta":
+        try:
+            return _watch(model, watched, input_ids=torch.zeros_like(tokens, device=model.device))
+        except Exception as error:
+            failure = error
+    reason = str(failure).strip().splitlines()
+    raise ModelError(
+        f"{type(model).__name__} cannot be probed for which projections read the same input "
+        f"({reason[0] if reason else type(failure).__name__}); load the model's weights first or declare its family."
+    ) from failure
+
+
+def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    # bfloat16 because the grouped matrix products of mixture-of-experts models accept nothing else on meta.
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(model.config), dtype=torch.bfloat16, attn_implementation="eager"
+        )
+    return skeleton.eval()
+
+
+def _watch(model: PreTrainedModel, names: list[str], **inputs: Any) -> dict[str, list[Reading]]:
+    readings: dict[str, list[Reading]] = {name: [] for name in names}
+    alive: list[Tensor] = []  # a freed storage's address could be given to another tensor
+
+    def record(name: str, tensor: Tensor) -> None:
+        alive.append(tensor)
+        readings[name].append(
+            Reading(
+                tensor.untyped_storage()._cdata,
+                int(tensor.storage_offset()),
+                tensor.numel(),
+                tensor.shape[-1],
+                tensor._version,
+            )
+        )
+
+    def hook_for(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            record(name, args[0] if args else next(iter(kwargs.values())))
+
+        return hook
+
+    was_training = model.training
+    model.eval()
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook_for(name), with_kwargs=True) for name in names]
+    try:
+        with torch.no_grad():
+            model(use_cache=False, **inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    return readings

@@ -1,0 +1,64 @@
+"""What is not a model we can work on, decided from its configuration before any weight is read."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from basis_sharing.errors import ModelError
+
+_OTHER_MODALITIES = ("vision_config", "audio_config", "speech_config")
+_METHOD = "basis_sharing"
+
+
+def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
+    """Refuse what is not a decoder-only language model that transformers knows.
+
+    Args:
+        name: What the user called the model.
+        config: The parsed ``config.json``.
+
+    Raises:
+        ModelError: With the class that it is instead.
+    """
+    model_type = config.get("model_type")
+    architectures = config.get("architectures") or []
+    described = ", ".join(map(str, architectures)) or f"a model of type {model_type!r}"
+    if model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{name} is {described}, whose model_type {model_type!r} this version of transformers does not know "
+            "(code from a model's own repository is not run); update transformers or use another model."
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelError(f"{name} is an encoder-decoder ({described}); only decoder-only language models work.")
+    if any(key in config for key in _OTHER_MODALITIES):
+        raise ModelError(f"{name} is a multimodal model ({described}); only text language models work.")
+    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if architectures:
+        names = _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        causal = causal and any(architecture in names for architecture in architectures)
+    elif model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        causal = causal and bool(config.get("is_decoder"))
+    if not causal:
+        raise ModelError(f"{name} is not a causal language model ({described}); use a decoder-only one.")
+
+
+def quantization_method(config: dict[str, Any]) -> str | None:
+    """Return the name of the method a checkpoint is quantized or compressed with, or None for a plain one."""
+    section = config.get("quantization_config") or config.get("compression_config")
+    if not section:
+        return None
+    return str(section.get("quant_method", "an unnamed method"))
+
+
+def is_compressed(config: dict[str, Any]) -> bool:
+    """Whether a parsed ``config.json`` is that of a model compressed by this package."""
+    return quantization_method(config) == _METHOD
+
+
+def _names(mapping: dict[str, Any]) -> set[str]:
+    """All class names of a transformers mapping, whose values are a name or a tuple of names."""
+    return {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}

@@ -1,0 +1,76 @@
+"""What a module of a decoder block is for, told by its name; and why some weights stay dense."""
+
+import re
+
+_ROLE_BY_NAME = {
+    role: frozenset(names.split())
+    for role, names in {
+        "q": "q_proj query wq q_lin",
+        "k": "k_proj key wk k_lin",
+        "v": "v_proj value wv v_lin",
+        "qkv": "qkv_proj query_key_value wqkv c_attn qkv w_pack",
+        "o": "o_proj wo out_lin",
+        "gate": "gate_proj c_fc_0",
+        "up": "up_proj fc1 fc_in c_fc c_fc_1 dense_h_to_4h",
+        "gate_up": "gate_up_proj gate_and_up_proj w13",
+        "down": "down_proj fc2 fc_out dense_4h_to_h",
+    }.items()
+}
+_OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
+"""Names that mean the last projection of attention or of the MLP, whichever they stand in."""
+
+_IN_ATTENTION = re.compile(r"(^|_)(attn|attention)($|_)|^self_?attn|^selfattention", re.IGNORECASE)
+_IN_MLP = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward)($|_)", re.IGNORECASE)
+
+_LEFT_DENSE = (
+    (re.compile(r"expert"), "experts are left dense"),
+    (re.compile(r"router|^gate$|_gate$"), "routers and gates are left dense"),
+    (re.compile(r"cross_?attn|cross_?attention|encoder_attn"), "cross-attention is left dense"),
+    (
+        re.compile(r"mamba|ssm|linear_attn|conv|recurrent|rglru|temporal_block"),
+        "state-space, convolution and linear-attention mixers are left dense",
+    ),
+    (re.compile(r"adapter|lora"), "adapters are left dense"),
+)
+UNKNOWN_ROLE = "its role in the block is not known, so it is left dense"
+
+
+def role_of(path: str, siblings: frozenset[str]) -> str | None:
+    """Return the role of a linear module of a decoder block, told by its name.
+
+    Args:
+        path: Module path inside the block, e.g. ``"self_attn.q_proj"``.
+        siblings: Paths of all linear modules of the block; ``w1`` is a gate only next to a ``w3``.
+
+    Returns:
+        One of :data:`~basis_sharing.models.family.ROLES`, or None if the name says nothing, or says that the
+        module belongs to a part that is left dense.
+    """
+    if special_part(path) is not None:
+        return None
+    *parents, name = path.split(".")
+    lowered = name.lower()
+    if lowered in {"w1", "w2", "w3"}:
+        has_gate = ".".join([*parents, name[0] + "3"]) in siblings
+        return {"w1": "gate" if has_gate else "up", "w2": "down", "w3": "up"}[lowered]
+    if lowered in _OUTPUT_NAMES:
+        if any(_IN_ATTENTION.search(part) for part in parents):
+            return "o"
+        return "down" if any(_IN_MLP.search(part) for part in parents) else None
+    return next((role for role, names in _ROLE_BY_NAME.items() if lowered in names), None)
+
+
+def special_part(path: str) -> str | None:
+    """Return why a module or parameter stays dense if it belongs to a part that is never compressed.
+
+    Args:
+        path: Module or parameter path inside the block.
+
+    Returns:
+        The reason, e.g. for experts and routers, or None if the path names no such part.
+    """
+    for part in path.lower().split("."):
+        for pattern, reason in _LEFT_DENSE:
+            if pattern.search(part):
+                return reason
+    return None

@@ -1,0 +1,139 @@
+"""Exact accounting: what a model holds in memory and on disk, down to the role."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from basis_sharing.models.decoder import block_parameters, is_matrix, left_dense_name
+from basis_sharing.models.family import ROLES, Decoder
+from basis_sharing.models.weight_files import weight_files
+
+
+@dataclass(frozen=True)
+class RoleRow:
+    """One line of the table of what a model consists of.
+
+    Attributes:
+        name: A role (``"q"``), the name of a left-dense weight, or what else it is ("embeddings").
+        shapes: Distinct shapes, ``(d_in, d_out)`` for roles and as stored for the rest; empty for mixtures.
+        count: Number of tensors counted.
+        parameters: Number of parameters; shared ones count once, where they first appear.
+        bytes: Bytes in memory, buffers included.
+        share: Part of the model's memory, 0 to 1.
+        compressible: Whether compression applies to it.
+        reason: Why not, or where a shared weight is counted; empty for roles.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    count: int
+    parameters: int
+    bytes: int
+    share: float
+    compressible: bool
+    reason: str = ""
+
+
+def memory_bytes(model: nn.Module) -> int:
+    """Return the bytes of all parameters and buffers; tensors with one storage count once."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in _unique_tensors(model))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(tensor.numel() for _, tensor in _unique_tensors(model) if isinstance(tensor, nn.Parameter))
+
+
+def weight_file_bytes(folder: str | Path) -> int:
+    """Return the bytes of a model's weight files.
+
+    Args:
+        folder: Folder of a model, or a single ``.gguf`` file.
+
+    Raises:
+        ModelError: If there are no weight files.
+    """
+    return sum(path.stat().st_size for path in weight_files(Path(folder)))
+
+
+def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
+    """Return what the model consists of, for ``inspect``.
+
+    The rows are the roles in their order, embeddings and output head, what is left dense inside the blocks, and
+    everything else; their parameters sum to :func:`parameter_count`, their bytes to :func:`memory_bytes`.
+
+    Args:
+        model: The model, real or on the meta device.
+        decoder: Its description by :func:`~basis_sharing.models.decoder.describe`.
+    """
+    labels = _labels(model, decoder)
+    tensors: dict[str, list[Tensor]] = defaultdict(list)
+    for name, tensor in _unique_tensors(model):
+        tensors[labels.get(name, _OTHER)].append(tensor)
+    total = memory_bytes(model)
+
+    def row(label: str, compressible: bool, reason: str, shapes: set[tuple[int, ...]] | None = None) -> RoleRow:
+        members = tensors.pop(label, [])
+        size = sum(t.numel() * t.element_size() for t in members)
+        return RoleRow(
+            name=label,
+            shapes=tuple(sorted({tuple(t.shape) for t in members} if shapes is None else shapes)),
+            count=len(members),
+            parameters=sum(t.numel() for t in members if isinstance(t, nn.Parameter)),
+            bytes=size,
+            share=size / total,
+            compressible=compressible,
+            reason=reason,
+        )
+
+    shapes_of: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for p in decoder.projections:
+        shapes_of[p.role].add((p.d_in, p.d_out))
+    rows = [row(role, True, "", shapes_of[role]) for role in ROLES if role in shapes_of]
+    rows.append(row(_EMBEDDINGS, False, "embeddings stay as they are"))
+    head = model.get_output_embeddings()
+    if head is not None:
+        tied = head.weight is model.get_input_embeddings().weight
+        reason = "tied to the embeddings and counted there" if tied else "the output head stays as it is"
+        rows.append(row(_HEAD, False, reason))
+    rows += [row(left.name, False, left.reason) for left in decoder.left_dense]
+    rows.append(row(_OTHER, False, "small: stays as it is", set()))
+    return rows
+
+
+_EMBEDDINGS = "embeddings"
+_HEAD = "output head"
+_OTHER = "norms, biases and other"
+
+
+def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
+    """Full parameter name -> label of its row; parameters that are not listed belong to the row of the rest."""
+    labels = {f"{p.name}.weight": p.role for p in decoder.projections}
+    for block, path, parameter in block_parameters(model, decoder.blocks):
+        name = f"{block}.{path}"
+        if name not in labels and is_matrix(path, parameter):
+            labels[name] = left_dense_name(decoder.blocks, path)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            labels.setdefault(f"{name}.weight", _EMBEDDINGS)
+        elif module is model.get_output_embeddings():
+            labels.setdefault(f"{name}.weight", _HEAD)
+    return labels
+
+
+def _unique_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer with its first name, skipping what shares memory with an earlier one."""
+    alive: list[object] = []
+    seen: set[tuple[int, int, tuple[int, ...]]] = set()
+    for named in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in named:
+            storage = tensor.untyped_storage()
+            key = (storage._cdata, int(tensor.storage_offset()), tuple(tensor.shape))
+            if key not in seen:
+                seen.add(key)
+                alive.append(storage)
+                yield name, tensor

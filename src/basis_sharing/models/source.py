@@ -1,0 +1,286 @@
+"""Where a model comes from, and loading it: a folder, a GGUF file or the Hugging Face Hub."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from basis_sharing.errors import ModelError
+from basis_sharing.models.quiet import quiet
+from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_other_tasks
+from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_T = TypeVar("_T")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was asked for; nothing has been loaded yet.
+
+    Attributes:
+        given: What the user wrote; used in messages.
+        kind: ``"folder"``, ``"gguf"`` or ``"hub"``.
+        path: The folder; for ``"gguf"`` the folder that holds the file; None for the hub.
+        gguf_file: Name of the GGUF file in that folder, for ``"gguf"`` only.
+    """
+
+    given: str
+    kind: Literal["folder", "gguf", "hub"]
+    path: Path | None
+    gguf_file: str | None = None
+
+
+def resolve(model: str | Path) -> ModelSource:
+    """Tell what kind of model a path or name means; uses no network.
+
+    Args:
+        model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, or an id
+            ``org/name`` on the hub.
+
+    Raises:
+        ModelError: If it is a path that does not exist or a folder that holds no model.
+    """
+    given = str(model)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if ggufs and not any(path.glob("*.safetensors")):
+            if len(ggufs) > 1:
+                raise ModelError(f"{given} holds {len(ggufs)} GGUF files; give the path of the one to read.")
+            return ModelSource(given, "gguf", path, ggufs[0].name)
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{given} has no config.json; give the folder of a Hugging Face model.")
+        return ModelSource(given, "folder", path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{given} is a file; give the model's folder or a .gguf file.")
+        return ModelSource(given, "gguf", path.parent, path.name)
+    if isinstance(model, Path) or path.suffix == ".gguf" or not _HUB_ID.fullmatch(given):
+        raise ModelError(f"{given} does not exist; give a model folder, a .gguf file or an id on the Hugging Face Hub.")
+    return ModelSource(given, "hub", None)
+
+
+def load_config(source: ModelSource) -> PreTrainedConfig:
+    """Load the configuration of a causal language model.
+
+    Raises:
+        ModelError: If it cannot be found or read, or is not that of a causal language model.
+    """
+    folder = _fetch(source)
+    if source.gguf_file is None:
+        refuse_other_tasks(source.given, _config_json(source))
+        if is_compressed(_config_json(source)):
+            _register()
+    with quiet():
+        return _guard(source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source)))
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model.
+
+    Raises:
+        ModelError: If there is none, or it cannot be read.
+    """
+    folder = _fetch(source)
+    with quiet():
+        return _guard(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **_gguf(source)))
+
+
+def load_skeleton(source: ModelSource) -> PreTrainedModel:
+    """Build a model on the meta device from its configuration alone: every shape, no memory.
+
+    Raises:
+        ModelError: As :func:`load_config`.
+    """
+    config = load_config(source)
+    dtype = _stored_dtype(source, config)
+
+    def build() -> PreTrainedModel:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return model.eval()
+
+    with quiet():
+        return _guard(source, "configuration", build)
+
+
+def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model, dense or compressed by this package, onto the CPU in evaluation mode.
+
+    Args:
+        source: What :func:`resolve` returned.
+        dtype: Type of the weights in memory; None keeps the checkpoint's own (float32 for GGUF).
+
+    Raises:
+        ModelError: If a file is missing or damaged, a weight is missing or not finite, or it is not a causal
+            language model.
+    """
+    config = load_config(source)
+    folder = _fetch(source, weights=True)
+    check_weight_files(folder if source.gguf_file is None else folder / source.gguf_file)
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source)}
+    if source.gguf_file is not None:
+        arguments |= {"dtype": dtype or torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, **arguments
+        )
+        return loaded
+
+    with quiet():
+        model, info = _guard(source, "weights", load)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source.given} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from "
+            "random numbers; download the model again."
+        )
+    check_finite(model)
+    return model.eval()
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that every parameter is finite.
+
+    Raises:
+        ModelError: With the name of the first parameter that holds NaN or infinity.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0 or not parameter.is_floating_point():
+            continue
+        low, high = torch.aminmax(parameter.detach())  # NaN propagates; no mask of the parameter's size is made
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise ModelError(
+                f"The weight {name} holds NaN or infinite values; the model is damaged, download it again."
+            )
+
+
+def refuse_compressed(source: ModelSource) -> None:
+    """Refuse what cannot be compressed because it is compressed or quantized already.
+
+    Raises:
+        ModelError: With the method that was used.
+    """
+    if source.gguf_file is not None:
+        return  # read back into plain numbers while loading
+    config = _config_json(source)
+    if is_compressed(config):
+        raise ModelError(f"{source.given} is already compressed by basis-sharing; compress the original instead.")
+    method = quantization_method(config)
+    if method is not None:
+        raise ModelError(f"{source.given} is quantized with {method}; compress the original weights instead.")
+
+
+def fingerprint(source: ModelSource) -> str:
+    """Return 32 hexadecimal digits that identify a model's configuration and weights, wherever they are stored.
+
+    Raises:
+        ModelError: If files are missing or damaged.
+    """
+    folder = _fetch(source, weights=True)
+    if source.gguf_file is not None:
+        return fingerprint_files((folder / source.gguf_file,), {})
+    return fingerprint_files(weight_files(folder), _config_json(source))
+
+
+def _guard(source: ModelSource, what: str, action: Callable[[], _T]) -> _T:
+    """Run an action of transformers and turn whatever it raises into one sentence."""
+    try:
+        return action()
+    except ImportError as error:
+        if source.gguf_file is not None:
+            raise ModelError(
+                f"Reading {source.given} needs the package gguf; install it with pip install gguf."
+            ) from error
+        raise ModelError(f"{source.given} needs a package that is not installed: {_first_line(error)}.") from error
+    except MemoryError as error:
+        raise ModelError(f"{source.given} does not fit into memory; use a machine with more of it.") from error
+    except Exception as error:  # other libraries raise anything on damaged input
+        raise ModelError(f"The {what} of {source.given} cannot be loaded: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _fetch(source: ModelSource, weights: bool = False) -> Path:
+    """Return the local folder of a model; for the hub, download what is asked for unless it is cached."""
+    if source.path is not None:
+        return source.path
+    try:
+        folder = Path(snapshot_download(source.given, allow_patterns=list(_SMALL_FILES)))
+        if weights:
+            snapshot_download(source.given, allow_patterns=["model*.safetensors"])
+            if not any(folder.glob("*.safetensors")):
+                snapshot_download(source.given, allow_patterns=["pytorch_model*.bin"])
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{source.given} is only for those who accepted its licence; accept it on the Hugging Face Hub and run "
+            "hf auth login."
+        ) from error
+    except Exception as error:  # no network, no such model, no disk space: the hub client has an error for each
+        raise ModelError(
+            f"{source.given} is no file or folder here and could not be fetched from the Hugging Face Hub "
+            f"({_first_line(error)}); check the name and the network."
+        ) from error
+    return folder
+
+
+def _config_json(source: ModelSource) -> dict[str, Any]:
+    file = _fetch(source) / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{source.given} has no config.json; use a model in Hugging Face format.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{os.fspath(file)} is not valid JSON; download the model again.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{os.fspath(file)} is not a model configuration; download the model again.")
+    return config
+
+
+def _stored_dtype(source: ModelSource, config: PreTrainedConfig) -> torch.dtype:
+    """The type :func:`load_model` gives the weights: the configuration's, else that of the first file."""
+    if source.gguf_file is not None:
+        return torch.float32
+    declared: torch.dtype | None = config.dtype
+    if declared is not None:
+        return declared
+    if source.path is not None:
+        for file in weight_files(source.path):
+            if file.suffix == ".safetensors":
+                for entry in read_header(file).values():
+                    if entry["dtype"] in _DTYPES:
+                        return _DTYPES[entry["dtype"]]
+    return torch.float32
+
+
+def _gguf(source: ModelSource) -> dict[str, str]:
+    return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+
+
+def _register() -> None:
+    """Make transformers know our quantizer; imported late, because reading dense models must not need it."""
+    from basis_sharing.checkpoint import modeling_basis_sharing  # noqa: F401

@@ -1,0 +1,66 @@
+"""The published methods as presets of one mechanism (DESIGN 3.6), as data.
+
+A method is a weighting of the input side, a grouping, and a rule for refitting the coefficients.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+
+class InputWeighting(StrEnum):
+    """What the error of a weight matrix is multiplied with on its input side."""
+
+    NONE = "none"
+    FISHER = "fisher"
+    MEAN_ABSOLUTE = "mean-absolute"
+    SECOND_MOMENT = "second-moment"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One published method.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line for ``--help`` and the report.
+        weighting: Weighting of the input side.
+        group_size: Number of consecutive layers that share a basis, for the roles that share; 1 shares nothing.
+        refit_from: Ratio from which the coefficients are refitted on the compressed flow; None: never.
+    """
+
+    name: str
+    summary: str
+    weighting: InputWeighting
+    group_size: int = 1
+    refit_from: Fraction | None = None
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("svd", "plain singular value decomposition of every weight, no data", InputWeighting.NONE),
+        Preset(
+            "fwsvd",
+            "rows weighted by Fisher information (Hsu et al. 2022); needs a backward pass",
+            InputWeighting.FISHER,
+        ),
+        Preset(
+            "asvd",
+            "rows weighted by the square root of the mean absolute activation (Yuan et al. 2023), uniform ranks",
+            InputWeighting.MEAN_ABSOLUTE,
+        ),
+        Preset(
+            "svd-llm",
+            "whitened by the Cholesky factor of the second moment (Wang et al. 2024); nothing is shared",
+            InputWeighting.SECOND_MOMENT,
+        ),
+        Preset(
+            "basis-sharing",
+            "svd-llm with bases shared by neighbouring layers (Wang et al., ICLR 2025), refitted from 40 % on",
+            InputWeighting.SECOND_MOMENT,
+            group_size=2,
+            refit_from=Fraction(2, 5),
+        ),
+    )
+}

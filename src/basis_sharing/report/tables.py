@@ -1,0 +1,116 @@
+"""The tables the command line prints."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from basis_sharing.models.sizes import RoleRow
+from basis_sharing.result import CompressionResult, Perplexity
+
+
+def mebibytes(count: int | None) -> str:
+    """Format a number of bytes."""
+    return "-" if count is None else f"{count / 2**20:,.1f} MiB"
+
+
+def compression_table(result: CompressionResult) -> RenderableType:
+    """Return what a compression gained and cost."""
+    table = Table(box=box.SIMPLE_HEAD, title="Original and compressed", title_justify="left")
+    table.add_column("")
+    for column in ("original", "compressed", "compressed / original"):
+        table.add_column(column, justify="right")
+    before, after = result.before, result.after
+    table.add_row(*_row("parameters", before.parameters, after.parameters))
+    table.add_row(*_row("  in compressible projections", before.projection_parameters, after.projection_parameters))
+    table.add_row(
+        "bytes in memory",
+        f"{before.bytes_in_memory:,}",
+        f"{after.bytes_in_memory:,}",
+        _quotient(after.bytes_in_memory, before.bytes_in_memory),
+    )
+    if before.bytes_on_disk is not None and after.bytes_on_disk is not None:
+        table.add_row(*_row("bytes on disk", before.bytes_on_disk, after.bytes_on_disk))
+    elif after.bytes_on_disk is not None:
+        table.add_row("bytes on disk", "-", f"{after.bytes_on_disk:,}", "-")
+    for dense, compressed in zip(result.perplexity_before, result.perplexity_after, strict=True):
+        table.add_row(
+            f"perplexity, {dense.text}",
+            f"{dense.perplexity:,.3f}",
+            f"{compressed.perplexity:,.3f}",
+            _quotient(compressed.perplexity, dense.perplexity),
+        )
+        if dense.bits_per_byte is not None and compressed.bits_per_byte is not None:
+            table.add_row(
+                "  bits per byte",
+                f"{dense.bits_per_byte:.4f}",
+                f"{compressed.bits_per_byte:.4f}",
+                _quotient(compressed.bits_per_byte, dense.bits_per_byte),
+            )
+    ratio = Text(
+        f"  method {result.recipe.method}, ratio asked {result.recipe.ratio:g}, reached {result.ratio_reached:.4f} "
+        "(removed from the compressible projections)"
+    )
+    if result.model.lower().endswith(".gguf"):
+        ratio.append("\n  the original on disk is a quantized GGUF file; in memory both models have one dtype")
+    return Group(table, ratio, *(Text(f"  note: {note}") for note in condensed(result.notes)))
+
+
+def condensed(notes: Sequence[str], most: int = 6) -> list[str]:
+    """Return the first notes, and how many more there are (all of them are in the result file)."""
+    if len(notes) <= most:
+        return list(notes)
+    return [*notes[:most], f"... and {len(notes) - most} more, see basis_sharing.json or --json"]
+
+
+def perplexity_table(model: str, results: Sequence[Perplexity]) -> RenderableType:
+    """Return the perplexities of one model."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Perplexity of {model}", title_justify="left")
+    table.add_column("text")
+    for column in ("perplexity", "nats/token", "bits/byte", "windows", "tokens each", "BOS", "dtype"):
+        table.add_column(column, justify="right")
+    for result in results:
+        table.add_row(
+            result.text,
+            f"{result.perplexity:,.4f}",
+            f"{result.nats_per_token:.5f}",
+            "-" if result.bits_per_byte is None else f"{result.bits_per_byte:.5f}",
+            str(result.windows),
+            str(result.length),
+            "yes" if result.bos else "no",
+            result.dtype,
+        )
+    return Group(table, *(Text(f"  note: {note}") for result in results for note in result.notes))
+
+
+def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> RenderableType:
+    """Return what a model consists of, role by role."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{model}: family {family}", title_justify="left", show_footer=True)
+    table.add_column("role", footer="total")
+    table.add_column("shape (in x out)")
+    table.add_column("count", justify="right")
+    table.add_column("parameters", justify="right", footer=f"{sum(row.parameters for row in rows):,}")
+    table.add_column("memory", justify="right", footer=mebibytes(sum(row.bytes for row in rows)))
+    table.add_column("share", justify="right", footer="100.0 %")
+    table.add_column("compressible")
+    for row in rows:
+        table.add_row(
+            row.role,
+            row.shapes,
+            str(row.count),
+            f"{row.parameters:,}",
+            mebibytes(row.bytes),
+            f"{100 * row.share:.1f} %",
+            "yes" if row.compressible else f"no: {row.reason}",
+        )
+    return table
+
+
+def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
+    return name, f"{before:,}", f"{after:,}", _quotient(after, before)
+
+
+def _quotient(after: float, before: float) -> str:
+    return f"{after / before:.3f} x"
