@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from torch import nn
@@ -16,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -89,8 +89,6 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     folder = _fetch(source)
     if source.gguf_file is None:
         refuse_other_tasks(source.given, _config_json(source))
-        if is_compressed(_config_json(source)):
-            _register()
     with quiet():
         return _guard(source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source)))
 
@@ -140,7 +138,9 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
     check_weight_files(folder if source.gguf_file is None else folder / source.gguf_file)
     arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source)}
     if source.gguf_file is not None:
-        arguments |= {"dtype": dtype or torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+        arguments["dtype"] = dtype or torch.float32
+        if hasattr(transformers, "GgufConfig"):  # versions without it always unpack
+            arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
@@ -279,8 +279,3 @@ def _stored_dtype(source: ModelSource, config: PreTrainedConfig) -> torch.dtype:
 
 def _gguf(source: ModelSource) -> dict[str, str]:
     return {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
-
-
-def _register() -> None:
-    """Make transformers know our quantizer; imported late, because reading dense models must not need it."""
-    from basis_sharing.checkpoint import modeling_basis_sharing  # noqa: F401

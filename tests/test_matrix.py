@@ -1,0 +1,228 @@
+"""One matrix: every family through every path a compressed model takes."""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pico import PICO, save_pico
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import basis_sharing
+from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.layers.surgery import install_factors
+from basis_sharing.factorization.execute import factorize
+from basis_sharing.factorization.weighting import InputWhitening
+from basis_sharing.models.decoder import describe
+from basis_sharing.plan import Plan, PlanGroup
+from basis_sharing.presets import InputWeighting
+from basis_sharing.result import CompressionResult
+
+IDS = torch.arange(24)[None]
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS, use_cache=False).logits
+
+
+class Compressed:
+    """A pico model, compressed and saved by us."""
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self.dense = save_pico(name, root / f"{name}-dense")
+        self.folder = root / name
+        self.model, self.result = basis_sharing.compress(
+            self.dense, ratio=0.3, windows=6, length=64, calibration_dtype="float32", output=self.folder
+        )
+        self.logits = logits(self.model)
+
+    def load(self, **options: Any) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(self.folder, **options)
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        return [group.members for group in self.result.groups]
+
+
+_CACHE: dict[str, Compressed] = {}
+
+
+@pytest.fixture(params=PICO)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    name = request.param
+    if name not in _CACHE:
+        _CACHE[name] = Compressed(name, tmp_path_factory.mktemp("matrix"))
+    return _CACHE[name]
+
+
+def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
+    owners = [model.get_submodule(members[0]).basis.weight for members in groups]
+    assert len({weight.data_ptr() for weight in owners}) == len(owners), "two groups share one basis"
+    for members, basis in zip(groups, owners, strict=True):
+        assert all(model.get_submodule(name).basis.weight is basis for name in members)
+
+
+def test_something_is_shared_and_everything_is_compressed(case: Compressed) -> None:
+    assert any(len(members) > 1 for members in case.groups)
+    decoder = describe(PICO[case.name]())
+    compressed = {name for members in case.groups for name in members}
+    assert compressed == {projection.name for projection in decoder.projections}
+    assert 0.3 <= case.result.ratio_reached < 0.36
+    assert torch.isfinite(case.logits).all()
+    assert not torch.equal(case.logits, logits(PICO[case.name]()))
+
+
+def test_reload_is_bit_equal_and_shared(case: Compressed) -> None:
+    loaded = case.load()
+    assert type(loaded).__name__ == type(PICO[case.name]()).__name__
+    assert torch.equal(logits(loaded), case.logits)
+    assert_shared(loaded, case.groups)
+
+
+def test_resave_with_other_shard_sizes(case: Compressed, tmp_path: Path) -> None:
+    case.load().save_pretrained(tmp_path / "one", max_shard_size="40KB")
+    assert len(list((tmp_path / "one").glob("*.safetensors"))) > 1
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    assert torch.equal(logits(again), case.logits)
+    assert_shared(again, case.groups)
+    again.save_pretrained(tmp_path / "two")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "two")), case.logits)
+    assert tensors_on_disk(tmp_path / "two") == tensors_on_disk(case.folder)
+
+
+def test_sharing_survives_casts_and_copies(case: Compressed) -> None:
+    loaded = case.load()
+    for variant in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded).to(torch.bfloat16)):
+        assert_shared(variant, case.groups)
+    assert torch.equal(logits(copy.deepcopy(loaded)), case.logits)
+    half = case.load(dtype=torch.bfloat16)
+    assert_shared(half, case.groups)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert torch.allclose(logits(half).float(), case.logits, atol=0.15 * case.logits.abs().max().item())
+
+
+def test_generation_with_dynamic_and_static_cache(case: Compressed) -> None:
+    loaded = case.load()
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    dynamic = loaded.generate(IDS[:, :8], **options)
+    static = loaded.generate(IDS[:, :8], cache_implementation="static", disable_compile=True, **options)
+    assert dynamic.shape == (1, 20)
+    assert torch.equal(dynamic, static)
+
+
+def test_compiles_as_one_graph(case: Compressed) -> None:
+    loaded = case.load()
+    torch._dynamo.reset()
+    compiled = torch.compile(loaded, fullgraph=case.name != "mixtral", backend="eager")
+    assert torch.allclose(logits(compiled), case.logits, atol=1e-4)
+
+
+def test_full_rank_is_lossless(case: Compressed) -> None:
+    model = PICO[case.name]()
+    expected = logits(model)
+    decoder = describe(model)
+    groups = tuple(
+        PlanGroup(members=members, rank=next(p.d_in for p in decoder.projections if p.name == members[0]))
+        for members in case.groups
+    )
+    plan = Plan(method="svd", ratio=0.5, groups=groups)
+    for outcome in list(factorize(model, decoder, plan, InputWhitening(InputWeighting.NONE))):
+        install_factors(model, outcome.factors)
+    assert sum(isinstance(module, FactorizedLinear) for module in model.modules()) == len(decoder.projections)
+    assert torch.allclose(logits(model), expected, atol=1e-4 * expected.abs().max().item())
+
+
+def tensors_on_disk(folder: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                assert name not in found
+                found[name] = tuple(tensors.get_slice(name).get_shape())
+    return found
+
+
+def test_accounting_equals_disk_and_memory(case: Compressed) -> None:
+    on_disk = tensors_on_disk(case.folder)
+    after = case.result.after
+    assert sum(torch.Size(shape).numel() for shape in on_disk.values()) == after.parameters
+    assert after.bytes_on_disk == sum(file.stat().st_size for file in case.folder.glob("*.safetensors"))
+    loaded = case.load()
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in (*loaded.parameters(), *loaded.buffers())
+    }
+    assert after.bytes_in_memory == sum(storages.values())
+    members = {name for group in case.groups for name in group}
+    factors = [name for name in on_disk if name.removesuffix(".weight").removesuffix(".basis") in members]
+    assert len(factors) == len(members) + len(case.groups)
+    assert after.projection_parameters == sum(torch.Size(on_disk[name]).numel() for name in factors)
+    assert case.result.before.parameters == sum(p.numel() for p in PICO[case.name]().parameters())
+
+
+def test_the_result_file_repeats_the_result(case: Compressed) -> None:
+    stored = CompressionResult.model_validate_json((case.folder / "basis_sharing.json").read_text())
+    assert stored == case.result
+    config = json.loads((case.folder / "config.json").read_text())
+    assert config["model_type"] == PICO[case.name]().config.model_type
+    assert config["quantization_config"]["quant_method"] == "basis_sharing"
+    assert len(AutoTokenizer.from_pretrained(case.folder)("abc").input_ids) == 3
+
+
+REMOTE = """
+import sys, json, pathlib, torch
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path = [path for path in sys.path if not path.endswith("/src")]
+try:
+    import basis_sharing
+    sys.exit("the package is importable, so this proves nothing")
+except ImportError:
+    pass
+from transformers import AutoModelForCausalLM
+root, names = pathlib.Path(sys.argv[1]), sys.argv[2:]
+for name in names:
+    try:
+        AutoModelForCausalLM.from_pretrained(root / name)
+    except Exception:
+        pass
+    else:
+        sys.exit(f"{name}: loaded without the code that understands it")
+    model = AutoModelForCausalLM.from_pretrained(root / name, trust_remote_code=True)
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+    torch.save(expected, root / f"{name}.pt")
+    model.save_pretrained(root / f"{name}-again", max_shard_size="50KB")
+    again = AutoModelForCausalLM.from_pretrained(root / f"{name}-again", trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids, use_cache=False).logits, expected), name
+"""
+
+
+def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_path: Path) -> None:
+    cases = [Compressed(name, tmp_path) for name in PICO]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE, str(tmp_path), *PICO],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for case in cases:
+        assert torch.equal(torch.load(tmp_path / f"{case.name}.pt"), case.logits), case.name
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"{case.name}-again")
+        assert torch.equal(logits(again), case.logits)
+        assert_shared(again, case.groups)

@@ -1,0 +1,107 @@
+"""The walls of the house: what may import what (DESIGN.md, section 4), and how light the front door is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "basis_sharing"
+ANYTHING_BELOW = {"errors", "progress"}
+ALLOWED = {
+    "errors": set(),
+    "progress": set(),
+    "presets": set(),
+    "_registration": set(),
+    "recipe": {"presets"},
+    "models": set(),
+    "plan": {"models"},
+    "result": {"recipe"},
+    "linalg": set(),
+    "layers": set(),
+    "calibration": {"models"},
+    "planning": {"models", "plan"},
+    "factorization": {"models", "plan", "linalg", "layers", "calibration", "presets"},
+    "checkpoint": {"layers", "plan"},
+    "evaluation": {"models", "calibration", "checkpoint", "result"},
+    "report": {"models", "result"},
+    "pipeline": {
+        "calibration",
+        "checkpoint",
+        "evaluation",
+        "factorization",
+        "layers",
+        "models",
+        "plan",
+        "planning",
+        "presets",
+        "recipe",
+        "result",
+    },
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Return the parts of the package a file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module]
+            if node.module == "basis_sharing":
+                names = [f"basis_sharing.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("basis_sharing.")}
+    return found - {part_of(path)}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_respect_the_walls(path: Path) -> None:
+    part = part_of(path)
+    found = imports(path)
+    if part in {"__init__", "__main__", "cli"}:
+        return
+    assert "cli" not in found, "nothing imports the command line"
+    assert found <= ALLOWED[part] | ANYTHING_BELOW, f"{part} must not import {sorted(found - ALLOWED[part])}"
+
+
+def test_every_part_has_walls() -> None:
+    parts = {part_of(path) for path in SOURCE.rglob("*.py")} - {"__init__", "__main__", "cli"}
+    assert parts == set(ALLOWED)
+
+
+def test_the_file_that_travels_stands_alone() -> None:
+    assert imports(SOURCE / "layers" / "modeling_basis_sharing.py") == set()
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_the_package_is_light() -> None:
+    heavy = "[m for m in ('torch', 'transformers', 'numpy', 'pydantic', 'rich', 'typer') if m in sys.modules]"
+    assert run(f"import sys, basis_sharing; print({heavy})") == "[]"
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom basis_sharing.cli.main import main\n"
+        "try:\n    main(['compress', '--help'])\nexcept SystemExit:\n    pass\nprint('torch' in sys.modules)"
+    )
+    assert run(code).endswith("False")
+
+
+@pytest.mark.parametrize("first", ["basis_sharing", "transformers.quantizers.auto"])
+def test_the_quantizer_is_registered_whatever_is_imported_first(first: str) -> None:
+    code = (
+        f"import {first}\nimport basis_sharing\nfrom transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING\n"
+        "print('basis_sharing' in AUTO_QUANTIZER_MAPPING)"
+    )
+    assert run(code) == "True"
