@@ -28,7 +28,9 @@ def smollm2() -> Path:
 def need_data() -> None:
     """Stop with a sentence where the measuring data is not there."""
     if not DATA.is_dir():
-        sys.exit(f"error: this benchmark needs the measuring data in {DATA.relative_to(ROOT.parent)} beside the checkout.")
+        sys.exit(
+            f"error: this benchmark needs the measuring data in {DATA.relative_to(ROOT.parent)} beside the checkout."
+        )
 
 
 def machine() -> dict[str, Any]:

@@ -12,12 +12,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
+from basis_sharing.calibration.windows import calibration_windows
 from rich.progress import track
 
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
-from basis_sharing.calibration.windows import calibration_windows
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import factorize, refit
 from basis_sharing.factorization.weighting import InputWhitening
@@ -28,6 +27,8 @@ from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
+
+from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def main() -> None:
 
     moments = moments_of(model, decoder, ids)
     dense = measure(model, text).perplexity
-    print(f"dense: {projection_parameters(model, names):,} parameters in the linears, perplexity {dense:.3f}", flush=True)
+    print(
+        f"dense: {projection_parameters(model, names):,} parameters in the linears, perplexity {dense:.3f}", flush=True
+    )
     result: dict[str, Any] = {"machine": machine(), "windows": len(ids), "dense": dense, "rows": []}
     for row in ROWS:
         table = family_of(row.table)

@@ -12,13 +12,12 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
+from basis_sharing.calibration.windows import calibration_windows
 
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
-from basis_sharing.calibration.windows import calibration_windows
 from basis_sharing.evaluation.perplexity import measure, prepare_text
-from basis_sharing.factorization.execute import factorize
+from basis_sharing.factorization.execute import GroupOutcome, factorize
 from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe, weight
@@ -27,6 +26,8 @@ from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
+
+from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
 
 
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -110,8 +111,11 @@ def main() -> None:
     moments = stores[torch.float32]
     ours, theirs = [], []
     for _ in range(3):
-        whitening = InputWhitening(InputWeighting.SECOND_MOMENT, moments=moments)
-        took, outcomes = seconds(lambda whitening=whitening: list(factorize(model, decoder, plan, whitening)))
+
+        def factorize_all() -> list[GroupOutcome]:
+            return list(factorize(model, decoder, plan, InputWhitening(InputWeighting.SECOND_MOMENT, moments=moments)))
+
+        took, outcomes = seconds(factorize_all)
         ours.append(took)
         took, lost = seconds(lambda: wide_svd(model, decoder, plan, moments))
         theirs.append(took)

@@ -11,19 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from pico import PICO, save_pico
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import basis_sharing
-from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.layers.surgery import install_factors
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.factorization.weighting import InputWhitening
+from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe
 from basis_sharing.plan import Plan, PlanGroup
 from basis_sharing.presets import InputWeighting
 from basis_sharing.result import CompressionResult
+
+from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
 
@@ -101,7 +102,11 @@ def test_resave_with_other_shard_sizes(case: Compressed, tmp_path: Path) -> None
 
 def test_sharing_survives_casts_and_copies(case: Compressed) -> None:
     loaded = case.load()
-    for variant in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded).to(torch.bfloat16)):
+    for variant in (
+        copy.deepcopy(loaded),
+        pickle.loads(pickle.dumps(loaded)),
+        copy.deepcopy(loaded).to(torch.bfloat16),
+    ):
         assert_shared(variant, case.groups)
     assert torch.equal(logits(copy.deepcopy(loaded)), case.logits)
     half = case.load(dtype=torch.bfloat16)

@@ -34,6 +34,7 @@ from basis_sharing.models.source import (
     load_tokenizer,
     refuse_compressed,
     resolve,
+    stored_bytes,
 )
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
@@ -118,7 +119,7 @@ def _run(
         shared_roles=shared_roles,
     )
     plan.check(decoder)
-    before = _sizes(model, decoder, weight_file_bytes(source.path) if source is not None else None)
+    before = _sizes(model, decoder, stored_bytes(source) if source is not None else None)
     if staging is not None:
         removed = plan.removed_fraction(decoder) * before.projection_parameters
         check_space(staging, before.bytes_in_memory - int(removed * model.dtype.itemsize))
@@ -322,6 +323,6 @@ def _input_paths(recipe: Recipe, source: ModelSource | None) -> list[Path]:
     """Return the local files and folders a run reads."""
     specs = [recipe.calibration, *recipe.evaluate]
     paths = [parsed.path for parsed in map(parse_source, specs) if parsed.path is not None]
-    if source is not None and source.kind != "hub":
-        paths.append(source.path)
+    if source is not None and source.path is not None:
+        paths.append(source.path / source.gguf_file if source.gguf_file else source.path)
     return paths

@@ -58,7 +58,9 @@ class Plan(BaseModel):
             if len(widths) > 1:
                 raise PlanError(f"the group of {group.members[0]} mixes inputs of {sorted(widths)} features.")
             if group.rank > min(widths):
-                raise PlanError(f"the group of {group.members[0]} has rank {group.rank}, more than its {widths} inputs.")
+                raise PlanError(
+                    f"the group of {group.members[0]} has rank {group.rank}, more than its {widths} inputs."
+                )
 
     def removed_fraction(self, decoder: Decoder) -> float:
         """Return the fraction of parameters that the plan removes from the compressible projections."""

@@ -6,6 +6,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from basis_sharing.errors import ModelError
 from basis_sharing.models.decoder import bias, describe, module, weight
 from basis_sharing.models.family import ROLES
+
 from pico import PICO, build
 
 

@@ -81,5 +81,3 @@ def _recomputed_blocks(model: Any, decoder: Decoder) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
-
-

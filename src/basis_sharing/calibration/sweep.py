@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from basis_sharing.calibration.moments import InputMoments, MomentAccumulator, Statistics
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.progress import Progress as _Progress
+from basis_sharing.progress import ProgressCallback, silent
 
 
 def default_dtype(device: torch.device | None = None) -> torch.dtype:
@@ -165,9 +165,7 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(_split_call(args, kwargs)[1])
 
-    handles = [
-        model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path in decoder.blocks
-    ]
+    handles = [model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path in decoder.blocks]
     try:
         model.base_model(input_ids=input_ids, use_cache=False)
     finally:

@@ -1,5 +1,6 @@
 """Consoles and progress bars of the command line."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,9 @@ from rich.progress import Progress as Bars
 
 from basis_sharing.progress import Progress, ProgressCallback
 
-out = Console()
+_WIDTH_OF_A_FILE = 120
+
+out = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
 err = Console(stderr=True)
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.errors import NumericalError
-from basis_sharing.models.family import Family
 from basis_sharing.models.families import family_of
+from basis_sharing.models.family import Family
 from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.result import Perplexity
@@ -56,9 +56,7 @@ def evaluate(
     return measure(model, prepared, progress=progress)
 
 
-def prepare_text(
-    model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None
-) -> EvaluationText:
+def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None) -> EvaluationText:
     """Tokenize a text and cut it into the windows a model is evaluated on.
 
     Raises:

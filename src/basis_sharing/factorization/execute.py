@@ -9,10 +9,10 @@ from torch import Tensor
 
 from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.factorization.weighting import InputWhitening, ridge_of
-from basis_sharing.layers.surgery import GroupFactors, set_coefficients
+from basis_sharing.layers.surgery import GroupFactors, basis_of, set_coefficients
 from basis_sharing.linalg.least_squares import refit_coefficients
 from basis_sharing.linalg.truncation import truncate
-from basis_sharing.models.decoder import module, weight
+from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import Plan
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -95,7 +95,7 @@ def refit(
         members = [known[name] for name in group.members]
         G = moments.total([(p.block, p.input) for p in members]).gram
         assert G is not None
-        basis = module(model, group.members[0]).basis.weight.detach().T.double().cpu()
+        basis = basis_of(model, group.members[0]).double().cpu()
         W = torch.cat([originals[p.name].double().cpu() for p in members], dim=1)
         C, ridge = refit_coefficients(basis, G.double(), W)
         if ridge > 0:

@@ -53,6 +53,13 @@ def install_factors(model: nn.Module, factors: GroupFactors) -> None:
         module.train(original.training)
 
 
+def basis_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Return B of a factorized projection, shape ``[d_in, rank]``, a view."""
+    module = model.get_submodule(name)
+    assert isinstance(module, runtime.FactorizedLinear)
+    return module.basis.weight.detach().T
+
+
 def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:
     """Overwrite the coefficients of one factorized projection with ``C`` of shape ``[rank, d_out]``."""
     module = model.get_submodule(name)
@@ -66,8 +73,8 @@ def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
     weights: dict[int, int] = {}
     for name in names:
         module = model.get_submodule(name)
-        factorized = isinstance(module, runtime.FactorizedLinear)
-        for part in (module.basis, module.coeff) if factorized else (module,):
+        parts = [module.basis, module.coeff] if isinstance(module, runtime.FactorizedLinear) else [module]
+        for part in parts:
             assert isinstance(part.weight, torch.Tensor)
             weights[id(part.weight)] = part.weight.numel()
     return sum(weights.values())

@@ -192,6 +192,16 @@ def refuse_compressed(source: ModelSource) -> None:
         raise ModelError(f"{source.given} is quantized with {method}; compress the original weights instead.")
 
 
+def stored_bytes(source: ModelSource) -> int:
+    """Return the bytes of a model's weight files.
+
+    Raises:
+        ModelError: If the weights cannot be found or fetched.
+    """
+    folder = _fetch(source, weights=True)
+    return sum(file.stat().st_size for file in weight_files(folder / source.gguf_file if source.gguf_file else folder))
+
+
 def fingerprint(source: ModelSource) -> str:
     """Return 32 hexadecimal digits that identify a model's configuration and weights, wherever they are stored.
 

@@ -19,9 +19,9 @@ def mebibytes(count: int | None) -> str:
 def compression_table(result: CompressionResult) -> RenderableType:
     """Return what a compression gained and cost."""
     table = Table(box=box.SIMPLE_HEAD, title="Original and compressed", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("original", "compressed", "compressed / original"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     before, after = result.before, result.after
     table.add_row(*_row("parameters", before.parameters, after.parameters))
     table.add_row(*_row("  in compressible projections", before.projection_parameters, after.projection_parameters))
@@ -68,9 +68,9 @@ def condensed(notes: Sequence[str], most: int = 6) -> list[str]:
 def perplexity_table(model: str, results: Sequence[Perplexity]) -> RenderableType:
     """Return the perplexities of one model."""
     table = Table(box=box.SIMPLE_HEAD, title=f"Perplexity of {model}", title_justify="left")
-    table.add_column("text")
+    table.add_column("text", overflow="fold")
     for column in ("perplexity", "nats/token", "bits/byte", "windows", "tokens each", "BOS", "dtype"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         table.add_row(
             result.text,
@@ -88,22 +88,22 @@ def perplexity_table(model: str, results: Sequence[Perplexity]) -> RenderableTyp
 def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> RenderableType:
     """Return what a model consists of, role by role."""
     table = Table(box=box.SIMPLE_HEAD, title=f"{model}: family {family}", title_justify="left", show_footer=True)
-    table.add_column("role", footer="total")
-    table.add_column("shape (in x out)")
-    table.add_column("count", justify="right")
-    table.add_column("parameters", justify="right", footer=f"{sum(row.parameters for row in rows):,}")
-    table.add_column("memory", justify="right", footer=mebibytes(sum(row.bytes for row in rows)))
-    table.add_column("share", justify="right", footer="100.0 %")
+    table.add_column("role", footer="total", no_wrap=True)
+    table.add_column("shape (in x out)", no_wrap=True)
+    table.add_column("count", justify="right", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True, footer=f"{sum(row.parameters for row in rows):,}")
+    table.add_column("memory", justify="right", no_wrap=True, footer=mebibytes(sum(row.bytes for row in rows)))
+    table.add_column("share", justify="right", no_wrap=True, footer="100.0 %")
     table.add_column("compressible")
     for row in rows:
         table.add_row(
-            row.role,
-            row.shapes,
+            row.name,
+            ", ".join(" x ".join(map(str, shape)) for shape in row.shapes),
             str(row.count),
             f"{row.parameters:,}",
             mebibytes(row.bytes),
             f"{100 * row.share:.1f} %",
-            "yes" if row.compressible else f"no: {row.reason}",
+            "yes" if row.compressible else f"no: {row.reason or 'not a projection'}",
         )
     return table
 

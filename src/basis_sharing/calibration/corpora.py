@@ -1,0 +1,217 @@
+"""Where calibration and evaluation text comes from: what users can name, and how it is read.
+
+Knows neither torch nor transformers, so that a source can be checked before anything heavy is loaded.
+"""
+
+import difflib
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from basis_sharing.calibration.readers import (
+    DOCUMENT_SEPARATOR,
+    RECORD_SUFFIXES,
+    content_suffix,
+    read_document,
+    read_plain,
+)
+from basis_sharing.errors import CorpusError
+
+Kind = Literal[
+    "wikitext2", "wikitext2-rows", "c4", "text", "chat", "windows", "self", "python-docs", "python-docs:heldout"
+]
+Split = Literal["train", "test"]
+
+_NAMES: dict[str, Kind] = {
+    "python-docs": "python-docs",
+    "python-docs:heldout": "python-docs:heldout",
+    "wikitext2": "wikitext2",
+    "wikitext2-rows": "wikitext2-rows",
+    "c4": "c4",
+    "self": "self",
+}
+_PREFIXES: dict[str, Kind] = {
+    "wikitext2": "wikitext2",
+    "wikitext2-rows": "wikitext2-rows",
+    "c4": "c4",
+    "chat": "chat",
+    "text": "text",
+    "windows": "windows",
+}
+_TEXT_SUFFIXES = (".txt", ".raw", ".md", ".tokens", ".utf8", *RECORD_SUFFIXES)
+_WINDOW_SUFFIXES = (".npz", ".safetensors")
+
+_C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
+_C4_DOCUMENTS = {"train": 8000, "test": 1100}  # 1,100 is what GPTQ evaluates on
+
+_LONG_PARAGRAPH = 80
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed source of text.
+
+    Attributes:
+        kind: What it is.
+        path: The local file; None where the text comes from the hub, from Python or from the model.
+        spec: What the user wrote.
+    """
+
+    kind: Kind
+    path: Path | None
+    spec: str
+
+
+def parse_source(spec: str) -> Source:
+    """Parse what a user gives as calibration or evaluation text; the file is not read.
+
+    Args:
+        spec: ``python-docs``, ``python-docs:heldout``, ``self``, ``wikitext2``, ``wikitext2-rows`` or ``c4`` (from the
+            hub, or from a file as ``wikitext2:FILE``), ``chat:FILE``, ``text:FILE``, ``windows:FILE``, or a file whose
+            suffix tells what it is.
+
+    Raises:
+        CorpusError: The name is unknown, the file does not exist or is a folder, or its suffix says nothing.
+    """
+    if spec in _NAMES:
+        return Source(_NAMES[spec], None, spec)
+    prefix, colon, name = spec.partition(":")
+    if colon and prefix in _PREFIXES:
+        if not name:
+            raise CorpusError(f"{spec!r} lacks a file: write {prefix}:FILE.")
+        return Source(_PREFIXES[prefix], _existing_file(name), spec)
+    if not spec or not os.path.exists(os.path.expanduser(spec)):
+        raise CorpusError(_unknown(spec))
+    path = _existing_file(spec)
+    suffix = content_suffix(path)
+    if suffix in _WINDOW_SUFFIXES:
+        return Source("windows", path, spec)
+    if suffix in _TEXT_SUFFIXES:
+        return Source("text", path, spec)
+    raise CorpusError(
+        f"the name of {spec} does not tell what it holds: write text:{spec} for plain text, or windows:{spec} for "
+        "token windows."
+    )
+
+
+def read_text(source: Source, split: Split) -> str:
+    """Read the text of a source.
+
+    Args:
+        source: Of a kind that is text: not ``chat``, ``windows`` or ``self``.
+        split: Which split to take where the text comes from the hub; a local file is what it is.
+
+    Returns:
+        The text. WikiText-2 is the published file, or its rows joined by an empty line (``wikitext2-rows``); documents
+        of C4 and of JSON files are joined by an empty line.
+
+    Raises:
+        CorpusError: The file cannot be read, is empty, damaged, not UTF-8 or not valid JSON; or the hub cannot be
+            reached.
+    """
+    match source.kind:
+        case "python-docs" | "python-docs:heldout":
+            return _python_docs(heldout=source.kind == "python-docs:heldout")
+        case "wikitext2":
+            if source.path is not None:
+                return read_plain(source.path)
+            # The hub's rows lost the single space that an empty line of the published file has.
+            return "".join(row or " \n" for row in _hub_rows(source.kind, split))
+        case "wikitext2-rows":
+            rows = wikitext_rows(read_plain(source.path)) if source.path else _hub_rows(source.kind, split)
+            return "\n\n".join(rows)
+        case "c4" if source.path is None:
+            return DOCUMENT_SEPARATOR.join(_hub_rows(source.kind, split))
+        case "c4" | "text":
+            assert source.path is not None
+            return read_document(source.path)
+        case _:
+            raise ValueError(f"a source of kind {source.kind} has no text of its own")
+
+
+def wikitext_rows(text: str) -> list[str]:
+    """Cut WikiText into the rows of the Hugging Face data set: lines with their line end, blank ones as ``""``."""
+    return [line if line.strip() else "" for line in io.StringIO(text, newline=None)]
+
+
+def _existing_file(name: str) -> Path:
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        raise CorpusError(f"{name} is a folder: give one file in it.")
+    if not os.path.exists(path):
+        raise CorpusError(f"there is no file {name}: check the path.")
+    return Path(path)
+
+
+def _unknown(spec: str) -> str:
+    prefix, colon, name = spec.partition(":")
+    has_prefix = len(prefix) > 1 and bool(colon)  # one letter is a Windows drive
+    looks_like_path = "/" in spec or "\\" in spec or content_suffix(Path(spec)) in _TEXT_SUFFIXES + _WINDOW_SUFFIXES
+    if looks_like_path and not has_prefix:
+        return f"there is no file {spec}: check the path."
+    near = difflib.get_close_matches(spec, _NAMES, n=1)
+    if not near and has_prefix:
+        near = [f"{known}:{name}" for known in difflib.get_close_matches(prefix, _PREFIXES, n=1)]
+    if near:
+        return f"unknown text {spec!r}: did you mean {near[0]!r}?"
+    return f"unknown text {spec!r}: give a file, or one of {', '.join(_NAMES)}."
+
+
+def _hub_rows(kind: Kind, split: Split) -> list[str]:
+    """Fetch the texts of a hub data set, one string per row."""
+    remedy = f"install the extra (pip install 'basis-sharing[hub]'), or give a local file as {kind}:FILE."
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise CorpusError(f"{kind} without a file is read from the Hugging Face hub by `datasets`: {remedy}") from None
+    try:
+        if kind == "c4":
+            rows = load_dataset("allenai/c4", data_files={split: _C4_FILES[split]}, split=split, streaming=True)
+            return [row["text"] for row in islice(rows, _C4_DOCUMENTS[split])]
+        return list(load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)["text"])
+    except Exception as error:  # whatever the network libraries below raise: the remedy is the same
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise CorpusError(
+            f"{kind} cannot be fetched from the Hugging Face hub ({reason}): check the network and {remedy}"
+        ) from error
+
+
+def _python_docs(heldout: bool) -> str:
+    """Return Python's own documentation: the part to calibrate on, or the part held out for evaluation.
+
+    Topics that share a paragraph with another one (some are chapters that contain others) are never held out, so that
+    the parts do not overlap; of the rest every second one is, by a hash of its name. That is 24 of 79 topics, an
+    eighth of the text, and the same ones in Python 3.8 to 3.13.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs = {name: _long_paragraphs(text) for name, text in topics.items()}
+    uses = Counter(paragraph for own in paragraphs.values() for paragraph in own)
+    part = [
+        name
+        for name in sorted(topics)
+        if heldout == (all(uses[p] == 1 for p in paragraphs[name]) and _hash(name) % 2 == 0)
+    ]
+    # A chapter comes before what it contains, which then has nothing new to say.
+    seen: set[str] = set()
+    repeats = set()
+    for name in sorted(part, key=lambda name: -len(topics[name])):
+        if paragraphs[name] and paragraphs[name] <= seen:
+            repeats.add(name)
+        seen |= paragraphs[name]
+    return DOCUMENT_SEPARATOR.join(topics[name].strip() for name in part if name not in repeats)
+
+
+def _long_paragraphs(text: str) -> frozenset[str]:
+    """Return the paragraphs that are too long to be equal by chance, with white space made equal."""
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    return frozenset(paragraph for paragraph in paragraphs if len(paragraph) >= _LONG_PARAGRAPH)
+
+
+def _hash(name: str) -> int:
+    return blake2b(name.encode(), digest_size=8).digest()[0]

@@ -1,0 +1,262 @@
+"""From a source of text to windows of tokens, for calibration and for evaluation."""
+
+import zipfile
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from basis_sharing.calibration.corpora import Source, Split, parse_source, read_text
+from basis_sharing.calibration.readers import read_conversations
+from basis_sharing.calibration.self_text import write_windows
+from basis_sharing.errors import CorpusError
+from basis_sharing.progress import ProgressCallback, silent
+
+_ARRAY = "input_ids"
+_ZIP_MAGIC = b"PK"
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Windows of tokens to calibrate on.
+
+    Attributes:
+        input_ids: Token ids, int64, shape ``[windows, length]``.
+        source: What the user named as their source.
+        fingerprint: Hash of the shape and the ids: equal where the windows are equal.
+        notes: Sentences a user should read.
+    """
+
+    input_ids: Tensor
+    source: str
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """Consecutive windows of a text to measure perplexity on.
+
+    Attributes:
+        input_ids: Token ids, int64, shape ``[windows, length]``, with the beginning-of-sequence token if there is one.
+        bytes_per_token: UTF-8 bytes of the whole text per token of it; None for a file of token windows.
+        source: What the user named as their source.
+        fingerprint: Hash of the shape and the ids: equal where the windows are equal.
+        tokens_total: Tokens of the whole text, those after the last window included.
+        bos: Whether a beginning-of-sequence token was put in front of each window.
+        notes: Sentences a user should read.
+    """
+
+    input_ids: Tensor
+    bytes_per_token: float | None
+    source: str
+    fingerprint: str
+    tokens_total: int
+    bos: bool
+    notes: tuple[str, ...] = ()
+
+
+def calibration_windows(
+    spec: str,
+    *,
+    tokenizer: Any,
+    model: Any = None,
+    windows: int,
+    length: int,
+    seed: int,
+    vocab_size: int,
+    progress: ProgressCallback = silent,
+) -> TokenWindows:
+    """Draw calibration windows from a source.
+
+    The text is tokenized once, without special tokens, and cut into windows that do not overlap. Windows are drawn
+    without replacement: those whose ``blake2b("seed/index")`` is smallest, so that a seed means the same windows on
+    every machine and fewer windows are a subset of more. They stay in the order of the text.
+
+    Args:
+        spec: The source, see :func:`~basis_sharing.calibration.corpora.parse_source`.
+        tokenizer: The model's tokenizer.
+        model: The model; needed for ``self`` only.
+        windows: Number of windows; all there are (and a note) where there are fewer.
+        length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
+        seed: Seed of the draw, and of the sampling of ``self``.
+        vocab_size: Number of token ids the model knows.
+        progress: Receives the progress of ``self``, which takes long.
+
+    Raises:
+        CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
+        NumericalError: The model computes NaN or infinity while it writes its own text.
+    """
+    source = parse_source(spec)
+    if source.kind == "self":
+        ids = write_windows(model, tokenizer, windows, length, seed, progress)
+        return TokenWindows(ids, spec, fingerprint_ids(ids))
+    if source.kind == "windows":
+        stored, notes = _stored_windows(source, windows, length, vocab_size)
+        return TokenWindows(stored, spec, fingerprint_ids(stored), notes)
+    text = _text(source, "train", tokenizer)
+    tokens = _tokenize(text, tokenizer, spec, vocab_size)
+    cut = _cut(tokens, length, spec)
+    notes = _few(len(cut), windows, length, spec)
+    if source.kind.startswith("wikitext2") and " <unk> " in text:
+        notes += (f"{spec} is the tokenized WikiText-2, with <unk> for rare words; published results use the raw one.",)
+    ids = cut[_draw(len(cut), min(windows, len(cut)), seed)]
+    return TokenWindows(ids, spec, fingerprint_ids(ids), notes)
+
+
+def evaluation_windows(
+    spec: str, *, tokenizer: Any, windows: int | None, length: int, vocab_size: int, bos: bool
+) -> EvaluationText:
+    """Cut a text into the consecutive windows that perplexity is measured on.
+
+    The text is tokenized once, without special tokens; windows do not overlap and the last partial one is dropped.
+
+    Args:
+        spec: The source, see :func:`~basis_sharing.calibration.corpora.parse_source`; not ``self``.
+        tokenizer: The model's tokenizer.
+        windows: Use only the first windows; None: all.
+        length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
+        vocab_size: Number of token ids the model knows.
+        bos: Whether each window is a beginning-of-sequence token and ``length - 1`` tokens of the text.
+
+    Raises:
+        CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
+    """
+    source = parse_source(spec)
+    if source.kind == "self":
+        raise CorpusError("self cannot be evaluated on, the model would judge its own words: give another text.")
+    if source.kind == "windows":
+        stored, notes = _stored_windows(source, windows, length, vocab_size)
+        return EvaluationText(stored, None, spec, fingerprint_ids(stored), stored.numel(), False, notes)
+    if bos and tokenizer.bos_token_id is None:
+        raise CorpusError("the model needs a beginning-of-sequence token, but its tokenizer has none: set bos_token.")
+    text = _text(source, "test", tokenizer)
+    tokens = _tokenize(text, tokenizer, spec, vocab_size)
+    ids = _cut(tokens, length - bos, spec)[:windows]
+    notes = _few(len(ids), windows, length, spec)
+    if source.kind.startswith("wikitext2") and " <unk> " in text:
+        notes += (f"{spec} is the tokenized WikiText-2, with <unk> for rare words; published results use the raw one.",)
+    if bos:
+        ids = torch.cat([ids.new_full((len(ids), 1), tokenizer.bos_token_id), ids], dim=1)
+    bytes_per_token = len(text.encode()) / len(tokens)
+    return EvaluationText(ids, bytes_per_token, spec, fingerprint_ids(ids), len(tokens), bos, notes)
+
+
+def fingerprint_ids(input_ids: Tensor) -> str:
+    """Return a hash of the shape and the ids of token windows, 32 hexadecimal digits."""
+    digest = blake2b(repr(tuple(input_ids.shape)).encode(), digest_size=16)
+    digest.update(input_ids.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _text(source: Source, split: Split, tokenizer: Any) -> str:
+    if source.kind != "chat":
+        return read_text(source, split)
+    assert source.path is not None
+    if not tokenizer.chat_template:
+        raise CorpusError(
+            f"the tokenizer has no chat template, which {source.spec} needs: give the file without chat: to use its "
+            "plain text."
+        )
+    chats = []
+    for where, messages in read_conversations(source.path):
+        try:
+            chats.append(tokenizer.apply_chat_template(messages, tokenize=False))
+        except jinja2.TemplateError as error:
+            raise CorpusError(
+                f"the chat template does not accept {where} ({error}): correct or remove this record."
+            ) from error
+    return "".join(chats)
+
+
+def _tokenize(text: str, tokenizer: Any, spec: str, vocab_size: int) -> Tensor:
+    """Return the ids of a text, int64, shape ``[tokens]``."""
+    # verbose=False: a whole text is meant to be longer than the model's context, nobody needs to be warned.
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+    if len(tokens) and int(tokens.max()) >= vocab_size:
+        raise CorpusError(
+            f"the tokenizer writes id {int(tokens.max())} in {spec}, but the model knows {vocab_size} ids: use the "
+            "model's own tokenizer."
+        )
+    return tokens
+
+
+def _cut(tokens: Tensor, length: int, spec: str) -> Tensor:
+    """Return all whole windows of a text, shape ``[windows, length]``."""
+    count = len(tokens) // length
+    if not count:
+        raise CorpusError(
+            f"{spec} has {len(tokens)} tokens, but one window needs {length}: give a longer text, or shorter windows "
+            "with --length."
+        )
+    return tokens[: count * length].view(count, length)
+
+
+def _draw(available: int, windows: int, seed: int) -> list[int]:
+    def rank(index: int) -> bytes:
+        return blake2b(f"{seed}/{index}".encode(), digest_size=16).digest()
+
+    return sorted(sorted(range(available), key=rank)[:windows])
+
+
+def _few(found: int, asked: int | None, length: int, spec: str) -> tuple[str, ...]:
+    if asked is None or found >= asked:
+        return ()
+    return (f"{spec} has only {found} of the {asked} windows of {length} tokens asked for; all of it is used.",)
+
+
+def _stored_windows(
+    source: Source, windows: int | None, length: int, vocab_size: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the first windows of a file of token windows, and notes."""
+    assert source.path is not None
+    stored = _load_windows(source.path)
+    if stored.ndim != 2 or stored.dtype.kind not in "iu" or stored.shape[0] < 1 or stored.shape[1] < 2:
+        raise CorpusError(
+            f"{_ARRAY} of {source.path} is {stored.dtype} of shape {list(stored.shape)}: token windows are integers of "
+            "shape [windows, length]."
+        )
+    ids = torch.from_numpy(stored.astype(np.int64))
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise CorpusError(
+            f"{source.path} has token id {low if low < 0 else high}, but the model knows ids 0 to {vocab_size - 1}: "
+            "use windows made with the model's own tokenizer."
+        )
+    if ids.shape[1] > length:
+        raise CorpusError(
+            f"the windows of {source.path} have {ids.shape[1]} tokens, more than {length}: set --length "
+            f"{ids.shape[1]} if the model can read that many."
+        )
+    notes = _few(len(ids), windows, ids.shape[1], source.spec)
+    if ids.shape[1] < length:
+        notes += (f"the windows of {source.spec} have {ids.shape[1]} tokens, not {length}; they are used as they are.",)
+    return ids[:windows], notes
+
+
+def _load_windows(path: Path) -> "np.ndarray[Any, Any]":
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        if is_zip:
+            with np.load(path, allow_pickle=False) as archive:
+                return _named(archive, archive.files, path)
+        with safe_open(path, framework="np") as archive:
+            return _named(archive, list(archive.keys()), path)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+        raise CorpusError(f"{path} is not a readable .npz or .safetensors file ({error}): make it again.") from error
+
+
+def _named(archive: Any, names: list[str], path: Path) -> "np.ndarray[Any, Any]":
+    if _ARRAY not in names:
+        raise CorpusError(f"{path} has no array {_ARRAY}, only {', '.join(names) or 'nothing'}: name it {_ARRAY}.")
+    array: np.ndarray[Any, Any] = archive.get_tensor(_ARRAY) if hasattr(archive, "get_tensor") else archive[_ARRAY]
+    return array

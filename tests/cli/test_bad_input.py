@@ -1,0 +1,256 @@
+"""Every mistake gets one sentence, exit code 2, and changes nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+from basis_sharing import compress
+from basis_sharing.cli.main import main
+from pico import pico_tokenizer, save_pico
+
+
+class Workspace:
+    """A folder with a model, a text, and a runner that checks what must always hold."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root, self.capsys = root, capsys
+        self.model = save_pico("llama", root / "model")
+        self.text = root / "text.txt"
+        self.text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+        self.out = root / "out"
+
+    def snapshot(self) -> list[tuple[Path, int, int]]:
+        return sorted((p, p.stat().st_size, p.stat().st_mtime_ns) for p in self.root.rglob("*") if p.is_file())
+
+    def run(self, *arguments: object) -> int:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return int(stop.value.code or 0)
+
+    def refused(self, *arguments: object) -> str:
+        before = self.snapshot()
+        self.capsys.readouterr()
+        assert self.run(*arguments) == 2
+        captured = self.capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, captured.err
+        assert lines[-1] == errors[0]
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+        assert self.snapshot() == before
+        assert not list(self.root.glob(".*"))
+        return errors[0]
+
+    def compress(self, *arguments: object, model: object = None, **options: object) -> str:
+        """Run compress with good defaults, some of them replaced, and return the refusal."""
+        settings: dict[str, object] = {"output": self.out, "calibration": self.text, "windows": 4, "length": 64}
+        settings.update(options)
+        flags = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+        message = self.refused("compress", model or self.model, *flags, *arguments)
+        if settings["output"] == self.out:
+            assert not self.out.exists()
+        return message
+
+
+@pytest.fixture
+def space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
+    return Workspace(tmp_path, capsys)
+
+
+def test_good_input_is_accepted(space: Workspace) -> None:
+    arguments = ("compress", space.model, "-o", space.out, "--calibration", space.text, "--length", 64)
+    assert space.run(*arguments) == 0
+    assert (space.out / "config.json").is_file()
+    shown = space.capsys.readouterr().out
+    assert "ratio asked 0.2, reached 0.2" in shown
+    assert "bytes on disk" in shown
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sentence"),
+    [
+        ("0", "out of range"),
+        ("1", "out of range"),
+        ("1.5", "out of range"),
+        ("-0.2", "out of range"),
+        ("nan", "out of range"),
+        ("abc", "'abc' is not a number"),
+    ],
+)
+def test_ratio(space: Workspace, ratio: str, sentence: str) -> None:
+    assert sentence in space.compress(f"--ratio={ratio}")
+
+
+def test_unknown_method_suggests_the_nearest(space: Workspace) -> None:
+    assert "did you mean 'basis-sharing'?" in space.compress(method="basis-shring")
+    assert "did you mean 'svd-llm'?" in space.compress(method="svdllm")
+    assert "choose from" in space.compress(method="zzzz")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("windows", 0), ("length", 1), ("seed", -1), ("group_size", 0), ("refit", "perhaps"), ("dtype", "int4")],
+)
+def test_other_settings(space: Workspace, option: str, value: object) -> None:
+    assert option in space.compress(**{option: value})
+
+
+def test_unknown_role_to_share(space: Workspace) -> None:
+    assert "unknown role 'query'" in space.compress(share="query")
+
+
+def test_usage_errors_are_one_sentence_too(space: Workspace) -> None:
+    assert "No such option" in space.refused("compress", space.model, "--colour", "red")
+    assert "-o" in space.refused("compress", space.model)
+    assert "No such command" in space.refused("comprss")
+
+
+def test_missing_model(space: Workspace) -> None:
+    assert "does not exist" in space.compress(model=space.root / "nowhere")
+    assert "does not exist" in space.refused("eval", space.root / "nowhere")
+    assert "does not exist" in space.refused("inspect", space.root / "nowhere")
+
+
+def test_not_a_causal_language_model(space: Workspace) -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertForMaskedLM(BertConfig(vocab_size=260, **small))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=260, d_model=32, d_ff=32, num_layers=2, num_heads=2, d_kv=16))
+    for name, model in (("BertForMaskedLM", bert), ("T5ForConditionalGeneration", t5)):
+        folder = space.root / name
+        model.save_pretrained(folder)
+        pico_tokenizer().save_pretrained(folder)
+        assert name in space.compress(model=folder)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"only three words", "64"),
+        (b"", "empty"),
+        (b"\xff\xfe\x00binary" * 100, "UTF-8"),
+    ],
+)
+def test_bad_texts(space: Workspace, content: bytes, sentence: str) -> None:
+    bad = write_bytes(space.root / "bad.txt", content)
+    assert sentence in space.compress(calibration=bad)
+    assert sentence in space.compress(evaluate=bad)
+    assert sentence in space.refused("eval", space.model, "--text", bad, "--length", 64)
+
+
+def test_missing_text(space: Workspace) -> None:
+    assert "nowhere.txt" in space.compress(calibration=space.root / "nowhere.txt")
+
+
+def test_windows_of_another_tokenizer(space: Workspace) -> None:
+    np.savez(space.root / "windows.npz", input_ids=np.full((4, 64), 5000))
+    assert "5000" in space.compress(calibration=space.root / "windows.npz")
+
+
+def test_output_exists(space: Workspace) -> None:
+    taken = space.root / "taken"
+    shutil.copytree(space.model, taken)
+    assert "--overwrite" in space.compress(output=taken)
+
+
+def test_output_is_the_input(space: Workspace) -> None:
+    assert "is, or contains, the input" in space.compress("--overwrite", output=space.model)
+    assert "is, or contains, the input" in space.compress("--overwrite", output=space.root)
+
+
+def test_no_space_left(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(space.root)._replace(free=1000)
+    monkeypatch.setattr("basis_sharing.checkpoint.writer.shutil.disk_usage", lambda _: usage)
+    assert "make room" in space.compress()
+
+
+def test_truncated_and_corrupt_shards(space: Workspace) -> None:
+    shard = space.model / "model.safetensors"
+    whole = shard.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:4], b"\xff" * 8 + whole[8:]):
+        shard.write_bytes(broken)
+        assert "model.safetensors" in space.compress()
+        assert "model.safetensors" in space.refused("eval", space.model, "--text", space.text, "--length", 64)
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = change(tensors[name]).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_with_nan(space: Workspace) -> None:
+    name = "model.layers.2.mlp.up_proj.weight"
+    change_tensor(space.model, name, lambda weight: weight.index_fill(0, torch.tensor([3]), float("nan")))
+    assert name in space.compress()
+
+
+def compressed(space: Workspace) -> Path:
+    folder = space.root / "compressed"
+    compress(space.model, 0.3, calibration=str(space.text), windows=4, length=64, output=folder)
+    return folder
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_already_compressed(space: Workspace) -> None:
+    assert "already compressed" in space.compress(model=compressed(space))
+
+
+def test_newer_format_version(space: Workspace) -> None:
+    folder = compressed(space)
+    change_config(folder, lambda config: config.update(format_version=2))
+    assert "newer" in space.refused("eval", folder, "--text", space.text, "--length", 64)
+
+
+def test_rank_that_disagrees_with_the_tensors(space: Workspace) -> None:
+    folder = compressed(space)
+    change_config(folder, lambda config: config["groups"][0].update(rank=7))
+    message = space.refused("eval", folder, "--text", space.text, "--length", 64)
+    assert "rank 7" in message
+    assert "has shape" in message
+
+
+def test_compressed_folder_without_a_factor(space: Workspace) -> None:
+    folder = compressed(space)
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if name.endswith("basis.weight"))
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert gone in space.refused("eval", folder, "--text", space.text, "--length", 64)
+
+
+def test_malformed_groups(space: Workspace) -> None:
+    folder = compressed(space)
+    for change, sentence in (
+        (lambda config: config["groups"].append(config["groups"][0]), "belongs to two groups"),
+        (lambda config: config.update(groups=[]), "lists no groups"),
+        (lambda config: config["groups"][0].update(form="pivoted"), "update basis-sharing"),
+        (lambda config: config["groups"][0].update(rank="many"), "a positive integer is needed"),
+    ):
+        original = (folder / "config.json").read_text()
+        change_config(folder, change)
+        assert sentence in space.refused("eval", folder, "--text", space.text, "--length", 64)
+        (folder / "config.json").write_text(original)
+
+
+def test_too_large_evaluation_settings(space: Workspace) -> None:
+    assert "--windows 0" in space.refused("eval", space.model, "--windows", 0)
+    assert "unknown dtype" in space.refused("eval", space.model, "--dtype", "int8")

@@ -1,0 +1,140 @@
+"""Factors of whole models, and the refit."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+from basis_sharing.calibration.moments import MomentStore, Statistics
+from basis_sharing.calibration.sweep import sweep
+from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
+from basis_sharing.factorization.weighting import InputWhitening
+from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.layers.surgery import install_factors
+from basis_sharing.models.decoder import describe, weight
+from basis_sharing.plan import Plan
+from basis_sharing.planning.uniform import uniform_plan
+from basis_sharing.presets import InputWeighting
+from pico import PICO
+
+IDS = torch.randint(0, 256, (6, 64), generator=torch.Generator().manual_seed(0))
+
+
+def moments_of(model: Any, decoder: Any) -> MomentStore:
+    store = MomentStore()
+    for block, moments in sweep(model, decoder, IDS, Statistics(gram=True, abs_sum=True), dtype=torch.float32):
+        store.put(block, moments)
+    return store
+
+
+def setup(name: str, ratio: str = "0.3", group_size: int = 2) -> tuple[Any, Any, Plan]:
+    model = PICO[name]()
+    decoder = describe(model)
+    plan = uniform_plan(
+        decoder,
+        method="x",
+        ratio=Fraction(ratio),
+        group_size=group_size,
+        shared_roles=decoder.family.shared_roles,
+    )
+    return model, decoder, plan
+
+
+def run(model: Any, decoder: Any, plan: Plan, weighting: InputWeighting, store: MomentStore) -> list[GroupOutcome]:
+    return list(factorize(model, decoder, plan, InputWhitening(weighting, moments=store)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_factors_equal_the_authors_recipe(name: str) -> None:
+    """Cholesky of the summed Gram matrix, inverse, SVD of the wide matrix: the paper, word for word."""
+    model, decoder, plan = setup(name)
+    store = moments_of(model, decoder)
+    known = {p.name: p for p in decoder.projections}
+    for outcome, group in zip(run(model, decoder, plan, InputWeighting.SECOND_MOMENT, store), plan.groups, strict=True):
+        members = [known[n] for n in group.members]
+        G = torch.stack([store.get(p.block, p.input).gram for p in members]).sum(0).double()
+        S = torch.linalg.cholesky(G).T
+        W = torch.cat([weight(model, p).double() for p in members], dim=1)
+        U, sigma, Vt = torch.linalg.svd(S @ W, full_matrices=False)
+        k = group.rank
+        expected = torch.linalg.inv(S) @ (U[:, :k] * sigma[:k]) @ Vt[:k]
+        found = outcome.factors.basis @ torch.cat(outcome.factors.coefficients, dim=1)
+        assert torch.allclose(found, expected, atol=1e-6)
+        assert outcome.relative_loss == pytest.approx(
+            (sigma[k:].square().sum() / sigma.square().sum()).item(), rel=1e-6
+        )
+        assert outcome.ridge == 0
+
+
+def output_error(dense: Any, other: Any) -> float:
+    with torch.no_grad():
+        return sum(
+            (dense(input_ids=ids[None]).logits - other(input_ids=ids[None]).logits).square().sum().item() for ids in IDS
+        )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_better_weightings_lose_less(name: str) -> None:
+    errors = {}
+    for weighting in (InputWeighting.NONE, InputWeighting.SECOND_MOMENT):
+        model, decoder, plan = setup(name, group_size=1)
+        for outcome in run(model, decoder, plan, weighting, moments_of(model, decoder)):
+            install_factors(model, outcome.factors)
+        errors[weighting] = output_error(PICO[name](), model)
+    assert errors[InputWeighting.SECOND_MOMENT] < errors[InputWeighting.NONE]
+
+
+def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:
+    model, decoder, _ = setup("llama")
+    store = moments_of(model, decoder)
+    projection = decoder.projections[0]
+    moments = store.get(projection.block, projection.input)
+    S = InputWhitening(InputWeighting.MEAN_ABSOLUTE, moments=store).of([projection])
+    assert moments.abs_sum is not None
+    assert torch.allclose(S.apply(torch.eye(64).double()).diagonal(), (moments.abs_sum / moments.tokens).sqrt())
+
+
+def test_refit_minimises_the_error_on_the_compressed_flow() -> None:
+    model, decoder, plan = setup("llama", ratio="0.5")
+    originals = {p.name: weight(model, p).clone() for p in decoder.projections}
+    for outcome in run(model, decoder, plan, InputWeighting.SECOND_MOMENT, moments_of(model, decoder)):
+        install_factors(model, outcome.factors)
+    store = moments_of(model, decoder)
+    known = {p.name: p for p in decoder.projections}
+
+    def losses() -> list[float]:
+        found = []
+        for group in plan.groups:
+            members = [known[n] for n in group.members]
+            G = store.total([(p.block, p.input) for p in members]).gram.double()
+            modules = [model.get_submodule(n) for n in group.members]
+            assert all(isinstance(module, FactorizedLinear) for module in modules)
+            D = torch.cat(
+                [
+                    originals[n].double() - (m.coeff.weight @ m.basis.weight).T.double()
+                    for n, m in zip(group.members, modules, strict=True)
+                ],
+                dim=1,
+            )
+            found.append((D * (G @ D)).sum().item())
+        return found
+
+    before = losses()
+    assert refit(model, decoder, plan, originals, store) == {}
+    after = losses()
+    assert all(b <= a * (1 + 1e-4) for a, b in zip(before, after, strict=True))
+    assert sum(after) < 0.99 * sum(before)
+
+
+def test_refit_reports_singular_groups() -> None:
+    model, decoder, plan = setup("llama", ratio="0.3")
+    originals = {p.name: weight(model, p).clone() for p in decoder.projections}
+    for outcome in run(model, decoder, plan, InputWeighting.NONE, MomentStore()):
+        install_factors(model, outcome.factors)
+    store = MomentStore()
+    for block, moments in sweep(model, decoder, IDS[:1, :8], Statistics(gram=True), dtype=torch.float32):
+        store.put(block, moments)
+    ridges = refit(model, decoder, plan, originals, store)
+    assert set(ridges) == {group.members[0] for group in plan.groups}
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
