@@ -12,10 +12,10 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from basis_sharing.calibration.windows import calibration_windows
 
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
+from basis_sharing.calibration.windows import calibration_windows
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import GroupOutcome, factorize
 from basis_sharing.factorization.weighting import InputWhitening
@@ -26,7 +26,6 @@ from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
-
 from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
 
 

@@ -23,7 +23,6 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.plan import Plan, PlanGroup
 from basis_sharing.presets import InputWeighting
 from basis_sharing.result import CompressionResult
-
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
@@ -201,6 +200,7 @@ for name in names:
         pass
     else:
         sys.exit(f"{name}: loaded without the code that understands it")
+for name in names:
     model = AutoModelForCausalLM.from_pretrained(root / name, trust_remote_code=True)
     ids = torch.arange(24)[None]
     with torch.no_grad():

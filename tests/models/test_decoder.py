@@ -6,7 +6,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 from basis_sharing.errors import ModelError
 from basis_sharing.models.decoder import bias, describe, module, weight
 from basis_sharing.models.family import ROLES
-
 from pico import PICO, build
 
 

@@ -8,7 +8,6 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.detect import detect_family, find_blocks
 from basis_sharing.models.probe import read_inputs
 from basis_sharing.models.roles import role_of
-
 from pico import PICO, build
 
 SMALL = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}

@@ -7,7 +7,6 @@ import torch
 from basis_sharing.models.detect import detect_family
 from basis_sharing.models.families import FAMILIES, family_of
 from basis_sharing.models.family import ROLES
-
 from pico import PICO
 
 DECLARED = ["llama", "mistral", "opt", "gpt2", "qwen2", "qwen3", "gemma3", "phi3"]

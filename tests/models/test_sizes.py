@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM
 from basis_sharing.errors import ModelError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import memory_bytes, parameter_count, role_table, weight_file_bytes
-
 from pico import PICO, save_pico
 
 

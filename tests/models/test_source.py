@@ -21,7 +21,6 @@ from basis_sharing.models.source import (
     refuse_compressed,
     resolve,
 )
-
 from pico import PICO, save_pico
 
 

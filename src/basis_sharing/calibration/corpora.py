@@ -154,9 +154,8 @@ def _unknown(spec: str) -> str:
     looks_like_path = "/" in spec or "\\" in spec or content_suffix(Path(spec)) in _TEXT_SUFFIXES + _WINDOW_SUFFIXES
     if looks_like_path and not has_prefix:
         return f"there is no file {spec}: check the path."
-    near = difflib.get_close_matches(spec, _NAMES, n=1)
-    if not near and has_prefix:
-        near = [f"{known}:{name}" for known in difflib.get_close_matches(prefix, _PREFIXES, n=1)]
+    near = [f"{known}:{name}" for known in difflib.get_close_matches(prefix, _PREFIXES, n=1) if has_prefix]
+    near = near or difflib.get_close_matches(spec, _NAMES, n=1)
     if near:
         return f"unknown text {spec!r}: did you mean {near[0]!r}?"
     return f"unknown text {spec!r}: give a file, or one of {', '.join(_NAMES)}."

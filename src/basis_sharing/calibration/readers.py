@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def _read_bytes(path: Path) -> bytes:
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a JSON list or of JSON lines, whichever the content is; suffixes often lie."""
     text = read_plain(path)
+    records: Iterable[tuple[int, Any]]
     if text.lstrip().startswith("["):
         records = enumerate(_parse_json(text, path, 1), start=1)
         unit = "record"
@@ -161,5 +162,5 @@ def _fields(record: dict[str, Any]) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace half characters, which JSON can spell (``"\\ud83d"``) but no tokenizer can encode."""
+    """Replace lone surrogates: JSON can spell half a character, but no tokenizer can encode it."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,6 +1,7 @@
 """From a source of text to windows of tokens, for calibration and for evaluation."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -103,9 +104,7 @@ def calibration_windows(
     text = _text(source, "train", tokenizer)
     tokens = _tokenize(text, tokenizer, spec, vocab_size)
     cut = _cut(tokens, length, spec)
-    notes = _few(len(cut), windows, length, spec)
-    if source.kind.startswith("wikitext2") and " <unk> " in text:
-        notes += (f"{spec} is the tokenized WikiText-2, with <unk> for rare words; published results use the raw one.",)
+    notes = _few(len(cut), windows, length, spec) + _unknown_words(source, text)
     ids = cut[_draw(len(cut), min(windows, len(cut)), seed)]
     return TokenWindows(ids, spec, fingerprint_ids(ids), notes)
 
@@ -139,9 +138,7 @@ def evaluation_windows(
     text = _text(source, "test", tokenizer)
     tokens = _tokenize(text, tokenizer, spec, vocab_size)
     ids = _cut(tokens, length - bos, spec)[:windows]
-    notes = _few(len(ids), windows, length, spec)
-    if source.kind.startswith("wikitext2") and " <unk> " in text:
-        notes += (f"{spec} is the tokenized WikiText-2, with <unk> for rare words; published results use the raw one.",)
+    notes = _few(len(ids), windows, length, spec) + _unknown_words(source, text)
     if bos:
         ids = torch.cat([ids.new_full((len(ids), 1), tokenizer.bos_token_id), ids], dim=1)
     bytes_per_token = len(text.encode()) / len(tokens)
@@ -211,6 +208,14 @@ def _few(found: int, asked: int | None, length: int, spec: str) -> tuple[str, ..
     return (f"{spec} has only {found} of the {asked} windows of {length} tokens asked for; all of it is used.",)
 
 
+def _unknown_words(source: Source, text: str) -> tuple[str, ...]:
+    if not source.kind.startswith("wikitext2") or " <unk> " not in text:
+        return ()
+    return (
+        f"{source.spec} is the tokenized WikiText-2, with <unk> for rare words; published results use the raw one.",
+    )
+
+
 def _stored_windows(
     source: Source, windows: int | None, length: int, vocab_size: int
 ) -> tuple[Tensor, tuple[str, ...]]:
@@ -250,8 +255,8 @@ def _load_windows(path: Path) -> "np.ndarray[Any, Any]":
         with safe_open(path, framework="np") as archive:
             return _named(archive, list(archive.keys()), path)
     except OSError as error:
-        raise CorpusError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from error
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError) as error:
         raise CorpusError(f"{path} is not a readable .npz or .safetensors file ({error}): make it again.") from error
 
 

@@ -15,20 +15,23 @@ def compress(
     model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a hub id.", metavar="MODEL")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     ratio: Annotated[
-        str, typer.Option(help="Fraction of the parameters to remove from the compressible projections.")
+        str,
+        typer.Option(metavar="RATIO", help="Fraction of the parameters to remove from the compressible projections."),
     ] = "0.2",
     method: Annotated[
         str, typer.Option(help="svd, fwsvd, asvd, svd-llm or basis-sharing.", show_default=True)
     ] = "basis-sharing",
     calibration: Annotated[str, typer.Option(help=_CALIBRATION_HELP)] = "python-docs",
-    windows: Annotated[int, typer.Option(help="Number of calibration windows; more is better and slower.")] = 256,
+    windows: Annotated[
+        int, typer.Option(metavar="N", help="Number of calibration windows; more is better and slower.")
+    ] = 256,
     length: Annotated[
-        int | None, typer.Option(help="Tokens per window.  [default: 2048, or the model's limit]", show_default=False)
+        int | None, typer.Option(help="Tokens per window (default: 2048, or the model's limit).", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 2023,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 2023,
     group_size: Annotated[
         int | None,
-        typer.Option(help="Layers that share a basis.  [default: 2 for basis-sharing, else 1]", show_default=False),
+        typer.Option(help="Layers that share a basis (default: 2 for basis-sharing, else 1).", show_default=False),
     ] = None,
     share: Annotated[
         str | None,
@@ -53,17 +56,16 @@ def compress(
         typer.Option(help="Measure perplexity before and after on this text; may be repeated.", show_default=False),
     ] = None,
     evaluation_windows: Annotated[
-        int | None, typer.Option(help="Use only the first windows of each text.  [default: all]", show_default=False)
+        int | None, typer.Option(help="Use only the first windows of each text (default: all).", show_default=False)
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
 ) -> None:
     """Compress a model and write it as a folder that transformers loads.
 
-    Takes 20 % away from a model, calibrated on WikiText-2, and measures what it costs:
+    Takes 20 % away from a model, calibrated on Python's own documentation, and measures what it costs:
 
-        basis-sharing compress ./llama -o ./llama-20 --ratio 0.2 --calibration wikitext2:wiki.train.raw \
-            --evaluate wikitext2:wiki.test.raw
+        basis-sharing compress ./llama -o ./llama-20 --ratio 0.2 --evaluate wikitext2:wiki.test.raw
     """
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.pipeline import compress as run

@@ -11,15 +11,15 @@ def evaluate(
     text: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text to measure on, as for calibration; may be repeated.  [default: python-docs:heldout]",
+            help="Text to measure on, as for calibration; may be repeated (default: python-docs:heldout).",
             show_default=False,
         ),
     ] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Use only the first windows.  [default: all]", show_default=False)
+        int | None, typer.Option(help="Use only the first windows (default: all).", show_default=False)
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Tokens per window.  [default: 2048, or the model's limit]", show_default=False)
+        int | None, typer.Option(help="Tokens per window (default: 2048, or the model's limit).", show_default=False)
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Dtype to run in: auto (as in the checkpoint), float32, bfloat16, float16.")
@@ -35,8 +35,7 @@ def evaluate(
     """
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.errors import RecipeError
-    from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
-    from basis_sharing.models.source import load_model, load_tokenizer, resolve
+    from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, load, measure, prepare_text
     from basis_sharing.recipe import DTYPES
     from basis_sharing.report.tables import perplexity_table
 
@@ -47,9 +46,7 @@ def evaluate(
             raise RecipeError(f"--{name} {value} is too small: at least {least} is needed.")
     import torch
 
-    source = resolve(model)
-    tokenizer = load_tokenizer(source)
-    loaded = load_model(source, None if dtype == "auto" else getattr(torch, dtype))
+    loaded, tokenizer = load(model, None if dtype == "auto" else getattr(torch, dtype))
     with progress_bars() as progress:
         results = [
             measure(

@@ -1,9 +1,8 @@
 """The command line: one verb per file, errors as one sentence, exit code 2."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 import basis_sharing
@@ -37,15 +36,23 @@ def _options(
     pass
 
 
+# typer exports only this one of its usage errors; its base covers unknown options, commands and missing values.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for anything the user can mend, 130 after an interrupt."""
     try:
         code = app(arguments, standalone_mode=False)
-    except (BasisSharingError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {message}", file=sys.stderr)
+    except _UsageError as error:
+        message = error.format_message()
+        if message:  # without arguments the help has been shown, and there is nothing to add
+            print(f"error: {message}", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except BasisSharingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted: nothing was written.", file=sys.stderr)
         code = 130
     sys.exit(code or 0)

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
+from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.errors import NumericalError
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Family
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
+from basis_sharing.models.refusals import is_compressed
+from basis_sharing.models.source import load_config, load_model, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.result import Perplexity
 
@@ -49,11 +51,22 @@ def evaluate(
         NumericalError: The model computes NaN or infinity.
     """
     if isinstance(model, (str, Path)):
-        source = resolve(model)
-        tokenizer = load_tokenizer(source)
-        model = load_model(source, dtype)
+        model, tokenizer = load(model, dtype)
     prepared = prepare_text(model, tokenizer, text, windows=windows, length=length)
     return measure(model, prepared, progress=progress)
+
+
+def load(model: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """Load any model, dense or compressed, and its tokenizer; a compressed folder is checked first.
+
+    Raises:
+        ModelError: The model cannot be loaded.
+        CheckpointError: A compressed folder contradicts itself or is too new.
+    """
+    source = resolve(model)
+    if source.kind == "folder" and source.path is not None and is_compressed(load_config(source).to_dict()):
+        check_folder(source.path)
+    return load_model(source, dtype), load_tokenizer(source)
 
 
 def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None) -> EvaluationText:

@@ -283,7 +283,10 @@ def _carrier(name: str) -> type:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     auto_class = "AutoConfig" if issubclass(native, transformers.PretrainedConfig) else "AutoModelForCausalLM"
     if name not in globals():
-        members = {"__module__": __name__, "__doc__": native.__doc__, "_auto_class": auto_class}
+        members: dict[str, Any] = {"__module__": __name__, "__doc__": native.__doc__, "_auto_class": auto_class}
+        if auto_class != "AutoConfig":
+            # transformers skips the architecture's own weight conversions for what it takes for foreign code.
+            members["is_custom_code"] = classmethod(lambda cls: False)
         globals()[name] = type(native)(name, (native,), members)
     carrier: type = globals()[name]
     return carrier

@@ -35,9 +35,7 @@ def uniform_plan(
         for members in _segments(projections, size):
             rank = uniform_rank(members[0].d_in, [p.d_out for p in members], ratio)
             if rank < 1:
-                raise PlanError(
-                    f"{members[0].name} is too small for ratio {float(ratio):g}: choose a smaller ratio."
-                )
+                raise PlanError(f"{members[0].name} is too small for ratio {float(ratio):g}: choose a smaller ratio.")
             # Groups that read one input stand side by side, so that their whitening is computed once.
             position = (members[-1].block, members[0].block, members[0].input)
             groups.append((position, PlanGroup(members=tuple(p.name for p in members), rank=rank)))
