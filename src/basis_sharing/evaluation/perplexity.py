@@ -9,7 +9,7 @@ from torch import nn
 
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.checkpoint.folder import check_folder
-from basis_sharing.errors import NumericalError
+from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Family
 from basis_sharing.models.refusals import is_compressed
@@ -87,11 +87,17 @@ def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, 
 
 
 def window_length(config: Any, length: int | None) -> int:
-    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller."""
-    if length is not None:
-        return length
+    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller.
+
+    Raises:
+        RecipeError: The model cannot read windows as long as asked.
+    """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
+    if length is None:
+        return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
+    if limit and length > limit:
+        raise RecipeError(f"--length {length} is more than the {limit} tokens this model can read at once.")
+    return length
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Put computed factors into a model in memory, so that it is what its checkpoint will load as."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,18 +80,23 @@ def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
     return sum(weights.values())
 
 
-def declare_compressed(model: Any, groups: Sequence[GroupFactors], provenance: dict[str, Any]) -> None:
-    """Make ``model`` save itself as a compressed checkpoint.
+def declare_compressed(model: Any, groups: Mapping[tuple[str, ...], int], provenance: dict[str, Any]) -> None:
+    """Make a model with installed factors save itself as a compressed checkpoint.
+
+    Args:
+        model: The model.
+        groups: Members of every group, the owner first, and its rank.
+        provenance: How the factors were made; stored in ``config.json``, not used for loading.
 
     Raises:
         PlanError: A group has as many basis vectors as inputs: it saves nothing, and a loader that does not know
             the format could mistake its coefficients for the weight.
     """
-    for group in groups:
-        if group.rank >= group.basis.shape[0]:
-            raise PlanError(f"{group.members[0]} has full rank {group.rank}: leave it dense in the plan.")
+    for members, rank in groups.items():
+        if rank >= basis_of(model, members[0]).shape[0]:
+            raise PlanError(f"{members[0]} has full rank {rank}: leave it dense in the plan.")
     config = runtime.BasisSharingConfig(
-        groups=[{"rank": group.rank, "members": list(group.members)} for group in groups], provenance=provenance
+        groups=[{"rank": rank, "members": list(members)} for members, rank in groups.items()], provenance=provenance
     )
     quantizer = runtime.BasisSharingQuantizer(config)
     model.hf_quantizer = quantizer

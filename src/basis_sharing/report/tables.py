@@ -18,9 +18,11 @@ def mebibytes(count: int | None) -> str:
 
 def compression_table(result: CompressionResult) -> RenderableType:
     """Return what a compression gained and cost."""
-    table = Table(box=box.SIMPLE_HEAD, title="Original and compressed", title_justify="left")
-    table.add_column("", no_wrap=True)
-    for column in ("original", "compressed", "compressed / original"):
+    table = Table(
+        box=box.SIMPLE_HEAD, title="Original and compressed (ratio: compressed / original)", title_justify="left"
+    )
+    table.add_column("", overflow="fold")
+    for column in ("original", "compressed", "quotient"):
         table.add_column(column, justify="right", no_wrap=True)
     before, after = result.before, result.after
     table.add_row(*_row("parameters", before.parameters, after.parameters))
@@ -51,7 +53,7 @@ def compression_table(result: CompressionResult) -> RenderableType:
             )
     ratio = Text(
         f"  method {result.recipe.method}, ratio asked {result.recipe.ratio:g}, reached {result.ratio_reached:.4f} "
-        "(removed from the compressible projections)"
+        "of the compressible projections removed"
     )
     if result.model.lower().endswith(".gguf"):
         ratio.append("\n  the original on disk is a quantized GGUF file; in memory both models have one dtype")
