@@ -38,7 +38,7 @@ def test_bad_files(tmp_path: Path, content: str, sentence: str) -> None:
 
 
 def test_unknown_settings_suggest_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="did you mean 'windows'?"):
+    with pytest.raises(RecipeError, match=r"did you mean 'windows'\?"):
         Recipe.create(ratio=0.2, window=3)
 
 
