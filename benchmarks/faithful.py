@@ -16,18 +16,16 @@ from rich.progress import track
 
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
-from basis_sharing.calibration.windows import calibration_windows
-from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.factorization.execute import factorize, refit
 from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.surgery import install_factors, projection_parameters
-from basis_sharing.models.decoder import describe, weight
+from basis_sharing.models.decoder import weight
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
-from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
+from common import load_setting, machine, save
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--evaluation-windows", type=int, default=40)
     options = parser.parse_args()
-    need_data()
-    source = resolve(smollm2())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-    decoder = describe(model)
-    ids = calibration_windows(
-        CALIBRATION,
-        tokenizer=tokenizer,
-        windows=options.windows,
-        length=2048,
-        seed=0,
-        vocab_size=model.config.vocab_size,
-    ).input_ids
-    text = prepare_text(model, tokenizer, TEST_TEXT, windows=options.evaluation_windows, length=2048)
+    setting = load_setting(options.windows, options.evaluation_windows)
+    model, decoder, ids, text = setting.model, setting.decoder, setting.input_ids, setting.text
     names = [p.name for p in decoder.projections]
     originals = {p.name: weight(model, p) for p in decoder.projections}
 

@@ -15,18 +15,16 @@ import torch
 
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
-from basis_sharing.calibration.windows import calibration_windows
-from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.factorization.execute import GroupOutcome, factorize
 from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.surgery import install_factors
-from basis_sharing.models.decoder import describe, weight
+from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
-from common import CALIBRATION, TEST_TEXT, machine, need_data, save, smollm2
+from common import load_setting, machine, save
 
 
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -59,10 +57,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--evaluation-windows", type=int, default=8)
     options = parser.parse_args()
-    need_data()
-    source = resolve(smollm2())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-    decoder = describe(model)
+    setting = load_setting(options.windows, options.evaluation_windows)
+    model, decoder, ids, text = setting.model, setting.decoder, setting.input_ids, setting.text
     plan = uniform_plan(
         decoder,
         method="basis-sharing",
@@ -70,15 +66,6 @@ def main() -> None:
         group_size=2,
         shared_roles=decoder.family.shared_roles,
     )
-    ids = calibration_windows(
-        CALIBRATION,
-        tokenizer=tokenizer,
-        windows=options.windows,
-        length=2048,
-        seed=0,
-        vocab_size=model.config.vocab_size,
-    ).input_ids
-    text = prepare_text(model, tokenizer, TEST_TEXT, windows=options.evaluation_windows, length=2048)
 
     result: dict[str, Any] = {"machine": machine(), "windows": options.windows, "calibration": {}}
     stores: dict[torch.dtype, MomentStore] = {}

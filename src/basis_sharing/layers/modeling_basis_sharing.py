@@ -229,6 +229,10 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for module in model.modules():
+            if isinstance(module, FactorizedLinear):
+                # Older releases of transformers 5 leave renamed tensors in the dtype they have on disk.
+                module.coeff.to(module.basis.weight.dtype)
         adopt(model)
         return model
 
