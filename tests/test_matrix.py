@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import basis_sharing
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.factorization.weighting import InputWhitening
-from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.layers.modeling_basis_sharing import FORMS, FactorizedLinear
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe
 from basis_sharing.plan import Plan, PlanGroup
@@ -36,12 +36,12 @@ def logits(model: Any) -> torch.Tensor:
 class Compressed:
     """A pico model, compressed and saved by us."""
 
-    def __init__(self, name: str, root: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, form: str, root: Path) -> None:
+        self.name, self.form = name, form
         self.dense = save_pico(name, root / f"{name}-dense")
-        self.folder = root / name
+        self.folder = root / f"{name}-{form}"
         self.model, self.result = basis_sharing.compress(
-            self.dense, ratio=0.3, windows=6, length=64, calibration_dtype="float32", output=self.folder
+            self.dense, ratio=0.3, windows=6, length=64, calibration_dtype="float32", form=form, output=self.folder
         )
         self.logits = logits(self.model)
 
@@ -53,15 +53,16 @@ class Compressed:
         return [group.members for group in self.result.groups]
 
 
-_CACHE: dict[str, Compressed] = {}
+CASES = [(name, form) for name in PICO for form in FORMS]
+_CACHE: dict[tuple[str, str], Compressed] = {}
 
 
-@pytest.fixture(params=PICO)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
-    name = request.param
-    if name not in _CACHE:
-        _CACHE[name] = Compressed(name, tmp_path_factory.mktemp("matrix"))
-    return _CACHE[name]
+    key = request.param
+    if key not in _CACHE:
+        _CACHE[key] = Compressed(*key, tmp_path_factory.mktemp("matrix"))
+    return _CACHE[key]
 
 
 def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
@@ -77,6 +78,7 @@ def test_something_is_shared_and_everything_is_compressed(case: Compressed) -> N
     compressed = {name for members in case.groups for name in members}
     assert compressed == {projection.name for projection in decoder.projections}
     assert 0.3 <= case.result.ratio_reached < 0.36
+    assert {group.form for group in case.result.groups} == {case.form}
     assert torch.isfinite(case.logits).all()
     assert not torch.equal(case.logits, logits(PICO[case.name]()))
 
@@ -214,11 +216,12 @@ for name in names:
 
 
 def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_path: Path) -> None:
-    cases = [Compressed(name, tmp_path) for name in PICO]
+    cases = [Compressed(*key, tmp_path) for key in CASES]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # as here: sums of experts depend on the number of threads
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path), *PICO],
+        [sys.executable, "-c", REMOTE, str(tmp_path), *(case.folder.name for case in cases)],
         capture_output=True,
         text=True,
         env=environment,
@@ -227,7 +230,7 @@ def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for case in cases:
-        assert torch.equal(torch.load(tmp_path / f"{case.name}.pt"), case.logits), case.name
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"{case.name}-again")
+        assert torch.equal(torch.load(f"{case.folder}.pt"), case.logits), case.folder.name
+        again = AutoModelForCausalLM.from_pretrained(f"{case.folder}-again")
         assert torch.equal(logits(again), case.logits)
         assert_shared(again, case.groups)

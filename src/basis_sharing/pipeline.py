@@ -122,6 +122,7 @@ def _run(
         ratio=recipe.exact_ratio,
         group_size=recipe.group_size or recipe.preset.group_size,
         shared_roles=shared_roles,
+        form=recipe.form,
     )
     plan.check(decoder)
     before = _sizes(model, decoder, stored_bytes(source) if source is not None else None)
@@ -139,13 +140,16 @@ def _run(
 
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
-    groups = []
+    groups, entries = [], []
     for outcome in _factorize(recipe, model, decoder, plan, calibration, progress):
-        install_factors(model, outcome.factors)
+        entries.append(install_factors(model, outcome.factors))
+        if outcome.not_pivoted:
+            notes.append(f"{outcome.factors.members[0]} is stored plainly: {outcome.not_pivoted}.")
         groups.append(
             GroupReport(
                 members=outcome.factors.members,
                 rank=outcome.factors.rank,
+                form="plain" if outcome.factors.pivots is None else "pivoted",
                 relative_loss=outcome.relative_loss,
                 ridge=outcome.ridge,
             )
@@ -160,7 +164,7 @@ def _run(
         notes += _refit(model, decoder, plan, originals, calibration, progress)
     originals.clear()
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": recipe.ratio}
-    declare_compressed(model, {group.members: group.rank for group in groups}, provenance)
+    declare_compressed(model, entries, provenance)
 
     perplexity_after = _measure(model, texts, "evaluating the result", progress)
     if staging is not None:

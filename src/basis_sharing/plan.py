@@ -7,6 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder
+from basis_sharing.recipe import Form
+
+
+def stored_parameters(d_in: int, outputs: int, rank: int, form: Form) -> int:
+    """Return how many numbers a group stores: k (a + b), less k^2 if it is pivoted (DESIGN 3.3)."""
+    return rank * (d_in + outputs) - (rank**2 if form == "pivoted" else 0)
 
 
 class PlanGroup(BaseModel):
@@ -15,12 +21,14 @@ class PlanGroup(BaseModel):
     Attributes:
         members: Module paths of the projections in depth order; the first one owns the basis. One member: private.
         rank: Number of basis vectors.
+        form: How the factors are stored: all of them, or without the identity that pivoting makes of ``rank`` rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     members: tuple[str, ...] = Field(min_length=1)
     rank: int = Field(ge=1)
+    form: Form = "plain"
 
 
 class Plan(BaseModel):
@@ -70,5 +78,5 @@ class Plan(BaseModel):
         for group in self.groups:
             members = [known[name] for name in group.members]
             outputs = sum(member.d_out for member in members)
-            saved += members[0].d_in * outputs - group.rank * (members[0].d_in + outputs)
+            saved += members[0].d_in * outputs - stored_parameters(members[0].d_in, outputs, group.rank, group.form)
         return saved / before

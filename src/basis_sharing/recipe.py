@@ -12,6 +12,7 @@ from basis_sharing.errors import RecipeError
 from basis_sharing.presets import PRESETS, Preset
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Form = Literal["plain", "pivoted"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)
 
 
@@ -27,6 +28,7 @@ class Recipe(BaseModel):
         seed: Seed of everything random.
         group_size: Layers per shared basis; None: the method's own.
         share: Roles that share, or the name of a family whose table is used; None: the model's own family.
+        form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size.
         refit: Whether the coefficients are refitted on the compressed flow; "auto": as the method prescribes.
         dtype: Dtype the model is loaded, factorized and stored in; "auto": the checkpoint's own.
         calibration_dtype: Dtype of the calibration forward pass; "auto": bf16 where the hardware is faster in it.
@@ -44,6 +46,7 @@ class Recipe(BaseModel):
     seed: int = Field(default=2023, ge=0)
     group_size: int | None = Field(default=None, ge=1)
     share: tuple[str, ...] | None = None
+    form: Form = "plain"
     refit: Literal["auto", "always", "never"] = "auto"
     dtype: DtypeName = "auto"
     calibration_dtype: DtypeName = "auto"

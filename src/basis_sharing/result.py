@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from basis_sharing.recipe import Recipe
+from basis_sharing.recipe import Form, Recipe
 
 
 class _Frozen(BaseModel):
@@ -63,12 +63,14 @@ class GroupReport(_Frozen):
     Attributes:
         members: Module paths of the projections, the owner of the basis first.
         rank: Number of basis vectors.
+        form: How the factors are stored.
         relative_loss: Share of the weighted energy of the group that is lost.
         ridge: Relative ridge its second moment needed, 0 for none.
     """
 
     members: tuple[str, ...]
     rank: int
+    form: Form
     relative_loss: float
     ridge: float
 

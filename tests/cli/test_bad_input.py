@@ -204,9 +204,9 @@ def test_weights_with_nan(space: Workspace) -> None:
     assert name in space.compress()
 
 
-def compressed(space: Workspace) -> Path:
-    folder = space.root / "compressed"
-    compress(space.model, 0.3, calibration=str(space.text), windows=4, length=64, output=folder)
+def compressed(space: Workspace, form: str = "plain") -> Path:
+    folder = space.root / f"compressed-{form}"
+    compress(space.model, 0.3, calibration=str(space.text), windows=4, length=64, form=form, output=folder)
     return folder
 
 
@@ -248,11 +248,21 @@ def test_malformed_groups(space: Workspace) -> None:
     for change, sentence in (
         (lambda config: config["groups"].append(config["groups"][0]), "belongs to two groups"),
         (lambda config: config.update(groups=[]), "lists no groups"),
-        (lambda config: config["groups"][0].update(form="pivoted"), "update basis-sharing"),
+        (lambda config: config["groups"][0].update(form="twisted"), "update basis-sharing"),
+        (lambda config: config["groups"][0].update(form="pivoted"), "must have pivots"),
         (lambda config: config["groups"][0].update(rank="many"), "a positive integer is needed"),
     ):
         original = (folder / "config.json").read_text()
         change_config(folder, change)
+        assert sentence in space.refused("eval", folder, "--text", space.text, "--length", 64)
+        (folder / "config.json").write_text(original)
+
+
+def test_damaged_pivots(space: Workspace) -> None:
+    folder = compressed(space, "pivoted")
+    original = (folder / "config.json").read_text()
+    for pivots, sentence in (("AAAAAAAAAAA=", "marks 0 pivots"), ("AAAA", "base64 form of"), ("?", "base64 form of")):
+        change_config(folder, lambda config, pivots=pivots: config["groups"][0].update(pivots=pivots))
         assert sentence in space.refused("eval", folder, "--text", space.text, "--length", 64)
         (folder / "config.json").write_text(original)
 

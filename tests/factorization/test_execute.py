@@ -28,7 +28,7 @@ def moments_of(model: Any, decoder: Any) -> MomentStore:
     return store
 
 
-def setup(name: str, ratio: str = "0.3", group_size: int = 2) -> tuple[Any, Any, Plan]:
+def setup(name: str, ratio: str = "0.3", group_size: int = 2, form: Any = "plain") -> tuple[Any, Any, Plan]:
     model = PICO[name]()
     decoder = describe(model)
     plan = uniform_plan(
@@ -37,6 +37,7 @@ def setup(name: str, ratio: str = "0.3", group_size: int = 2) -> tuple[Any, Any,
         ratio=Fraction(ratio),
         group_size=group_size,
         shared_roles=decoder.family.shared_roles,
+        form=form,
     )
     return model, decoder, plan
 
@@ -83,6 +84,36 @@ def test_better_weightings_lose_less(name: str) -> None:
             install_factors(model, outcome.factors)
         errors[weighting] = output_error(PICO[name](), model)
     assert errors[InputWeighting.SECOND_MOMENT] < errors[InputWeighting.NONE]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_pivoted_factors_have_a_higher_rank_and_lose_less_in_the_same_size(name: str) -> None:
+    losses = {}
+    for form in ("plain", "pivoted"):
+        model, decoder, plan = setup(name, form=form)
+        outcomes = run(model, decoder, plan, InputWeighting.SECOND_MOMENT, moments_of(model, decoder))
+        losses[form] = [outcome.relative_loss for outcome in outcomes]
+        for outcome in outcomes:
+            assert (outcome.factors.pivots is not None) == (form == "pivoted")
+            assert outcome.factors.basis.abs().max() <= 1.06 or form == "plain"
+    assert all(pivoted < plain for pivoted, plain in zip(losses["pivoted"], losses["plain"], strict=True))
+
+
+def test_where_pivoting_would_not_pay_plain_factors_of_the_same_size_are_used() -> None:
+    model, decoder, plan = setup("llama", form="pivoted")
+    projections = {p.name: p for p in decoder.projections}
+    group = plan.groups[0]
+    with torch.no_grad():
+        for name in group.members:
+            W = weight(model, projections[name])
+            W[:] = torch.outer(torch.randn(W.shape[0]), torch.randn(W.shape[1]))
+    first = run(model, decoder, plan, InputWeighting.NONE, MomentStore())[0]
+    assert first.factors.pivots is None
+    assert first.not_pivoted == "its basis has dependent columns"
+    d_in, outputs = projections[group.members[0]].d_in, sum(projections[n].d_out for n in group.members)
+    stored = first.factors.basis.numel() + sum(C.numel() for C in first.factors.coefficients)
+    assert stored == first.factors.rank * (d_in + outputs) <= group.rank * (d_in + outputs) - group.rank**2
+    assert first.relative_loss < 1e-9
 
 
 def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:

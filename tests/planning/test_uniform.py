@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from basis_sharing.errors import PlanError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import FAMILIES
-from basis_sharing.plan import Plan, PlanGroup
+from basis_sharing.plan import Plan, PlanGroup, stored_parameters
 from basis_sharing.planning.uniform import uniform_plan, uniform_rank
 from pico import PICO
 
@@ -36,6 +36,10 @@ def test_a_group_never_keeps_more_than_its_share(d_in: int, d_out: int, n: int, 
     budget = d_in * d_out * n * (1 - ratio)
     assert rank * (d_in + n * d_out) <= budget < (rank + 1) * (d_in + n * d_out)
     assert rank < d_in
+    pivoted = uniform_rank(d_in, [d_out] * n, ratio, "pivoted")
+    assert rank <= pivoted < d_in
+    assert stored_parameters(d_in, n * d_out, pivoted, "pivoted") <= budget
+    assert pivoted + 1 >= min(d_in, n * d_out) or stored_parameters(d_in, n * d_out, pivoted + 1, "pivoted") > budget
 
 
 def plan_of(name: str, group_size: int = 2, ratio: str = "0.2") -> Plan:

@@ -52,6 +52,14 @@ def compress(
             "the table of the model's family",
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        _option(
+            "How factors are stored: plain, as published, or pivoted, which reaches a higher rank in the same size",
+            "form",
+            "FORM",
+        ),
+    ] = None,
     refit: Annotated[
         str | None,
         _option(
@@ -100,6 +108,7 @@ def compress(
         "seed": seed,
         "group_size": group_size,
         "share": share,
+        "form": form,
         "refit": refit,
         "dtype": dtype,
         "calibration_dtype": calibration_dtype,

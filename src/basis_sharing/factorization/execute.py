@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.errors import NumericalError
 from basis_sharing.factorization.weighting import InputWhitening, ridge_of
 from basis_sharing.layers.surgery import GroupFactors, basis_of, set_coefficients
 from basis_sharing.linalg.least_squares import refit_coefficients
-from basis_sharing.linalg.truncation import truncate
+from basis_sharing.linalg.pivoting import Pivoting, pivot
+from basis_sharing.linalg.truncation import Truncation, truncate
+from basis_sharing.linalg.whitening import Whitening
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.plan import Plan
+from basis_sharing.plan import Plan, stored_parameters
 from basis_sharing.progress import Progress, ProgressCallback, silent
 
 
@@ -26,11 +29,13 @@ class GroupOutcome:
         factors: Basis and coefficients in fp64.
         relative_loss: Share of the weighted energy ||S W||^2 that is lost.
         ridge: Relative ridge the second moment needed, 0 for none.
+        not_pivoted: Why a group that should be pivoted is not; None where all is as planned.
     """
 
     factors: GroupFactors
     relative_loss: float
     ridge: float
+    not_pivoted: str | None = None
 
 
 def factorize(
@@ -51,14 +56,50 @@ def factorize(
         members = [known[name] for name in group.members]
         W = torch.cat([weight(model, projection).double() for projection in members], dim=1).cpu()
         S = whitening.of(members)
-        found = truncate(W, S, group.rank)
-        coefficients = found.coefficients.split([p.d_out for p in members], dim=1)
+        found, pivoting, not_pivoted = truncate(W, S, group.rank), None, None
+        if group.form == "pivoted":
+            dtype = weight(model, members[0]).dtype
+            pivoting, not_pivoted = _pivot(W, S, found, dtype)
+            if pivoting is None:
+                found = truncate(W, S, _plain_rank(W, group.rank))
+        C = found.coefficients if pivoting is None else pivoting.transform @ found.coefficients
         yield GroupOutcome(
-            factors=GroupFactors(members=group.members, basis=found.basis, coefficients=tuple(coefficients)),
+            factors=GroupFactors(
+                members=group.members,
+                basis=found.basis if pivoting is None else pivoting.stored,
+                coefficients=tuple(C.split([p.d_out for p in members], dim=1)),
+                pivots=None if pivoting is None else pivoting.pivots,
+            ),
             relative_loss=found.lost / found.total if found.total > 0 else 0.0,
             ridge=ridge_of(S),
+            not_pivoted=not_pivoted,
         )
         progress(Progress("factorizing", done, len(plan.groups), "groups"))
+
+
+def _pivot(W: Tensor, S: Whitening, found: Truncation, dtype: torch.dtype) -> tuple[Pivoting | None, str | None]:
+    """Pivot the factors of a group, unless plain ones of the same size are better once both are stored in ``dtype``.
+
+    Returns:
+        The pivoting, or None and the reason in words.
+    """
+    try:
+        pivoting = pivot(found.basis)
+    except NumericalError:
+        return None, "its basis has dependent columns"
+    basis = pivoting.basis().to(dtype).double()
+    rounded = basis @ (pivoting.transform @ found.coefficients).to(dtype).double()
+    error = S.apply(W - rounded).square().sum().item()
+    negligible = found.total * (8 * torch.finfo(dtype).eps) ** 2
+    if error > max(found.lost_at(_plain_rank(W, found.basis.shape[1])), negligible):
+        return None, f"rounding to {str(dtype).removeprefix('torch.')} would cost more than it gains"
+    return pivoting, None
+
+
+def _plain_rank(W: Tensor, rank: int) -> int:
+    """Return the rank at which plain factors are as large as pivoted ones of ``rank``."""
+    d_in, outputs = W.shape
+    return max(1, stored_parameters(d_in, outputs, rank, "pivoted") // (d_in + outputs))
 
 
 def refit(

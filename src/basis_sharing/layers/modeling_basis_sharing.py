@@ -9,8 +9,13 @@ the implementation, inside a checkpoint it is the remote code that ``trust_remot
 On disk ``<projection>.weight`` is the coefficient matrix, shape ``[d_out, rank]``, and
 ``<owner>.basis.weight`` is the basis, shape ``[rank, d_in]``, stored once per group under its first member.
 A loader that does not know the format meets a weight of the wrong shape and stops.
+
+A group of the form ``pivoted`` has ``rank`` pivot rows in its basis that are the identity and are not stored: its
+basis has shape ``[rank, d_in - rank]``, and ``pivots`` in ``config.json`` says which of the ``d_in`` inputs they are,
+as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
 """
 
+import base64
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 1
+FORMS = ("plain", "pivoted")
 
 
 class FormatError(ValueError):
@@ -39,13 +45,20 @@ class FactorizedLinear(nn.Module):
         rank: Number of basis vectors.
         d_out: Number of output features.
         bias: Whether a bias is added.
+        pivoted: Whether ``rank`` rows of B are the identity and only the others are stored; the module is unusable
+            until :meth:`set_pivots` says which ones.
         device: Device of the (uninitialised) weights.
         dtype: Dtype of the weights.
 
     Attributes:
-        basis: ``nn.Linear`` from ``d_in`` to ``rank``; its weight is B transposed and is shared by the group.
+        basis: ``nn.Linear`` whose weight is B transposed (the stored rows of B) and is shared by the group.
         coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
+        pivots: Sorted indices of the inputs that are taken as they are, int32, shape ``[rank]``; None: not pivoted.
+        rest: Sorted indices of the other inputs, int32, shape ``[d_in - rank]``; None: not pivoted.
     """
+
+    pivots: torch.Tensor | None
+    rest: torch.Tensor | None
 
     def __init__(
         self,
@@ -53,17 +66,26 @@ class FactorizedLinear(nn.Module):
         rank: int,
         d_out: int,
         bias: bool,
+        pivoted: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.basis = nn.Linear(d_in, rank, bias=False, device=device, dtype=dtype)
+        stored = d_in - rank if pivoted else d_in
+        self.basis = nn.Linear(stored, rank, bias=False, device=device, dtype=dtype)
         self.coeff = nn.Linear(rank, d_out, bias=bias, device=device, dtype=dtype)
+        for name, size in (("pivots", rank), ("rest", stored)):
+            indices = torch.empty(size, dtype=torch.int32, device=device) if pivoted else None
+            self.register_buffer(name, indices, persistent=False)
+
+    def set_pivots(self, pivots: torch.Tensor, rest: torch.Tensor) -> None:
+        """Say which inputs are taken as they are, and which the stored rows of the basis belong to."""
+        self.pivots, self.rest = pivots, rest
 
     @property
     def in_features(self) -> int:
         """Number of input features."""
-        return self.basis.in_features
+        return self.basis.in_features + (0 if self.pivots is None else self.rank)
 
     @property
     def out_features(self) -> int:
@@ -82,7 +104,11 @@ class FactorizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` of shape ``[..., d_in]`` to ``[..., d_out]``."""
-        projected: torch.Tensor = self.coeff(self.basis(x))
+        if self.pivots is None or self.rest is None:
+            hidden = self.basis(x)
+        else:
+            hidden = x.index_select(-1, self.pivots) + self.basis(x.index_select(-1, self.rest))
+        projected: torch.Tensor = self.coeff(hidden)
         return projected
 
 
@@ -90,9 +116,9 @@ class BasisSharingConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """The ``quantization_config`` of a compressed checkpoint.
 
     Args:
-        groups: One entry per basis: ``{"members": [module paths, the owner first], "rank": k}``. The optional keys
-            ``form`` and ``dtype`` are reserved for other ways to store the factors; this version knows the values
-            ``"plain"`` and ``"model"``, which are also the defaults.
+        groups: One entry per basis: ``{"members": [module paths, the owner first], "rank": k}``, for a pivoted basis
+            also ``"form": "pivoted"`` and ``"pivots"``. The optional key ``dtype`` is reserved for factors that are
+            not stored in the model's dtype; this version knows the value ``"model"`` only.
         format_version: Version of the format; newer ones are refused.
         provenance: How the checkpoint was made (method, ratio, package version); not used for loading.
     """
@@ -146,10 +172,12 @@ def check_format(format_version: object, groups: object) -> None:
             raise FormatError(f"a group in config.json has no members: {group}.")
         if not isinstance(rank, int) or rank < 1:
             raise FormatError(f"the group of {members[0]} has rank {rank!r}; a positive integer is needed.")
-        if group.get("form", "plain") != "plain" or group.get("dtype", "model") != "model":
+        if group.get("form", "plain") not in FORMS or group.get("dtype", "model") != "model":
             raise FormatError(
                 f"the group of {members[0]} is stored in a form this version does not know: update basis-sharing."
             )
+        if (group.get("form") == "pivoted") != isinstance(group.get("pivots"), str):
+            raise FormatError(f"the group of {members[0]} must have pivots if, and only if, its form is pivoted.")
         repeated = seen.intersection(members) or {name for name in members if members.count(name) > 1}
         if repeated:
             raise FormatError(f"{min(repeated)} belongs to two groups in config.json.")
@@ -170,6 +198,52 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     raise FormatError(f"{type(module).__name__} is not a linear projection and cannot be factorized.")
 
 
+def encode_pivots(pivots: torch.Tensor, d_in: int) -> str:
+    """Return which of ``d_in`` inputs are pivots, as ``config.json`` stores it."""
+    bits = bytearray(-(-d_in // 8))
+    for index in pivots.tolist():
+        bits[index // 8] |= 0x80 >> index % 8
+    return base64.b64encode(bits).decode("ascii")
+
+
+def decode_pivots(code: str, d_in: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sorted indices of the pivots and of the other inputs, int32.
+
+    Raises:
+        FormatError: The code is damaged or is not for ``rank`` of ``d_in`` inputs.
+    """
+    try:
+        bits = base64.b64decode(code, validate=True)
+    except ValueError:
+        bits = b""
+    if len(bits) != -(-d_in // 8):
+        raise FormatError(f"the pivots in config.json are not the base64 form of {d_in} bits.")
+    flags = [bool(bits[index // 8] & 0x80 >> index % 8) for index in range(d_in)]
+    if sum(flags) != rank:
+        raise FormatError(f"config.json marks {sum(flags)} pivots for a basis of rank {rank}.")
+    chosen = torch.tensor(flags)
+    return chosen.nonzero()[:, 0].int(), (~chosen).nonzero()[:, 0].int()
+
+
+def set_pivots(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
+    """Give every pivoted projection the indices of its group; members share them.
+
+    Raises:
+        FormatError: The pivots of a group do not fit its rank and its inputs.
+    """
+    for group in groups:
+        if group.get("form", "plain") != "pivoted":
+            continue
+        modules = [model.get_submodule(name) for name in group["members"]]
+        owner = modules[0]
+        assert isinstance(owner, FactorizedLinear)
+        indices = decode_pivots(group["pivots"], owner.in_features, owner.rank)
+        pivots, rest = (part.to(owner.basis.weight.device) for part in indices)
+        for module in modules:
+            assert isinstance(module, FactorizedLinear)
+            module.set_pivots(pivots, rest)
+
+
 def install(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
     """Replace every member of ``groups`` by a :class:`FactorizedLinear` on the meta device, and tie the bases.
 
@@ -188,7 +262,8 @@ def install(model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
                 raise FormatError(f"config.json names {name}, which this architecture does not have.") from None
             d_in, d_out = linear_shape(old)
             has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
-            new = FactorizedLinear(d_in, group["rank"], d_out, has_bias, device="meta", dtype=dtype)
+            pivoted = group.get("form") == "pivoted"
+            new = FactorizedLinear(d_in, group["rank"], d_out, has_bias, pivoted, device="meta", dtype=dtype)
             if owner is None:
                 owner, owner_name = new, name
             elif owner.in_features != d_in:
@@ -233,6 +308,7 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
             if isinstance(module, FactorizedLinear):
                 # Older releases of transformers 5 leave renamed tensors in the dtype they have on disk.
                 module.coeff.to(module.basis.weight.dtype)
+        set_pivots(model, self.quantization_config.groups)
         adopt(model)
         return model
 

@@ -1,6 +1,6 @@
 """Put computed factors into a model in memory, so that it is what its checkpoint will load as."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from basis_sharing.errors import PlanError
 from basis_sharing.layers import modeling_basis_sharing as runtime
+from basis_sharing.linalg.pivoting import assemble
 
 
 @dataclass(frozen=True)
@@ -17,27 +18,41 @@ class GroupFactors:
 
     Attributes:
         members: Module paths of the projections, the owner of the basis first.
-        basis: B, shape ``[d_in, rank]``.
+        basis: The stored rows of B: shape ``[d_in, rank]``, or ``[d_in - rank, rank]`` if it is pivoted.
         coefficients: C_i of each member, shape ``[rank, d_out_i]``.
+        pivots: Sorted indices of the rows of B that are the identity, shape ``[rank]``; None: not pivoted.
     """
 
     members: tuple[str, ...]
     basis: torch.Tensor
     coefficients: tuple[torch.Tensor, ...]
+    pivots: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
         """Number of basis vectors."""
         return self.basis.shape[1]
 
+    def entry(self) -> dict[str, Any]:
+        """Return the entry of the group in ``config.json``."""
+        entry: dict[str, Any] = {"rank": self.rank, "members": list(self.members)}
+        if self.pivots is not None:
+            d_in = len(self.basis) + self.rank
+            entry |= {"form": "pivoted", "pivots": runtime.encode_pivots(self.pivots, d_in)}
+        return entry
 
-def install_factors(model: nn.Module, factors: GroupFactors) -> None:
+
+def install_factors(model: nn.Module, factors: GroupFactors) -> dict[str, Any]:
     """Replace the members of a group by factorized projections that hold ``factors`` in the dtype of the originals.
 
     Biases are kept. The basis becomes one parameter shared by all members.
+
+    Returns:
+        The entry of the group in ``config.json``, for :func:`declare_compressed`.
     """
     originals = [model.get_submodule(name) for name in factors.members]
-    runtime.install(model, [{"members": list(factors.members), "rank": factors.rank}])
+    entry = factors.entry()
+    runtime.install(model, [entry])
     basis: nn.Parameter | None = None
     for name, original, C in zip(factors.members, originals, factors.coefficients, strict=True):
         weight, bias = original.weight, original.bias
@@ -51,13 +66,18 @@ def install_factors(model: nn.Module, factors: GroupFactors) -> None:
         if isinstance(bias, nn.Parameter):
             module.coeff.bias = bias
         module.train(original.training)
+    runtime.set_pivots(model, [entry])
+    return entry
 
 
 def basis_of(model: nn.Module, name: str) -> torch.Tensor:
-    """Return B of a factorized projection, shape ``[d_in, rank]``, a view."""
+    """Return B of a factorized projection, all rows, shape ``[d_in, rank]``."""
     module = model.get_submodule(name)
     assert isinstance(module, runtime.FactorizedLinear)
-    return module.basis.weight.detach().T
+    stored = module.basis.weight.detach().T
+    if module.pivots is None or module.rest is None:
+        return stored
+    return assemble(module.pivots, module.rest, stored)
 
 
 def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:
@@ -80,24 +100,23 @@ def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
     return sum(weights.values())
 
 
-def declare_compressed(model: Any, groups: Mapping[tuple[str, ...], int], provenance: dict[str, Any]) -> None:
+def declare_compressed(model: Any, groups: Sequence[dict[str, Any]], provenance: dict[str, Any]) -> None:
     """Make a model with installed factors save itself as a compressed checkpoint.
 
     Args:
         model: The model.
-        groups: Members of every group, the owner first, and its rank.
+        groups: What :func:`install_factors` returned for every group.
         provenance: How the factors were made; stored in ``config.json``, not used for loading.
 
     Raises:
         PlanError: A group has as many basis vectors as inputs: it saves nothing, and a loader that does not know
             the format could mistake its coefficients for the weight.
     """
-    for members, rank in groups.items():
-        if rank >= basis_of(model, members[0]).shape[0]:
-            raise PlanError(f"{members[0]} has full rank {rank}: leave it dense in the plan.")
-    config = runtime.BasisSharingConfig(
-        groups=[{"rank": rank, "members": list(members)} for members, rank in groups.items()], provenance=provenance
-    )
+    for group in groups:
+        owner, rank = group["members"][0], group["rank"]
+        if rank >= basis_of(model, owner).shape[0]:
+            raise PlanError(f"{owner} has full rank {rank}: leave it dense in the plan.")
+    config = runtime.BasisSharingConfig(groups=list(groups), provenance=provenance)
     quantizer = runtime.BasisSharingQuantizer(config)
     model.hf_quantizer = quantizer
     model.config.quantization_config = config

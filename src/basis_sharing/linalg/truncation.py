@@ -16,14 +16,26 @@ class Truncation:
     Attributes:
         basis: B, shape ``[d_in, k]``.
         coefficients: C, shape ``[k, n]``.
-        lost: ||S (W - B C)||^2, the tail sum of the squared singular values of S W.
-        total: ||S W||^2.
+        energy: Squared singular values of S W, descending.
     """
 
     basis: Tensor
     coefficients: Tensor
-    lost: float
-    total: float
+    energy: Tensor
+
+    @property
+    def total(self) -> float:
+        """||S W||^2."""
+        return self.energy.sum().item()
+
+    @property
+    def lost(self) -> float:
+        """||S (W - B C)||^2, the tail sum of the squared singular values."""
+        return self.lost_at(self.basis.shape[1])
+
+    def lost_at(self, rank: int) -> float:
+        """Return what the best factors of another rank lose."""
+        return self.energy[rank:].sum().item()
 
 
 def truncate(W: Tensor, whitening: Whitening, rank: int) -> Truncation:
@@ -61,9 +73,4 @@ def truncate(W: Tensor, whitening: Whitening, rank: int) -> Truncation:
         if rank > n:
             basis = torch.nn.functional.pad(basis, (0, rank - n))
             coefficients = torch.nn.functional.pad(coefficients, (0, 0, 0, rank - n))
-    return Truncation(
-        basis=basis,
-        coefficients=coefficients,
-        lost=energy[rank:].sum().item(),
-        total=energy.sum().item(),
-    )
+    return Truncation(basis=basis, coefficients=coefficients, energy=energy)
