@@ -12,8 +12,9 @@ from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
 from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import install_factors
+from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
-from basis_sharing.plan import Plan
+from basis_sharing.plan import Plan, PlanGroup
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import InputWeighting
 from pico import PICO
@@ -99,21 +100,35 @@ def test_pivoted_factors_have_a_higher_rank_and_lose_less_in_the_same_size(name:
     assert all(pivoted < plain for pivoted, plain in zip(losses["pivoted"], losses["plain"], strict=True))
 
 
-def test_where_pivoting_would_not_pay_plain_factors_of_the_same_size_are_used() -> None:
+def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size() -> None:
+    model, decoder, _ = setup("llama")
+    name = "model.layers.0.self_attn.k_proj"  # 64 x 32: a rank above 32 leaves columns of the basis empty
+    plan = Plan(method="x", ratio=0.3, groups=(PlanGroup(members=(name,), rank=40, form="pivoted"),))
+    (outcome,) = run(model, decoder, plan, InputWeighting.NONE, MomentStore())
+    assert outcome.not_pivoted == "its basis has dependent columns"
+    assert outcome.factors.pivots is None
+    assert outcome.factors.rank == (40 * (64 + 32) - 40**2) // (64 + 32)
+
+
+def test_badly_pivoted_factors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pivots are chosen so that this does not happen; the check has to notice if it does."""
+
+    def first_rows(basis: torch.Tensor) -> Pivoting:
+        k = basis.shape[1]
+        basis = basis.clone()
+        basis[k - 1] = basis[: k - 1].sum(0) + 1e-5 * basis[k - 1]  # nearly dependent on the other pivots
+        stored = torch.linalg.solve(basis[:k], basis[k:], left=False)
+        return Pivoting(torch.arange(k), torch.arange(k, len(basis)), stored, basis[:k])
+
     model, decoder, plan = setup("llama", form="pivoted")
-    projections = {p.name: p for p in decoder.projections}
-    group = plan.groups[0]
-    with torch.no_grad():
-        for name in group.members:
-            W = weight(model, projections[name])
-            W[:] = torch.outer(torch.randn(W.shape[0]), torch.randn(W.shape[1]))
-    first = run(model, decoder, plan, InputWeighting.NONE, MomentStore())[0]
-    assert first.factors.pivots is None
-    assert first.not_pivoted == "its basis has dependent columns"
-    d_in, outputs = projections[group.members[0]].d_in, sum(projections[n].d_out for n in group.members)
-    stored = first.factors.basis.numel() + sum(C.numel() for C in first.factors.coefficients)
-    assert stored == first.factors.rank * (d_in + outputs) <= group.rank * (d_in + outputs) - group.rank**2
-    assert first.relative_loss < 1e-9
+    model.to(torch.bfloat16)
+    assert {outcome.not_pivoted for outcome in run(model, decoder, plan, InputWeighting.NONE, MomentStore())} == {None}
+    monkeypatch.setattr("basis_sharing.factorization.execute.pivot", first_rows)
+    outcomes = run(model, decoder, plan, InputWeighting.NONE, MomentStore())
+    assert {outcome.not_pivoted for outcome in outcomes} == {
+        "rounding to bfloat16 costs it more than the higher rank gains"
+    }
+    assert all(outcome.factors.pivots is None for outcome in outcomes)
 
 
 def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:

@@ -87,12 +87,14 @@ def _pivot(W: Tensor, S: Whitening, found: Truncation, dtype: torch.dtype) -> tu
         pivoting = pivot(found.basis)
     except NumericalError:
         return None, "its basis has dependent columns"
-    basis = pivoting.basis().to(dtype).double()
-    rounded = basis @ (pivoting.transform @ found.coefficients).to(dtype).double()
-    error = S.apply(W - rounded).square().sum().item()
-    negligible = found.total * (8 * torch.finfo(dtype).eps) ** 2
-    if error > max(found.lost_at(_plain_rank(W, found.basis.shape[1])), negligible):
-        return None, f"rounding to {str(dtype).removeprefix('torch.')} would cost more than it gains"
+
+    def stored_error(B: Tensor, C: Tensor) -> float:
+        return S.apply(W - B.to(dtype).double() @ C.to(dtype).double()).square().sum().item()
+
+    plain = _plain_rank(W, found.basis.shape[1])
+    pivoted_error = stored_error(pivoting.basis(), pivoting.transform @ found.coefficients)
+    if pivoted_error > stored_error(found.basis[:, :plain], found.coefficients[:plain]):
+        return None, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
     return pivoting, None
 
 
