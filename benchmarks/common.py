@@ -74,6 +74,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def read(name: str) -> dict[str, Any]:
+    """Return an earlier result, empty if there is none."""
+    path = RESULTS / f"{name}.json"
+    earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return earlier
+
+
 def save(name: str, result: dict[str, Any]) -> None:
     """Write a result as JSON beside the benchmarks."""
     RESULTS.mkdir(exist_ok=True)
