@@ -23,7 +23,7 @@ ALLOWED = {
     "calibration": {"models"},
     "planning": {"models", "plan", "recipe"},
     "factorization": {"models", "plan", "linalg", "layers", "calibration", "presets"},
-    "checkpoint": {"layers", "plan"},
+    "checkpoint": {"layers", "models"},
     "evaluation": {"models", "calibration", "checkpoint", "result"},
     "report": {"models", "result"},
     "pipeline": {

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from basis_sharing.errors import CheckpointError
 from basis_sharing.layers.modeling_basis_sharing import FormatError, check_format
+from basis_sharing.models.weight_files import read_header, weight_files
 
 
 def check_folder(folder: Path) -> None:
@@ -17,6 +16,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         CheckpointError: The format is newer than this version, a factor is missing, or a rank disagrees.
+        ModelError: A weight file is missing or damaged.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     quantization: dict[str, Any] = config["quantization_config"]
@@ -24,7 +24,8 @@ def check_folder(folder: Path) -> None:
         check_format(quantization.get("format_version"), quantization.get("groups"))
     except FormatError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    shapes = _shapes(folder)
+    headers = [read_header(file) for file in weight_files(folder)]
+    shapes: dict[str, list[int]] = {name: entry["shape"] for header in headers for name, entry in header.items()}
     for group in quantization["groups"]:
         rank, members = group["rank"], group["members"]
         expected = {f"{members[0]}.basis.weight": 0} | {f"{name}.weight": 1 for name in members}
@@ -36,15 +37,3 @@ def check_folder(folder: Path) -> None:
                     f"{folder}: config.json gives {members[0]} rank {rank}, but {tensor} has shape "
                     f"{shapes[tensor]}: the folder mixes two checkpoints; compress again."
                 )
-
-
-def _shapes(folder: Path) -> dict[str, list[int]]:
-    shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a dict
-                    shapes[name] = tensors.get_slice(name).get_shape()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}): copy or compress it again.") from None
-    return shapes
