@@ -107,6 +107,7 @@ def test_sharing_survives_casts_and_copies(case: Compressed) -> None:
         copy.deepcopy(loaded),
         pickle.loads(pickle.dumps(loaded)),
         copy.deepcopy(loaded).to(torch.bfloat16),
+        copy.deepcopy(loaded).half(),
     ):
         assert_shared(variant, case.groups)
     assert torch.equal(logits(copy.deepcopy(loaded)), case.logits)

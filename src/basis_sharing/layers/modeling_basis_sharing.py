@@ -309,6 +309,8 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
                 # Older releases of transformers 5 leave renamed tensors in the dtype they have on disk.
                 module.coeff.to(module.basis.weight.dtype)
         set_pivots(model, self.quantization_config.groups)
+        # The factors are ordinary weights: half(), float() and training, which this flag forbids, are welcome.
+        model.is_quantized = False  # type: ignore[assignment]
         adopt(model)
         return model
 

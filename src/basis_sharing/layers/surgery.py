@@ -120,7 +120,6 @@ def declare_compressed(model: Any, groups: Sequence[dict[str, Any]], provenance:
     quantizer = runtime.BasisSharingQuantizer(config)
     model.hf_quantizer = quantizer
     model.config.quantization_config = config
-    model.is_quantized = True
     model.quantization_method = runtime.QUANT_METHOD
     model._weight_conversions = [*_native_conversions(model), *quantizer.get_weight_conversions()]
     runtime.adopt(model)
