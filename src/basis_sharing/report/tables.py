@@ -52,7 +52,7 @@ def compression_table(result: CompressionResult) -> RenderableType:
                 _quotient(compressed.bits_per_byte, dense.bits_per_byte),
             )
     ratio = Text(
-        f"  method {result.recipe.method}, ratio asked {result.recipe.ratio:g}, reached {result.ratio_reached:.4f} "
+        f"  method {result.recipe.method}, {result.recipe.form} form, ratio asked {result.recipe.ratio:g}, reached {result.ratio_reached:.4f} "
         "of the compressible projections removed"
     )
     if result.model.lower().endswith(".gguf"):
