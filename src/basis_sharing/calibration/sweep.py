@@ -1,6 +1,6 @@
 """The block-by-block sweep: activations of all windows through one decoder block at a time.
 
-One real forward pass records what the model hands to its blocks besides the hidden states (masks, position
+One forward pass records what the model hands to its blocks besides the hidden states (masks, position
 embeddings, ...); after that each block is run alone, on the stored outputs of the block before it. Only one block's
 statistics and one copy of the hidden states exist at a time.
 """
@@ -8,6 +8,7 @@ statistics and one copy of the hidden states exist at a time.
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,17 +162,29 @@ def _block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockC
 
 
 def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
+    """Record what the model hands to its blocks; only the first block is really computed, the others pass through."""
     calls: list[BlockCall] = []
+    rest: list[tuple[Any, ...] | None] = []
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def first(*args: Any, _forward: Any, **kwargs: Any) -> Any:
         calls.append(_split_call(args, kwargs)[1])
+        output = _forward(*args, **kwargs)
+        rest.append(output[1:] if isinstance(output, tuple) else None)
+        return output
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path in decoder.blocks]
+    def other(*args: Any, **kwargs: Any) -> Any:
+        hidden, call = _split_call(args, kwargs)
+        calls.append(call)
+        return hidden if rest[0] is None else (hidden, *rest[0])
+
+    blocks = [model.get_submodule(path) for path in decoder.blocks]
+    for block in blocks:
+        block.forward = partial(first, _forward=block.forward) if block is blocks[0] else other
     try:
         model.base_model(input_ids=input_ids, use_cache=False)
     finally:
-        for handle in handles:
-            handle.remove()
+        for block in blocks:
+            del block.forward
     return calls
 
 

@@ -57,16 +57,20 @@ def truncate(W: Tensor, whitening: Whitening, rank: int) -> Truncation:
     d_in, n = W.shape
     if not torch.isfinite(W).all():
         raise NumericalError("a weight matrix contains NaN or infinity: the model is damaged.")
-    M = whitening.apply(W)
-    wide = n >= d_in
-    energy, vectors = torch.linalg.eigh(M @ M.T if wide else M.T @ M)
+    if n >= d_in:
+        # S (W W^T) S^T: the wide matrix is multiplied once here and once, at rank size, for the coefficients.
+        half = whitening.apply(W @ W.T)
+        energy, vectors = torch.linalg.eigh(whitening.apply(half.T))
+    else:
+        M = whitening.apply(W)
+        energy, vectors = torch.linalg.eigh(M.T @ M)
     energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)[:, :rank]
-    if wide:
+    if n >= d_in:
         # Directions without energy would divide 0 by 0; any scale between B and C is as good for them.
         sigma = energy[:rank].sqrt()
         sigma = torch.where(sigma > 1e-12 * sigma[0], sigma, torch.ones_like(sigma))
         basis = whitening.solve(vectors * sigma)
-        coefficients = (vectors.T @ M) / sigma[:, None]
+        coefficients = whitening.apply_transposed(vectors / sigma).T @ W
     else:
         basis = whitening.solve(M @ vectors)
         coefficients = vectors.T.contiguous()

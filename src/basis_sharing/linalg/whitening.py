@@ -23,6 +23,10 @@ class Whitening(Protocol):
         """Return S W for W of shape ``[d_in, n]``."""
         ...
 
+    def apply_transposed(self, M: Tensor) -> Tensor:
+        """Return S^T M for M of shape ``[d_in, n]``."""
+        ...
+
     def solve(self, M: Tensor) -> Tensor:
         """Return S^-1 M for M of shape ``[d_in, n]``."""
         ...
@@ -35,6 +39,10 @@ class IdentityWhitening:
     def apply(self, W: Tensor) -> Tensor:
         """Return W."""
         return W
+
+    def apply_transposed(self, M: Tensor) -> Tensor:
+        """Return M."""
+        return M
 
     def solve(self, M: Tensor) -> Tensor:
         """Return M."""
@@ -54,6 +62,10 @@ class DiagonalWhitening:
     def apply(self, W: Tensor) -> Tensor:
         """Return diag(s) W."""
         return self.scale[:, None] * W
+
+    def apply_transposed(self, M: Tensor) -> Tensor:
+        """Return diag(s) M."""
+        return self.scale[:, None] * M
 
     def solve(self, M: Tensor) -> Tensor:
         """Return diag(s)^-1 M."""
@@ -75,6 +87,10 @@ class CholeskyWhitening:
     def apply(self, W: Tensor) -> Tensor:
         """Return S W."""
         return self.factor @ W
+
+    def apply_transposed(self, M: Tensor) -> Tensor:
+        """Return S^T M."""
+        return self.factor.T @ M
 
     def solve(self, M: Tensor) -> Tensor:
         """Return S^-1 M by back substitution."""

@@ -51,9 +51,10 @@ def compression_table(result: CompressionResult) -> RenderableType:
                 f"{compressed.bits_per_byte:.4f}",
                 _quotient(compressed.bits_per_byte, dense.bits_per_byte),
             )
+    recipe = result.recipe
     ratio = Text(
-        f"  method {result.recipe.method}, {result.recipe.form} form, ratio asked {result.recipe.ratio:g}, reached {result.ratio_reached:.4f} "
-        "of the compressible projections removed"
+        f"  method {recipe.method}, {recipe.form} form; ratio asked {recipe.ratio:g}, reached "
+        f"{result.ratio_reached:.4f} of the compressible projections removed"
     )
     if result.model.lower().endswith(".gguf"):
         ratio.append("\n  the original on disk is a quantized GGUF file; in memory both models have one dtype")
