@@ -21,10 +21,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What the closing note of the Foundation issue was measured with; needs ../shared/data and about an hour.
+# What the figures in the README were measured with; needs ../shared/data and about two hours on two cores.
 benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/faithful.py
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
 
 clean:
 	rm -rf $(VENV) demo-output

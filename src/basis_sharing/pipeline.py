@@ -17,7 +17,7 @@ from basis_sharing.calibration.fisher import row_fisher
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import EvaluationText, TokenWindows, calibration_windows
-from basis_sharing.checkpoint.writer import RESULT_FILE, check_space, output_errors, publish, reserve, write_model
+from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
@@ -42,6 +42,7 @@ from basis_sharing.presets import InputWeighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
 from basis_sharing.result import (
+    RESULT_FILE,
     CalibrationReport,
     CompressionResult,
     GroupReport,

@@ -1,10 +1,14 @@
 """What a run found out, as typed data that every verb writes and reads."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from basis_sharing.errors import CheckpointError
 from basis_sharing.recipe import Form, Recipe
+
+RESULT_FILE = "basis_sharing.json"
 
 
 class _Frozen(BaseModel):
@@ -129,3 +133,18 @@ class CompressionResult(_Frozen):
     perplexity_after: tuple[Perplexity, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+
+
+def read_result(folder: Path) -> CompressionResult:
+    """Read the result that lies in every compressed folder.
+
+    Raises:
+        CheckpointError: It cannot be read, or was written by another version of this schema.
+    """
+    path = folder / RESULT_FILE
+    try:
+        return CompressionResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        raise CheckpointError(
+            f"{path} is damaged or of another version of basis-sharing: compress the model again, or remove the file."
+        ) from None

@@ -220,6 +220,18 @@ def test_already_compressed(space: Workspace) -> None:
     assert "already compressed" in space.compress(model=compressed(space))
 
 
+def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace) -> None:
+    folder = compressed(space)
+    assert space.run("inspect", folder) == 0
+    assert "ratio asked 0.3, reached 0.3" in space.capsys.readouterr().out
+    assert space.run("inspect", folder, "--json") == 0
+    assert json.loads(space.capsys.readouterr().out)["recipe"]["ratio"] == 0.3
+    (folder / "basis_sharing.json").write_text("{}")
+    assert "is damaged or of another version" in space.refused("inspect", folder)
+    (folder / "basis_sharing.json").unlink()
+    assert "already compressed" in space.refused("inspect", folder)
+
+
 def test_newer_format_version(space: Workspace) -> None:
     folder = compressed(space)
     change_config(folder, lambda config: config.update(format_version=2))

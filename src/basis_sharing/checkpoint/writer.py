@@ -13,7 +13,6 @@ from transformers.utils import logging as transformers_logging
 
 from basis_sharing.errors import OutputError
 
-RESULT_FILE = "basis_sharing.json"
 _MARGIN = 16 * 2**20
 
 

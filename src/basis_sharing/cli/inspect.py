@@ -13,7 +13,7 @@ def inspect(
 ) -> None:
     """Show what a model consists of: where its memory goes, and which parts can be compressed.
 
-    Reads the configuration only, no weights:
+    Reads the configuration only, no weights; of a compressed model it shows what the compression did:
 
         basis-sharing inspect ./llama
     """
@@ -21,9 +21,17 @@ def inspect(
     from basis_sharing.models.decoder import describe
     from basis_sharing.models.sizes import role_table
     from basis_sharing.models.source import load_skeleton, refuse_compressed, resolve
-    from basis_sharing.report.tables import inspection_table
+    from basis_sharing.report.tables import compression_table, inspection_table
+    from basis_sharing.result import RESULT_FILE, read_result
 
     source = resolve(model)
+    if source.path is not None and (source.path / RESULT_FILE).is_file():
+        result = read_result(source.path)
+        if as_json:
+            print(result.model_dump_json(indent=2))
+        else:
+            out.print(compression_table(result))
+        return
     refuse_compressed(source)
     skeleton = load_skeleton(source)
     decoder = describe(skeleton)
