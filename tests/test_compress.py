@@ -67,6 +67,7 @@ def test_refit_is_automatic_from_40_percent_and_changes_coefficients_only(text: 
         stages.append(event.stage)
 
     run("llama", text, ratio=0.39, progress=note)
+    assert stages[0].startswith("planned, ")  # the plan is known before any work starts
     assert "refitting" not in stages
     refitted, _ = run("llama", text, ratio="0.4", progress=note)
     assert "refitting" in stages

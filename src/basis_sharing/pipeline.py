@@ -126,10 +126,12 @@ def _run(
         form=recipe.form,
     )
     plan.check(decoder)
+    removed_fraction = plan.removed_fraction(decoder)
+    progress(Progress(f"planned, {removed_fraction:.2%} less", len(plan.groups), len(plan.groups), "groups"))
     before = _sizes(model, decoder, stored_bytes(source) if source is not None else None)
     if staging is not None:
-        removed = plan.removed_fraction(decoder) * before.projection_parameters
-        check_space(staging, before.bytes_in_memory - int(removed * model.dtype.itemsize))
+        removed = int(removed_fraction * before.projection_parameters)
+        check_space(staging, before.bytes_in_memory - removed * model.dtype.itemsize)
 
     texts = [
         prepare_text(model, tokenizer, text, windows=recipe.evaluation_windows, length=recipe.length)
