@@ -32,6 +32,7 @@ from basis_sharing.models.source import (
     fingerprint,
     load_model,
     load_tokenizer,
+    named_dtype,
     refuse_compressed,
     resolve,
     stored_bytes,
@@ -50,7 +51,6 @@ from basis_sharing.result import (
     Sizes,
 )
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MEMORY_SHARE = 0.5
 
 
@@ -111,7 +111,7 @@ def _run(
     if source is not None:
         progress(Progress("loading", 0, 1, "model"))
         tokenizer = load_tokenizer(source)
-        model = load_model(source, _DTYPES.get(recipe.dtype))
+        model = load_model(source, named_dtype(recipe.dtype))
         progress(Progress("loading", 1, 1, "model"))
     training = model.training
     model.eval()
@@ -226,7 +226,7 @@ def _calibration(recipe: Recipe, model: Any, tokenizer: Any, progress: ProgressC
         vocab_size=model.config.get_text_config().vocab_size,
         progress=progress,
     )
-    return _Calibration(windows, _DTYPES.get(recipe.calibration_dtype, default_dtype(model.device)))
+    return _Calibration(windows, named_dtype(recipe.calibration_dtype) or default_dtype(model.device))
 
 
 def _factorize(

@@ -6,7 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 _TILE = 512
@@ -133,11 +134,12 @@ class MomentStore:
         """Return the moments of one input."""
         if self._folder is None:
             return self._blocks[block][name]
-        tensors = load_file(self._path(block))
+        with safe_open(self._path(block), framework="pt") as file:
+            stored = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}/")}  # noqa: SIM118
         return InputMoments(
-            tokens=int(tensors[f"{name}/tokens"]),
-            gram=tensors.get(f"{name}/gram"),
-            abs_sum=tensors.get(f"{name}/abs_sum"),
+            tokens=int(stored[f"{name}/tokens"]),
+            gram=stored.get(f"{name}/gram"),
+            abs_sum=stored.get(f"{name}/abs_sum"),
         )
 
     def total(self, keys: Iterable[tuple[int, str]]) -> InputMoments:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from basis_sharing.calibration.moments import InputMoments, MomentAccumulator, Statistics
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.progress import Progress as _Progress
-from basis_sharing.progress import ProgressCallback, silent
+from basis_sharing.progress import Progress, ProgressCallback, silent
 
 
 def default_dtype(device: torch.device | None = None) -> torch.dtype:
@@ -77,17 +76,17 @@ def sweep(
     """
     input_ids = input_ids.to(model.device)
     hidden = _first_hidden_states(model, decoder, input_ids, dtype)
-    calls = [call.to(dtype) for call in _block_calls(model, decoder, input_ids)]
+    calls = _block_calls(model, decoder, input_ids)
     done, total = 0, len(decoder.blocks) * len(input_ids)
     for index, path in enumerate(decoder.blocks):
-        block = _in_dtype(model.get_submodule(path), dtype)
+        block, call = _in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
         accumulators, handles = _watch(block, path, [p for p in decoder.projections if p.block == index], statistics)
         try:
             for window in range(len(input_ids)):
-                output = block(hidden[window : window + 1], *calls[index].args, **calls[index].kwargs)
+                output = block(hidden[window : window + 1], *call.args, **call.kwargs)
                 hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]
                 done += 1
-                progress(_Progress(stage, done, total, "windows x blocks"))
+                progress(Progress(stage, done, total, "windows x blocks"))
         finally:
             for handle in handles:
                 handle.remove()

@@ -36,6 +36,7 @@ def evaluate(
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.errors import RecipeError
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, load, measure, prepare_text
+    from basis_sharing.models.source import named_dtype
     from basis_sharing.recipe import DTYPES
     from basis_sharing.report.tables import perplexity_table
 
@@ -44,9 +45,7 @@ def evaluate(
     for name, value, least in (("windows", windows, 1), ("length", length, 2)):
         if value is not None and value < least:
             raise RecipeError(f"--{name} {value} is too small: at least {least} is needed.")
-    import torch
-
-    loaded, tokenizer = load(model, None if dtype == "auto" else getattr(torch, dtype))
+    loaded, tokenizer = load(model, named_dtype(dtype))
     with progress_bars() as progress:
         results = [
             measure(

@@ -58,10 +58,10 @@ def factorize(
         S = whitening.of(members)
         found, pivoting, not_pivoted = truncate(W, S, group.rank), None, None
         if group.form == "pivoted":
-            dtype = weight(model, members[0]).dtype
-            pivoting, not_pivoted = _pivot(W, S, found, dtype)
+            plain = found.leading(_plain_rank(W, group.rank))
+            pivoting, not_pivoted = _pivot(W, S, found, plain, weight(model, members[0]).dtype)
             if pivoting is None:
-                found = truncate(W, S, _plain_rank(W, group.rank))
+                found = plain
         C = found.coefficients if pivoting is None else pivoting.transform @ found.coefficients
         yield GroupOutcome(
             factors=GroupFactors(
@@ -77,8 +77,10 @@ def factorize(
         progress(Progress("factorizing", done, len(plan.groups), "groups"))
 
 
-def _pivot(W: Tensor, S: Whitening, found: Truncation, dtype: torch.dtype) -> tuple[Pivoting | None, str | None]:
-    """Pivot the factors of a group, unless plain ones of the same size are better once both are stored in ``dtype``.
+def _pivot(
+    W: Tensor, S: Whitening, found: Truncation, plain: Truncation, dtype: torch.dtype
+) -> tuple[Pivoting | None, str | None]:
+    """Pivot the factors ``found``, unless ``plain`` ones of that size are better once both are stored in ``dtype``.
 
     Returns:
         The pivoting, or None and the reason in words.
@@ -91,9 +93,8 @@ def _pivot(W: Tensor, S: Whitening, found: Truncation, dtype: torch.dtype) -> tu
     def stored_error(B: Tensor, C: Tensor) -> float:
         return S.apply(W - B.to(dtype).double() @ C.to(dtype).double()).square().sum().item()
 
-    plain = _plain_rank(W, found.basis.shape[1])
     pivoted_error = stored_error(pivoting.basis(), pivoting.transform @ found.coefficients)
-    if pivoted_error > stored_error(found.basis[:, :plain], found.coefficients[:plain]):
+    if pivoted_error > stored_error(plain.basis, plain.coefficients):
         return None, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
     return pivoting, None
 

@@ -31,11 +31,11 @@ class Truncation:
     @property
     def lost(self) -> float:
         """||S (W - B C)||^2, the tail sum of the squared singular values."""
-        return self.lost_at(self.basis.shape[1])
+        return self.energy[self.basis.shape[1] :].sum().item()
 
-    def lost_at(self, rank: int) -> float:
-        """Return what the best factors of another rank lose."""
-        return self.energy[rank:].sum().item()
+    def leading(self, rank: int) -> "Truncation":
+        """Return the best factors of a lower rank: the leading columns of B and rows of C."""
+        return Truncation(self.basis[:, :rank], self.coefficients[:rank], self.energy)
 
 
 def truncate(W: Tensor, whitening: Whitening, rank: int) -> Truncation:

@@ -25,6 +25,7 @@ from transformers import (
 from basis_sharing.errors import ModelError
 from basis_sharing.models.quiet import quiet
 from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_other_tasks
+from basis_sharing.models.sizes import weight_file_bytes
 from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -192,6 +193,14 @@ def refuse_compressed(source: ModelSource) -> None:
         raise ModelError(f"{source.given} is quantized with {method}; compress the original weights instead.")
 
 
+def named_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype of a name such as ``"bfloat16"``; None for ``"auto"``."""
+    if name == "auto":
+        return None
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def stored_bytes(source: ModelSource) -> int:
     """Return the bytes of a model's weight files.
 
@@ -199,7 +208,7 @@ def stored_bytes(source: ModelSource) -> int:
         ModelError: If the weights cannot be found or fetched.
     """
     folder = _fetch(source, weights=True)
-    return sum(file.stat().st_size for file in weight_files(folder / source.gguf_file if source.gguf_file else folder))
+    return weight_file_bytes(folder / source.gguf_file if source.gguf_file else folder)
 
 
 def fingerprint(source: ModelSource) -> str:
