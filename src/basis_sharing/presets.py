@@ -1,6 +1,6 @@
 """The published methods as presets of one mechanism (DESIGN 3.6), as data.
 
-A method is a weighting of the input side, a grouping, and a rule for refitting the coefficients.
+A method is a weighting of errors, a grouping, and a rule for refitting the coefficients; ours is one of them.
 """
 
 from dataclasses import dataclass
@@ -8,13 +8,15 @@ from enum import StrEnum
 from fractions import Fraction
 
 
-class InputWeighting(StrEnum):
-    """What the error of a weight matrix is multiplied with on its input side."""
+class Weighting(StrEnum):
+    """What the error of a weight matrix is weighted with."""
 
     NONE = "none"
     FISHER = "fisher"
     MEAN_ABSOLUTE = "mean-absolute"
     SECOND_MOMENT = "second-moment"
+    SENSITIVITY = "sensitivity"
+    LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,16 @@ class Preset:
     Attributes:
         name: Name on the command line.
         summary: One line for ``--help`` and the report.
-        weighting: Weighting of the input side.
+        weighting: What errors are weighted with.
+        planned: Whether groups and ranks are chosen from measured loss, instead of the same rank for every group.
         group_size: Number of consecutive layers that share a basis, for the roles that share; 1 shares nothing.
         refit_from: Ratio from which the coefficients are refitted on the compressed flow; None: never.
     """
 
     name: str
     summary: str
-    weighting: InputWeighting
+    weighting: Weighting
+    planned: bool = False
     group_size: int = 1
     refit_from: Fraction | None = None
 
@@ -39,26 +43,32 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("svd", "plain singular value decomposition of every weight, no data", InputWeighting.NONE),
+        Preset(
+            "auto",
+            "groups and ranks planned from measured loss, errors weighted with inputs and loss gradients",
+            Weighting.LOSS,
+            planned=True,
+        ),
+        Preset("svd", "plain singular value decomposition of every weight, no data", Weighting.NONE),
         Preset(
             "fwsvd",
             "rows weighted by Fisher information (Hsu et al. 2022); needs a backward pass",
-            InputWeighting.FISHER,
+            Weighting.FISHER,
         ),
         Preset(
             "asvd",
             "rows weighted by the square root of the mean absolute activation (Yuan et al. 2023), uniform ranks",
-            InputWeighting.MEAN_ABSOLUTE,
+            Weighting.MEAN_ABSOLUTE,
         ),
         Preset(
             "svd-llm",
             "whitened by the Cholesky factor of the second moment (Wang et al. 2024); nothing is shared",
-            InputWeighting.SECOND_MOMENT,
+            Weighting.SECOND_MOMENT,
         ),
         Preset(
             "basis-sharing",
             "svd-llm with bases shared by neighbouring layers (Wang et al., ICLR 2025), refitted from 40 % on",
-            InputWeighting.SECOND_MOMENT,
+            Weighting.SECOND_MOMENT,
             group_size=2,
             refit_from=Fraction(2, 5),
         ),

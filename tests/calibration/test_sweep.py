@@ -7,7 +7,7 @@ import torch
 
 from basis_sharing.calibration.fisher import row_fisher
 from basis_sharing.calibration.moments import (
-    InputMoments,
+    Moments,
     MomentAccumulator,
     MomentStore,
     Statistics,
@@ -145,8 +145,8 @@ def test_a_store_on_disk_returns_what_a_store_in_memory_returns(tmp_path: Any) -
     memory, disk = MomentStore(), MomentStore(tmp_path)
     for block in range(3):
         moments = {
-            "a": InputMoments(tokens=5, gram=torch.eye(4) * block, abs_sum=torch.arange(4.0).double()),
-            "b": InputMoments(tokens=5, gram=torch.ones(2, 2)),
+            "a": Moments(tokens=5, gram=torch.eye(4) * block, abs_sum=torch.arange(4.0).double()),
+            "b": Moments(tokens=5, gram=torch.ones(2, 2)),
         }
         memory.put(block, moments)
         disk.put(block, moments)

@@ -14,18 +14,22 @@ _TILE = 512
 
 
 @dataclass
-class InputMoments:
-    """What calibration remembers about one input; a field is None unless the method asks for it.
+class Moments:
+    """What calibration remembers about one input, or with gradients about one projection.
+
+    A field is None unless the method asks for it.
 
     Attributes:
         tokens: Number of tokens seen.
-        gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32.
+        gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32; with gradients, sum of |g|^2 x^T x.
         abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
+        gradient: Sum of g^T g over the tokens, g the loss gradient at the output, shape ``[d_out, d_out]``, fp32.
     """
 
     tokens: int = 0
     gram: Tensor | None = None
     abs_sum: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class MomentAccumulator:
     """
 
     def __init__(self, d_in: int, statistics: Statistics, device: torch.device) -> None:
-        self._moments = InputMoments(
+        self._moments = Moments(
             gram=torch.zeros(d_in, d_in, dtype=torch.float32, device=device) if statistics.gram else None,
             abs_sum=torch.zeros(d_in, dtype=torch.float64, device=device) if statistics.abs_sum else None,
         )
@@ -75,7 +79,7 @@ class MomentAccumulator:
             watched = moments.abs_sum.sum()
         return bool(torch.isfinite(watched))
 
-    def finish(self) -> InputMoments:
+    def finish(self) -> Moments:
         """Return the statistics, on the CPU, with the lower half of the Gram matrix filled in."""
         moments = self._moments
         if moments.gram is not None:
@@ -106,7 +110,7 @@ def add_split_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class MomentStore:
-    """Moments of all inputs by ``(block, input name)``, in memory or in a folder.
+    """Moments by block and name of an input or a projection, in memory or in a folder.
 
     Args:
         folder: Where one file per block is kept; None keeps everything in memory.
@@ -114,9 +118,9 @@ class MomentStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._blocks: dict[int, Mapping[str, InputMoments]] = {}
+        self._blocks: dict[int, Mapping[str, Moments]] = {}
 
-    def put(self, block: int, moments: Mapping[str, InputMoments]) -> None:
+    def put(self, block: int, moments: Mapping[str, Moments]) -> None:
         """Keep the moments of one decoder block."""
         if self._folder is None:
             self._blocks[block] = moments
@@ -128,26 +132,29 @@ class MomentStore:
                 tensors[f"{name}/gram"] = moment.gram
             if moment.abs_sum is not None:
                 tensors[f"{name}/abs_sum"] = moment.abs_sum
+            if moment.gradient is not None:
+                tensors[f"{name}/gradient"] = moment.gradient
         save_file(tensors, self._path(block))
 
-    def get(self, block: int, name: str) -> InputMoments:
+    def get(self, block: int, name: str) -> Moments:
         """Return the moments of one input."""
         if self._folder is None:
             return self._blocks[block][name]
         with safe_open(self._path(block), framework="pt") as file:
             stored = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}/")}  # noqa: SIM118
-        return InputMoments(
+        return Moments(
             tokens=int(stored[f"{name}/tokens"]),
             gram=stored.get(f"{name}/gram"),
             abs_sum=stored.get(f"{name}/abs_sum"),
+            gradient=stored.get(f"{name}/gradient"),
         )
 
-    def total(self, keys: Iterable[tuple[int, str]]) -> InputMoments:
+    def total(self, keys: Iterable[tuple[int, str]]) -> Moments:
         """Return the sum over several inputs of one width, as if they were one input."""
         parts = [self.get(block, name) for block, name in keys]
         grams = [part.gram for part in parts if part.gram is not None]
         sums = [part.abs_sum for part in parts if part.abs_sum is not None]
-        return InputMoments(
+        return Moments(
             tokens=sum(part.tokens for part in parts),
             gram=torch.stack(grams).sum(0) if len(grams) > 1 else (grams[0] if grams else None),
             abs_sum=torch.stack(sums).sum(0) if sums else None,

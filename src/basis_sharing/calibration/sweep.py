@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.calibration.moments import InputMoments, MomentAccumulator, Statistics
+from basis_sharing.calibration.moments import Moments, MomentAccumulator, Statistics
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -55,7 +55,7 @@ def sweep(
     dtype: torch.dtype,
     stage: str = "calibrating",
     progress: ProgressCallback = silent,
-) -> Iterator[tuple[int, dict[str, InputMoments]]]:
+) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Run calibration windows through a model and yield the statistics of each block, in depth order.
 
     Args:
@@ -75,16 +75,15 @@ def sweep(
         ModelError: The model hands token-dependent arguments to its blocks.
     """
     input_ids = input_ids.to(model.device)
-    hidden = _first_hidden_states(model, decoder, input_ids, dtype)
-    calls = _block_calls(model, decoder, input_ids)
+    hidden = first_hidden_states(model, decoder, input_ids, dtype)
+    calls = block_calls(model, decoder, input_ids)
     done, total = 0, len(decoder.blocks) * len(input_ids)
     for index, path in enumerate(decoder.blocks):
-        block, call = _in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
+        block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
         accumulators, handles = _watch(block, path, [p for p in decoder.projections if p.block == index], statistics)
         try:
             for window in range(len(input_ids)):
-                output = block(hidden[window : window + 1], *call.args, **call.kwargs)
-                hidden[window] = (output[0] if isinstance(output, tuple) else output)[0]
+                hidden[window] = run_block(block, hidden[window : window + 1], call)[0]
                 done += 1
                 progress(Progress(stage, done, total, "windows x blocks"))
         finally:
@@ -123,14 +122,21 @@ def _watch(
     return accumulators, handles
 
 
-def _in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
+def run_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
+    """Return the hidden states that a block makes of ``hidden``, both ``[batch, length, hidden]``."""
+    output = block(hidden, *call.args, **call.kwargs)
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return the block itself, or a copy in ``dtype`` that lives as long as the block is being swept."""
     if all(p.dtype == dtype for p in block.parameters()):
         return block
     return copy.deepcopy(block).to(dtype)
 
 
-def _first_hidden_states(model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
+def first_hidden_states(model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what the first block reads, shape ``[windows, length, hidden]``."""
     states: list[Tensor] = []
 
@@ -150,7 +156,7 @@ def _first_hidden_states(model: Any, decoder: Decoder, input_ids: Tensor, dtype:
     return torch.cat(states)
 
 
-def _block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
+def block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
     """Record the arguments of every block, and make sure that they do not depend on the tokens."""
     first = _record(model, decoder, input_ids[:1])
     other = _record(model, decoder, input_ids[-1:]) if len(input_ids) > 1 else first

@@ -1,0 +1,222 @@
+"""Every group the planner may choose, each with what it loses at every rank (DESIGN 3.4).
+
+Private projections, roles that read one input jointly, the same role in neighbouring blocks, and both together. Shared
+segments grow from pairs: a longer one is only looked at where both of its shorter ones somewhere cost less than what
+they are made of.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from basis_sharing.linalg.truncation import left_product, losses, losses_of_product
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.plan import most_rank
+from basis_sharing.planning.allocation import Floats, Lane, Part
+from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.weighting import Weigher
+
+_MOST_JOINT_ROLES = 4
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A possible group.
+
+    Attributes:
+        members: Its projections, by block and then in their order within a block.
+        losses: Expected loss rise in nats per token at rank 0, 1, ..., the highest useful rank (where it is 0).
+    """
+
+    members: tuple[Projection, ...]
+    losses: Floats
+
+
+@dataclass
+class Candidates:
+    """All candidates of a model, and how they may be combined."""
+
+    groups: list[Candidate] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
+
+
+def find_candidates(
+    model: Any,
+    decoder: Decoder,
+    weigher: Weigher,
+    *,
+    across_roles: bool = True,
+    across_depth: bool = True,
+    progress: ProgressCallback = silent,
+) -> Candidates:
+    """Measure all candidates of a model.
+
+    Args:
+        model: The dense model.
+        decoder: Its structure.
+        weigher: Poses the problem of each group; its losses are in nats per token.
+        across_roles: Whether projections that read one input may share.
+        across_depth: Whether projections of neighbouring blocks may share.
+        progress: Receives one event per block and input, twice where blocks may share.
+
+    Raises:
+        NumericalError: A weight or a statistic contains NaN or infinity.
+    """
+    found = Candidates()
+    lanes = list(_lanes(decoder))
+    done, total = 0, sum(len(lane) for lane in lanes) * (2 if across_depth else 1)
+    for lane in lanes:
+        slots = [_slot(p, decoder) for p in lane[0]]
+        partitions = _partitions(slots) if across_roles else (tuple(frozenset([slot]) for slot in slots),)
+        segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for ps in partitions for part in ps}
+        for position, block in enumerate(lane):
+            for part, candidate in _within_block(model, decoder, weigher, block, list(segments)):
+                segments[part][position, position + 1] = len(found.groups)
+                found.groups.append(candidate)
+            done += 1
+            progress(Progress("measuring candidates", done, total, "inputs"))
+        if across_depth:
+            for position in range(len(lane)):
+                for part in segments:
+                    _grow(model, decoder, weigher, lane, part, position, segments[part], found.groups)
+                done += 1
+                progress(Progress("measuring candidates", done, total, "inputs"))
+        found.lanes.append(Lane(len(lane), partitions, segments))
+    return found
+
+
+def _lanes(decoder: Decoder) -> Iterator[list[list[Projection]]]:
+    """Yield runs of consecutive blocks that have the same projections, in the same shapes, on one input."""
+    inputs = list(dict.fromkeys(p.input for p in decoder.projections))
+    for name in inputs:
+        run: list[list[Projection]] = []
+        for index in range(len(decoder.blocks)):
+            block = [p for p in decoder.projections if p.block == index and p.input == name]
+            if run and _shape(run[-1], decoder) != _shape(block, decoder):
+                yield run
+                run = []
+            if block:
+                run.append(block)
+        if run:
+            yield run
+
+
+def _shape(block: Sequence[Projection], decoder: Decoder) -> list[tuple[str, int, int]]:
+    return [(_slot(p, decoder), p.d_in, p.d_out) for p in block]
+
+
+def _slot(projection: Projection, decoder: Decoder) -> str:
+    """Return the place of a projection inside its block."""
+    return projection.name.removeprefix(f"{decoder.blocks[projection.block]}.")
+
+
+def _partitions(slots: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
+    """Return all ways to divide slots into parts; for many slots only the finest and the coarsest."""
+    finest = tuple(frozenset([slot]) for slot in slots)
+    if len(slots) == 1:
+        return (finest,)
+    if len(slots) > _MOST_JOINT_ROLES:
+        return (finest, (frozenset(slots),))
+    first, *rest = slots
+    found: list[tuple[Part, ...]] = []
+    for size in range(len(slots)):
+        for others in combinations(rest, size):
+            left = [slot for slot in rest if slot not in others]
+            tails = _partitions(left) if left else ((),)
+            found += [(frozenset([first, *others]), *tail) for tail in tails]
+    return tuple(found)
+
+
+def _within_block(
+    model: Any, decoder: Decoder, weigher: Weigher, block: Sequence[Projection], parts: Sequence[Part]
+) -> Iterator[tuple[Part, Candidate]]:
+    """Yield the candidates of one block: products of roles with one weighting are computed once and added up."""
+    problem = dict(zip(block, weigher.problem(model, block), strict=True))
+    products: dict[Projection, Tensor] = {}
+    for part in parts:
+        members = tuple(p for p in block if _slot(p, decoder) in part)
+        alike = all(problem[p].S is problem[members[0]].S for p in members)
+        if alike and sum(p.d_out for p in members) >= members[0].d_in:
+            for p in members:
+                if p not in products:
+                    products[p] = left_product(problem[p])
+            curve = losses_of_product(sum(products[p] for p in members), most_rank(list(members)))
+        else:
+            curve = losses([problem[p] for p in members])
+        yield part, Candidate(members, curve.numpy())
+
+
+def _grow(
+    model: Any,
+    decoder: Decoder,
+    weigher: Weigher,
+    lane: Sequence[Sequence[Projection]],
+    part: Part,
+    stop: int,
+    segments: dict[tuple[int, int], int],
+    groups: list[Candidate],
+) -> None:
+    """Add the segments of a part that end with block ``stop`` and pay, shortest first."""
+    for start in range(stop - 1, -1, -1):
+        pieces = [
+            (segments[start, cut], segments[cut, stop + 1])
+            for cut in (start + 1, stop)
+            if (start, cut) in segments and (cut, stop + 1) in segments
+        ]
+        if len(pieces) < min(2, stop - start):
+            return
+        members = tuple(p for block in lane[start : stop + 1] for p in block if _slot(p, decoder) in part)
+        shared = Candidate(members, losses(weigher.problem(model, members)).numpy())
+        if not all(pays(shared, [groups[index] for index in pair]) for pair in pieces):
+            return
+        segments[start, stop + 1] = len(groups)
+        groups.append(shared)
+
+
+def pays(shared: Candidate, pieces: Sequence[Candidate]) -> bool:
+    """Whether a group somewhere loses less than its pieces at the same number of stored parameters."""
+    costs, lost = stored_and_lost(shared)
+    return bool((lost[:-1] < separate_losses(pieces, costs[:-1])).any())
+
+
+def stored_and_lost(candidate: Candidate) -> tuple[Floats, Floats]:
+    """Return the stored parameters (pivoted) and the losses of a group at ranks 1, 2, ..."""
+    d_in, outputs = candidate.members[0].d_in, sum(p.d_out for p in candidate.members)
+    ranks = np.arange(1.0, len(candidate.losses))
+    return ranks * (d_in + outputs) - ranks**2, candidate.losses[1:]
+
+
+def separate_losses(pieces: Sequence[Candidate], costs: Floats) -> Floats:
+    """Return the least sum of the losses of several groups at given total costs (between ranks: interpolated)."""
+    steps: list[tuple[float, float, float]] = []
+    first_cost, first_loss = 0.0, 0.0
+    for piece in pieces:
+        x, y = stored_and_lost(piece)
+        hull = _lower_hull(x, y)
+        widths, drops = np.diff(x[hull]), np.diff(y[hull])
+        steps += zip(drops / widths, widths, drops, strict=True)
+        first_cost += x[0]
+        first_loss += y[0]
+    steps.sort()
+    x = np.cumsum([first_cost, *(width for _, width, _ in steps)])
+    y = np.cumsum([first_loss, *(drop for _, _, drop in steps)])
+    return np.interp(costs, x, y, left=np.inf)
+
+
+def _lower_hull(x: Floats, y: Floats) -> list[int]:
+    """Return the positions of the lower convex hull of points with ascending x, up to the lowest y."""
+    hull: list[int] = []
+    for i in range(len(x)):
+        while len(hull) > 1:
+            a, b = hull[-2], hull[-1]
+            if (y[b] - y[a]) * (x[i] - x[a]) < (y[i] - y[a]) * (x[b] - x[a]):
+                break
+            hull.pop()
+        hull.append(i)
+    while len(hull) > 1 and y[hull[-1]] >= y[hull[-2]]:
+        hull.pop()
+    return hull
