@@ -19,14 +19,14 @@ from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.factorization.execute import factorize, refit
-from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Decoder
 from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import InputWeighting
+from basis_sharing.presets import Weighting
 from basis_sharing.recipe import Form
+from basis_sharing.weighting import Weigher
 from common import load_setting, machine, read, save
 
 
@@ -102,8 +102,8 @@ def main() -> None:
         if row.dtype not in moments:
             moments[row.dtype] = moments_of(model, decoder, ids, row.dtype)
         compressed = copy.deepcopy(model)
-        whitening = InputWhitening(InputWeighting.SECOND_MOMENT, moments=moments[row.dtype])
-        for outcome in factorize(model, decoder, plan, whitening):
+        weigher = Weigher(Weighting.SECOND_MOMENT, moments=moments[row.dtype])
+        for outcome in factorize(model, decoder, plan, weigher):
             install_factors(compressed, outcome.factors)
         if row.refit:
             refit(compressed, decoder, plan, originals, moments_of(compressed, decoder, ids, row.dtype))

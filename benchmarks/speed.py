@@ -17,13 +17,13 @@ from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.factorization.execute import GroupOutcome, factorize
-from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder
 from basis_sharing.plan import Plan
 from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import InputWeighting
+from basis_sharing.presets import Weighting
+from basis_sharing.weighting import Weigher
 from common import load_setting, machine, save
 
 
@@ -79,8 +79,8 @@ def main() -> None:
         took, _ = seconds(calibrate)
         stores[dtype] = store
         compressed = copy.deepcopy(model)
-        whitening = InputWhitening(InputWeighting.SECOND_MOMENT, moments=store)
-        outcomes = list(factorize(model, decoder, plan, whitening))
+        weigher = Weigher(Weighting.SECOND_MOMENT, moments=store)
+        outcomes = list(factorize(model, decoder, plan, weigher))
         for outcome in outcomes:
             install_factors(compressed, outcome.factors)
         name = str(dtype).removeprefix("torch.")
@@ -99,7 +99,7 @@ def main() -> None:
     for _ in range(3):
 
         def factorize_all() -> list[GroupOutcome]:
-            return list(factorize(model, decoder, plan, InputWhitening(InputWeighting.SECOND_MOMENT, moments=moments)))
+            return list(factorize(model, decoder, plan, Weigher(Weighting.SECOND_MOMENT, moments=moments)))
 
         took, outcomes = seconds(factorize_all)
         ours.append(took)

@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import basis_sharing
 from basis_sharing.factorization.execute import factorize
-from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.modeling_basis_sharing import FORMS, FactorizedLinear
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe
 from basis_sharing.plan import Plan, PlanGroup
-from basis_sharing.presets import InputWeighting
+from basis_sharing.presets import Weighting
 from basis_sharing.result import CompressionResult
+from basis_sharing.weighting import Weigher
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
@@ -142,7 +142,7 @@ def test_full_rank_is_lossless(case: Compressed) -> None:
         for members in case.groups
     )
     plan = Plan(method="svd", ratio=0.5, groups=groups)
-    for outcome in list(factorize(model, decoder, plan, InputWhitening(InputWeighting.NONE))):
+    for outcome in list(factorize(model, decoder, plan, Weigher(Weighting.NONE))):
         install_factors(model, outcome.factors)
     assert sum(isinstance(module, FactorizedLinear) for module in model.modules()) == len(decoder.projections)
     assert torch.allclose(logits(model), expected, atol=1e-4 * expected.abs().max().item())

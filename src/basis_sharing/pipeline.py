@@ -1,27 +1,22 @@
 """The story of one compression, from a model to a smaller one."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import basis_sharing
+from basis_sharing.calibrate import Calibration, calibrated, calibration_text, swept, weighting_of
 from basis_sharing.calibration.corpora import parse_source
-from basis_sharing.calibration.fisher import row_fisher
-from basis_sharing.calibration.moments import MomentStore, Statistics
-from basis_sharing.calibration.sweep import default_dtype, sweep
-from basis_sharing.calibration.windows import EvaluationText, TokenWindows, calibration_windows
+from basis_sharing.calibration.moments import Statistics
+from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
 from basis_sharing.errors import ModelError, RecipeError
-from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
-from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
-from basis_sharing.factorization.weighting import InputWhitening
+from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
+from basis_sharing.factorization.execute import factorize, refit
 from basis_sharing.layers.surgery import declare_compressed, install_factors, projection_parameters
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.models.families import FAMILIES
@@ -37,31 +32,28 @@ from basis_sharing.models.source import (
     resolve,
     stored_bytes,
 )
-from basis_sharing.plan import Plan
+from basis_sharing.plan import Plan, PlannedFor, dense_parameters, structure_of
+from basis_sharing.planning.candidates import find_candidates
+from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import InputWeighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
-from basis_sharing.result import (
-    RESULT_FILE,
-    CalibrationReport,
-    CompressionResult,
-    GroupReport,
-    Perplexity,
-    Sizes,
-)
+from basis_sharing.result import RESULT_FILE, CompressionResult, GroupReport, Perplexity, Sizes
+from basis_sharing.targets import plan_for, plan_for_increase
+from basis_sharing.weighting import Weigher
 
-_MEMORY_SHARE = 0.5
+_TRIAL_WINDOWS = 8
 
 
 def compress(
     model: Any,
-    ratio: float,
+    ratio: float | None = None,
     *,
     output: str | Path | None = None,
     overwrite: bool = False,
     tokenizer: Any = None,
     progress: ProgressCallback = silent,
+    on_plan: Callable[[Plan], None] | None = None,
     **settings: Any,
 ) -> tuple[Any, CompressionResult]:
     """Compress a causal language model.
@@ -69,11 +61,12 @@ def compress(
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory, which is changed in
             place.
-        ratio: Fraction of the parameters to remove from the compressible projections.
+        ratio: Fraction of the parameters to remove from the compressible projections, or None and another target.
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
         tokenizer: The tokenizer of a model given in memory.
         progress: Receives progress events.
+        on_plan: Receives the plan before it is executed.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`, e.g. ``method="svd-llm"``.
 
     Returns:
@@ -84,19 +77,30 @@ def compress(
             :mod:`basis_sharing.errors`.
     """
     recipe = Recipe.create(ratio=ratio, **settings)
-    source = resolve(model) if isinstance(model, (str, Path)) else None
-    if source is not None:
-        refuse_compressed(source)
-    elif tokenizer is None:
-        raise RecipeError("a model given in memory needs its tokenizer: pass tokenizer=...")
-    elif getattr(model.config, "quantization_config", None):
-        raise ModelError("the model given in memory is already compressed or quantized: give the original instead.")
+    source = source_of(model, tokenizer)
     if output is None:
-        return _run(recipe, source, model, tokenizer, None, progress)
+        return _run(recipe, source, model, tokenizer, None, progress, on_plan)
     with reserve(Path(output), overwrite=overwrite, inputs=_input_paths(recipe, source)) as staging:
-        compressed, result = _run(recipe, source, model, tokenizer, staging, progress)
+        compressed, result = _run(recipe, source, model, tokenizer, staging, progress, on_plan)
         publish(staging, Path(output))
     return compressed, result
+
+
+def source_of(model: Any, tokenizer: Any) -> ModelSource | None:
+    """Return where a model comes from, None for one in memory; refuse what cannot be compressed.
+
+    Raises:
+        BasisSharingError: The model is not there, compressed already, or in memory without its tokenizer.
+    """
+    if isinstance(model, (str, Path)):
+        source = resolve(model)
+        refuse_compressed(source)
+        return source
+    if tokenizer is None:
+        raise RecipeError("a model given in memory needs its tokenizer: pass tokenizer=...")
+    if getattr(model.config, "quantization_config", None):
+        raise ModelError("the model given in memory is already compressed or quantized: give the original instead.")
+    return None
 
 
 def _run(
@@ -106,57 +110,59 @@ def _run(
     tokenizer: Any,
     staging: Path | None,
     progress: ProgressCallback,
+    on_plan: Callable[[Plan], None] | None,
 ) -> tuple[Any, CompressionResult]:
     """Compress, and write into ``staging`` if there is one."""
-    if source is not None:
-        progress(Progress("loading", 0, 1, "model"))
-        tokenizer = load_tokenizer(source)
-        model = load_model(source, named_dtype(recipe.dtype))
-        progress(Progress("loading", 1, 1, "model"))
+    given = Plan.read(recipe.plan) if recipe.plan is not None else None
+    if given is not None:
+        recipe = recipe.model_copy(update={"method": given.method, "gradients": given.gradients})
+    model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
     training = model.training
     model.eval()
     decoder = describe(model)
-    shared_roles = _shared_roles(recipe, decoder)
-    plan = uniform_plan(
-        decoder,
-        method=recipe.method,
-        ratio=recipe.exact_ratio,
-        group_size=recipe.group_size or recipe.preset.group_size,
-        shared_roles=shared_roles,
-        form=recipe.form,
-    )
-    plan.check(decoder)
-    removed_fraction = plan.removed_fraction(decoder)
-    progress(Progress(f"planned, {removed_fraction:.2%} less", len(plan.groups), len(plan.groups), "groups"))
-    before = _sizes(model, decoder, stored_bytes(source) if source is not None else None)
-    if staging is not None:
-        removed = int(removed_fraction * before.projection_parameters)
-        check_space(staging, before.bytes_in_memory - removed * model.dtype.itemsize)
+    shared_roles = shared_roles_of(recipe, decoder)
+    plan = given if given is not None or recipe.preset.planned else fixed_plan(recipe, decoder)
+    before = _sizes(model, decoder, None, stored_bytes(source) if source is not None else None)
+    if plan is not None:
+        plan.check(decoder)
+        _check_space(staging, plan, model, decoder, before)
 
     texts = [
         prepare_text(model, tokenizer, text, windows=recipe.evaluation_windows, length=recipe.length)
         for text in recipe.evaluate
     ]
-    calibration = _calibration(recipe, model, tokenizer, progress)
+    calibration = calibration_text(recipe, model, tokenizer, progress)
     notes = list(calibration.windows.notes) if calibration else []
+    notes += _plan_notes(plan, source)
     perplexity_before = _measure(model, texts, "evaluating the original", progress)
 
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
     groups, entries = [], []
-    for outcome in _factorize(recipe, model, decoder, plan, calibration, progress):
-        entries.append(install_factors(model, outcome.factors))
-        if outcome.not_pivoted:
-            notes.append(f"{outcome.factors.members[0]} is stored plainly: {outcome.not_pivoted}.")
-        groups.append(
-            GroupReport(
-                members=outcome.factors.members,
-                rank=outcome.factors.rank,
-                form="plain" if outcome.factors.pivots is None else "pivoted",
-                relative_loss=outcome.relative_loss,
-                ridge=outcome.ridge,
+    with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
+        if plan is None:
+            planner = planner_for(recipe, source, model, decoder, weigher, progress)
+            plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
+            _check_space(staging, plan, model, decoder, before)
+        count = len(plan.groups)
+        progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
+        if on_plan is not None:
+            on_plan(plan)
+        predicts = recipe.preset.planned
+        for outcome in factorize(model, decoder, plan, weigher, progress=progress):
+            entries.append(install_factors(model, outcome.factors))
+            if outcome.not_pivoted:
+                notes.append(f"{outcome.factors.members[0]} is stored plainly: {outcome.not_pivoted}.")
+            groups.append(
+                GroupReport(
+                    members=outcome.factors.members,
+                    rank=outcome.factors.rank,
+                    form="plain" if outcome.factors.pivots is None else "pivoted",
+                    loss=outcome.loss if predicts else None,
+                    relative_loss=outcome.relative_loss,
+                    ridge=outcome.ridge,
+                )
             )
-        )
     notes += [
         f"the second moment of {group.members[0]} is not positive definite; a ridge of {group.ridge:.0e} of its mean "
         "diagonal was added."
@@ -166,23 +172,26 @@ def _run(
     if recipe.refits and calibration is not None:
         notes += _refit(model, decoder, plan, originals, calibration, progress)
     originals.clear()
-    provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": recipe.ratio}
+    provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
     declare_compressed(model, entries, provenance)
 
     perplexity_after = _measure(model, texts, "evaluating the result", progress)
     if staging is not None:
         write_model(staging, model, tokenizer)
-    after = _sizes(model, decoder, weight_file_bytes(staging) if staging is not None else None)
+    executed = plan.model_copy(update={"groups": tuple(group.planned() for group in groups)})
+    after = _sizes(model, decoder, executed, weight_file_bytes(staging) if staging is not None else None)
     result = CompressionResult(
         model=source.given if source is not None else type(model).__name__,
         model_fingerprint=fingerprint(source) if source is not None else None,
         family=decoder.family.name,
         recipe=recipe,
+        method=recipe.method,
         shared_roles=shared_roles,
         calibration=calibration.report() if calibration is not None else None,
         ratio_reached=1 - after.projection_parameters / before.projection_parameters,
         before=before,
         after=after,
+        prediction=plan.prediction,
         groups=tuple(groups),
         perplexity_before=perplexity_before,
         perplexity_after=perplexity_after,
@@ -196,61 +205,97 @@ def _run(
     return model, result
 
 
-@dataclass(frozen=True)
-class _Calibration:
-    windows: TokenWindows
-    dtype: torch.dtype
-
-    def report(self) -> CalibrationReport:
-        count, length = self.windows.input_ids.shape
-        return CalibrationReport(
-            source=self.windows.source,
-            fingerprint=self.windows.fingerprint,
-            windows=count,
-            length=length,
-            dtype=str(self.dtype).removeprefix("torch."),
-        )
+def loaded(
+    recipe: Recipe, source: ModelSource | None, model: Any, tokenizer: Any, progress: ProgressCallback
+) -> tuple[Any, Any]:
+    """Return the model and its tokenizer, loaded if they are not in memory."""
+    if source is None:
+        return model, tokenizer
+    progress(Progress("loading", 0, 1, "model"))
+    tokenizer, model = load_tokenizer(source), load_model(source, named_dtype(recipe.dtype))
+    progress(Progress("loading", 1, 1, "model"))
+    return model, tokenizer
 
 
-def _calibration(recipe: Recipe, model: Any, tokenizer: Any, progress: ProgressCallback) -> _Calibration | None:
-    """Prepare the calibration windows, if the method looks at data at all."""
-    if recipe.preset.weighting == InputWeighting.NONE and not recipe.refits:
-        return None
-    windows = calibration_windows(
-        recipe.calibration,
-        tokenizer=tokenizer,
-        model=model,
-        windows=recipe.windows,
-        length=window_length(model.config, recipe.length),
-        seed=recipe.seed,
-        vocab_size=model.config.get_text_config().vocab_size,
-        progress=progress,
+def fixed_plan(recipe: Recipe, decoder: Decoder, ratio: Fraction | None = None) -> Plan:
+    """Return the plan of a published method: the same rank for every group of a role."""
+    ratio = recipe.exact_ratio if ratio is None else ratio
+    assert ratio is not None
+    return uniform_plan(
+        decoder,
+        method=recipe.method,
+        ratio=ratio,
+        group_size=recipe.group_size or recipe.preset.group_size,
+        shared_roles=shared_roles_of(recipe, decoder),
+        form=recipe.stored_form,
     )
-    return _Calibration(windows, named_dtype(recipe.calibration_dtype) or default_dtype(model.device))
 
 
-def _factorize(
+def planner_for(
     recipe: Recipe,
+    source: ModelSource | None,
     model: Any,
     decoder: Decoder,
-    plan: Plan,
-    calibration: _Calibration | None,
+    weigher: Weigher,
     progress: ProgressCallback,
-) -> Iterator[GroupOutcome]:
-    """Collect the statistics the method weighs with, then yield the factors of one group after the other."""
-    weighting = recipe.preset.weighting
-    if calibration is None or weighting == InputWeighting.NONE:
-        yield from factorize(model, decoder, plan, InputWhitening(weighting), progress=progress)
-        return
-    if weighting == InputWeighting.FISHER:
-        fisher = row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
-        yield from factorize(model, decoder, plan, InputWhitening(weighting, fisher=fisher), progress=progress)
-        return
-    statistics = Statistics(
-        gram=weighting == InputWeighting.SECOND_MOMENT, abs_sum=weighting == InputWeighting.MEAN_ABSOLUTE
+) -> Planner:
+    """Measure all candidates of a model."""
+    candidates = find_candidates(
+        model,
+        decoder,
+        weigher,
+        across_roles=recipe.across_roles,
+        across_depth=recipe.across_depth,
+        progress=progress,
     )
-    with _moments(model, decoder, calibration, statistics, "calibrating", progress) as moments:
-        yield from factorize(model, decoder, plan, InputWhitening(weighting, moments=moments), progress=progress)
+    return Planner(
+        decoder=decoder,
+        candidates=candidates,
+        method=recipe.method,
+        gradients=recipe.gradients,
+        form=recipe.stored_form,
+        rank_multiple=recipe.rank_multiple,
+        planned_for=PlannedFor(
+            model=source.given if source is not None else type(model).__name__,
+            fingerprint=fingerprint(source) if source is not None else None,
+            structure=structure_of(decoder),
+        ),
+    )
+
+
+def target_plan(
+    recipe: Recipe, model: Any, tokenizer: Any, planner: Planner, weigher: Weigher, progress: ProgressCallback
+) -> Plan:
+    """Return the plan that meets the target of a recipe.
+
+    Raises:
+        PlanError: No plan does; says what the best can.
+    """
+    if recipe.max_perplexity_increase is None:
+        return plan_for(recipe, model, planner)
+    text = prepare_text(
+        model,
+        tokenizer,
+        recipe.evaluate[0] if recipe.evaluate else DEFAULT_TEXT,
+        windows=recipe.evaluation_windows or _TRIAL_WINDOWS,
+        length=recipe.length,
+    )
+    return plan_for_increase(recipe.max_perplexity_increase, model, planner, weigher, text, progress)
+
+
+def _plan_notes(plan: Plan | None, source: ModelSource | None) -> list[str]:
+    """Return what has to be said about a plan that was made earlier."""
+    if plan is None or plan.planned_for is None or source is None:
+        return []
+    if plan.planned_for.fingerprint in (None, fingerprint(source)):
+        return []
+    return [f"the plan was made for {plan.planned_for.model}, with other weights: its prediction may not hold here."]
+
+
+def _check_space(staging: Path | None, plan: Plan, model: Any, decoder: Decoder, before: Sizes) -> None:
+    if staging is not None:
+        saved = before.projection_parameters - plan.parameters(decoder)
+        check_space(staging, before.bytes_in_memory - saved * model.dtype.itemsize)
 
 
 def _refit(
@@ -258,45 +303,17 @@ def _refit(
     decoder: Decoder,
     plan: Plan,
     originals: dict[str, torch.Tensor],
-    calibration: _Calibration,
+    calibration: Calibration,
     progress: ProgressCallback,
 ) -> list[str]:
     """Refit all coefficients on the compressed flow; return notes."""
     stage = "calibrating on the compressed model"
-    with _moments(model, decoder, calibration, Statistics(gram=True), stage, progress) as moments:
+    with swept(model, decoder, calibration, Statistics(gram=True), stage, progress) as moments:
         ridges = refit(model, decoder, plan, originals, moments, progress=progress)
     return [
         f"the refit of the coefficients of {owner} was singular; a relative ridge of {ridge:.0e} was added."
         for owner, ridge in ridges.items()
     ]
-
-
-@contextmanager
-def _moments(
-    model: Any,
-    decoder: Decoder,
-    calibration: _Calibration,
-    statistics: Statistics,
-    stage: str,
-    progress: ProgressCallback,
-) -> Iterator[MomentStore]:
-    """Sweep the calibration windows; the moments are kept on disk where memory is too small for them."""
-    widths = {(p.block, p.input): p.d_in for p in decoder.projections}
-    needed = sum(4 * width**2 if statistics.gram else 8 * width for width in widths.values())
-    with tempfile.TemporaryDirectory(prefix="basis-sharing-") as folder:
-        spill = needed > _MEMORY_SHARE * psutil.virtual_memory().available
-        store = MomentStore(Path(folder) if spill else None)
-        for block, moments in sweep(
-            model,
-            decoder,
-            calibration.windows.input_ids,
-            statistics,
-            dtype=calibration.dtype,
-            stage=stage,
-            progress=progress,
-        ):
-            store.put(block, moments)
-        yield store
 
 
 def _measure(
@@ -305,7 +322,7 @@ def _measure(
     return tuple(measure(model, text, stage=stage, progress=progress) for text in texts)
 
 
-def _shared_roles(recipe: Recipe, decoder: Decoder) -> tuple[str, ...]:
+def shared_roles_of(recipe: Recipe, decoder: Decoder) -> tuple[str, ...]:
     """Return the roles that share: as asked, by the named family's table, or by the model's own."""
     present = {p.role for p in decoder.projections}
     if (recipe.group_size or recipe.preset.group_size) == 1:
@@ -322,10 +339,11 @@ def _shared_roles(recipe: Recipe, decoder: Decoder) -> tuple[str, ...]:
     return tuple(role for role in ROLES if role in roles and role in present)
 
 
-def _sizes(model: Any, decoder: Decoder, on_disk: int | None) -> Sizes:
+def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None) -> Sizes:
     return Sizes(
         parameters=parameter_count(model),
         projection_parameters=projection_parameters(model, [p.name for p in decoder.projections]),
+        projection_multiplications=dense_parameters(decoder) if plan is None else plan.multiplications(decoder),
         bytes_in_memory=memory_bytes(model),
         bytes_on_disk=on_disk,
     )

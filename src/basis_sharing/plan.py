@@ -5,24 +5,28 @@ from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.recipe import Form
 
+Rank = TypeVar("Rank", int, NDArray[np.int64])
 
-def stored_parameters(d_in: int, outputs: int, rank: int, form: Form) -> int:
+
+def stored_parameters(d_in: int, outputs: int, rank: Rank, form: Form) -> Rank:
     """Return how many numbers a group stores: k (a + b), less k^2 if it is pivoted (DESIGN 3.3)."""
     return rank * (d_in + outputs) - (rank**2 if form == "pivoted" else 0)
 
 
-def multiplications(d_in: int, d_outs: tuple[int, ...], rank: int, form: Form) -> int:
+def multiplications(d_in: int, d_outs: tuple[int, ...], rank: Rank, form: Form) -> Rank:
     """Return how many multiplications a group needs per token: every member multiplies with the whole basis."""
     stored = d_in - rank if form == "pivoted" else d_in
-    return sum(rank * (stored + d_out) for d_out in d_outs)
+    return rank * (stored * len(d_outs) + sum(d_outs))
 
 
 class _Frozen(BaseModel):

@@ -1,12 +1,13 @@
 """What the user asks for, validated once; command line flags and Python arguments are views of it."""
 
 import difflib
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from basis_sharing.errors import RecipeError
 from basis_sharing.presets import PRESETS, Preset
@@ -14,6 +15,8 @@ from basis_sharing.presets import PRESETS, Preset
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Form = Literal["plain", "pivoted"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)
+TARGETS = ("ratio", "max_parameters", "max_bytes", "max_flops", "max_perplexity_increase", "plan")
+PLANNER_ONLY = (*TARGETS[1:-1], "gradients", "across_roles", "across_depth", "rank_multiple")
 
 
 class Recipe(BaseModel):
@@ -21,14 +24,25 @@ class Recipe(BaseModel):
 
     Attributes:
         ratio: Fraction of the parameters to remove from the compressible projections, between 0 and 1.
+        max_parameters: Instead of ``ratio``: parameters the whole model may have.
+        max_bytes: Instead of ``ratio``: bytes the weights of the whole model may take.
+        max_flops: Instead of ``ratio``: floating point operations per token that projections and head may take.
+        max_perplexity_increase: Instead of ``ratio``: by what fraction the perplexity may rise, e.g. 0.05.
+        plan: Instead of ``ratio``: a plan in a file.
         method: Name of a preset.
+        gradients: Whether the planner weighs errors with loss gradients; without, it measures one number per
+            projection, which needs no backward pass and predicts worse.
+        across_roles: Whether the planner may let projections that read one input share.
+        across_depth: Whether the planner may let projections of neighbouring blocks share.
+        rank_multiple: The planner's ranks are multiples of this.
         calibration: Source of the calibration text.
         windows: Number of calibration windows; fewer are used (and reported) where the text is shorter.
         length: Tokens per window; None: 2048, or the model's limit where that is smaller.
         seed: Seed of everything random.
         group_size: Layers per shared basis; None: the method's own.
         share: Roles that share, or the name of a family whose table is used; None: the model's own family.
-        form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size.
+        form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size;
+            "auto": pivoted where the planner decides, else plain.
         refit: Whether the coefficients are refitted on the compressed flow; "auto": as the method prescribes.
         dtype: Dtype the model is loaded, factorized and stored in; "auto": the checkpoint's own.
         calibration_dtype: Dtype of the calibration forward pass; "auto": bf16 where the hardware is faster in it.
@@ -38,15 +52,24 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ratio: float
-    method: str = "basis-sharing"
+    ratio: float | None = None
+    max_parameters: int | None = Field(default=None, ge=1)
+    max_bytes: int | None = Field(default=None, ge=1)
+    max_flops: int | None = Field(default=None, ge=1)
+    max_perplexity_increase: float | None = Field(default=None, gt=0)
+    plan: Path | None = None
+    method: str = "auto"
+    gradients: bool = True
+    across_roles: bool = True
+    across_depth: bool = True
+    rank_multiple: int = Field(default=1, ge=1)
     calibration: str = "python-docs"
     windows: int = Field(default=256, ge=1)
     length: int | None = Field(default=None, ge=2)
     seed: int = Field(default=2023, ge=0)
     group_size: int | None = Field(default=None, ge=1)
     share: tuple[str, ...] | None = None
-    form: Form = "plain"
+    form: Literal["auto", "plain", "pivoted"] = "auto"
     refit: Literal["auto", "always", "never"] = "auto"
     dtype: DtypeName = "auto"
     calibration_dtype: DtypeName = "auto"
@@ -55,7 +78,9 @@ class Recipe(BaseModel):
 
     @field_validator("ratio", mode="before")
     @classmethod
-    def _ratio_between_zero_and_one(cls, value: object) -> float:
+    def _ratio_between_zero_and_one(cls, value: object) -> float | None:
+        if value is None:
+            return None
         try:
             ratio = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):
@@ -67,6 +92,49 @@ class Recipe(BaseModel):
                 f"ratio {ratio:g} is out of range: give the fraction of parameters to remove, above 0 and below 1."
             )
         return ratio
+
+    @field_validator("max_parameters", "max_bytes", "max_flops", mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"([0-9.]+) *([kKMGT]?)(i?)B?", value.strip())
+        if found is None:
+            raise ValueError(f"{value!r} is not an amount: write a number such as 90000000, 90M, 1.5G or 512MiB.")
+        power = " kMGT".index(found[2].replace("K", "k") or " ")
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+    @field_validator("max_perplexity_increase", mode="before")
+    @classmethod
+    def _fraction(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                return float(value.strip()[:-1]) / 100
+            except ValueError:
+                raise ValueError(f"{value!r} is not a percentage: write e.g. 5%.") from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are both given: choose one target.")
+        if not given:
+            raise ValueError(
+                "the target is missing: give the ratio of parameters to remove, e.g. --ratio 0.2, or one of "
+                f"{', '.join(_flag(name) for name in TARGETS[1:])}."
+            )
+        mine = {name: getattr(self, name) for name in PLANNER_ONLY}
+        others = {name: getattr(self, name) for name in ("group_size", "share")}
+        if self.preset.planned:
+            wrong = next((name for name, value in others.items() if value is not None), None)
+        else:
+            fields = type(self).model_fields
+            wrong = next((name for name, value in mine.items() if value != fields[name].default), None)
+        if wrong is not None:
+            other = "method basis-sharing" if self.preset.planned else "method auto"
+            raise ValueError(f"{_flag(wrong)} has no meaning for method {self.method}: leave it out, or use {other}.")
+        return self
 
     @field_validator("method")
     @classmethod
@@ -129,17 +197,29 @@ class Recipe(BaseModel):
         return PRESETS[self.method]
 
     @property
-    def exact_ratio(self) -> Fraction:
+    def exact_ratio(self) -> Fraction | None:
         """The ratio as the decimal number the user wrote, so that ranks do not depend on binary rounding."""
-        return Fraction(str(self.ratio))
+        return None if self.ratio is None else Fraction(str(self.ratio))
+
+    @property
+    def stored_form(self) -> Form:
+        """How factors are stored where the method's own choice is asked for."""
+        if self.form == "auto":
+            return "pivoted" if self.preset.planned else "plain"
+        return self.form
 
     @property
     def refits(self) -> bool:
         """Whether the coefficients will be refitted."""
-        threshold = self.preset.refit_from
-        return self.refit == "always" or (
-            self.refit == "auto" and threshold is not None and self.exact_ratio >= threshold
-        )
+        threshold, ratio = self.preset.refit_from, self.exact_ratio
+        prescribed = threshold is not None and ratio is not None and ratio >= threshold
+        return self.refit == "always" or (self.refit == "auto" and prescribed)
+
+
+def _flag(setting: str) -> str:
+    """Return how a setting is named on the command line."""
+    names = {"gradients": "no-gradients", "across_roles": "no-joint-roles", "across_depth": "no-sharing"}
+    return "--" + names.get(setting, setting.replace("_", "-"))
 
 
 def _nearest(name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from basis_sharing.errors import CheckpointError
+from basis_sharing.plan import PlanGroup, Prediction
 from basis_sharing.recipe import Form, Recipe
 
 RESULT_FILE = "basis_sharing.json"
@@ -21,12 +22,14 @@ class Sizes(_Frozen):
     Attributes:
         parameters: Parameters of the whole model, shared ones counted once.
         projection_parameters: Parameters of the weights of the compressible projections (biases not counted).
+        projection_multiplications: Multiplications they need per token.
         bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once.
         bytes_on_disk: Bytes of the weight files; None for a model that is not on disk.
     """
 
     parameters: int
     projection_parameters: int
+    projection_multiplications: int
     bytes_in_memory: int
     bytes_on_disk: int | None
 
@@ -39,6 +42,7 @@ class Perplexity(_Frozen):
         fingerprint: Fingerprint of the token windows.
         perplexity: exp of the mean negative log-likelihood per token.
         nats_per_token: That mean.
+        window_nats: The mean of each window.
         bits_per_byte: The same per byte of text, comparable across tokenizers; None for a file of token windows.
         windows: Number of windows.
         length: Tokens per window.
@@ -52,6 +56,7 @@ class Perplexity(_Frozen):
     fingerprint: str
     perplexity: float
     nats_per_token: float
+    window_nats: tuple[float, ...] = ()
     bits_per_byte: float | None
     windows: int
     length: int
@@ -68,6 +73,7 @@ class GroupReport(_Frozen):
         members: Module paths of the projections, the owner of the basis first.
         rank: Number of basis vectors.
         form: How the factors are stored.
+        loss: Expected loss rise in nats per token; None where the method does not predict it.
         relative_loss: Share of the weighted energy of the group that is lost.
         ridge: Relative ridge its second moment needed, 0 for none.
     """
@@ -75,8 +81,13 @@ class GroupReport(_Frozen):
     members: tuple[str, ...]
     rank: int
     form: Form
+    loss: float | None
     relative_loss: float
     ridge: float
+
+    def planned(self) -> PlanGroup:
+        """Return the group as a plan says it."""
+        return PlanGroup(members=self.members, rank=self.rank, form=self.form, loss=self.loss)
 
 
 class CalibrationReport(_Frozen):
@@ -111,6 +122,8 @@ class CompressionResult(_Frozen):
         ratio_reached: Fraction of parameters removed from the compressible projections.
         before: Sizes of the original.
         after: Sizes of the result.
+        method: The method that was used: the recipe's, or that of the plan it names.
+        prediction: What the plan was expected to cost; None where the method does not predict it.
         groups: The executed plan.
         perplexity_before: Perplexity of the original on the requested texts.
         perplexity_after: Perplexity of the result on the same windows.
@@ -128,6 +141,8 @@ class CompressionResult(_Frozen):
     ratio_reached: float
     before: Sizes
     after: Sizes
+    method: str
+    prediction: Prediction | None
     groups: tuple[GroupReport, ...]
     perplexity_before: tuple[Perplexity, ...]
     perplexity_after: tuple[Perplexity, ...]

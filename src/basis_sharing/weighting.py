@@ -26,6 +26,7 @@ from basis_sharing.presets import Weighting
 INPUT_SHRINKAGE = 0.01
 GRADIENT_SHRINKAGE = 0.1
 
+_REMEMBERED = 8
 _Key = tuple[tuple[int, str], ...]
 
 
@@ -38,7 +39,7 @@ class Weigher:
 
     Attributes:
         weighting: What errors are weighted with.
-        moments: Moments of the inputs, or of the projections for ``loss``.
+        moments: Moments of the inputs, for ``loss`` also those of the projections' gradients.
         fisher: Fisher information of the input features per projection, for ``fisher``.
         sensitivity: Nats per token that a unit of output error costs, per projection, for ``sensitivity``.
     """
@@ -55,7 +56,7 @@ class Weigher:
         Raises:
             NumericalError: The statistics contain NaN or infinity.
         """
-        matrices = [weight(model, projection).double().cpu() for projection in members]
+        matrices = [weight(model, projection).detach().double().cpu() for projection in members]
         if self.weighting == Weighting.LOSS:
             return [self._two_sided(W, p) for W, p in zip(matrices, members, strict=True)]
         if self.weighting == Weighting.SENSITIVITY:
@@ -67,21 +68,62 @@ class Weigher:
         """Weigh with the second moments of inputs and gradients: 1/2 tr(E^T G E H) nats per token."""
         assert self.moments is not None
         moments = self.moments.get(projection.block, projection.name)
-        assert moments.gram is not None and moments.gradient is not None
-        H = moments.gradient.double() / (2 * moments.tokens)
-        S = self._whitening((projection.block, projection.name), moments.gram / moments.gradient.trace())
-        return Weighted(W, S, shrink(H, GRADIENT_SHRINKAGE))
+        assert moments.gradient is not None
+        H = shrink(moments.gradient.double() / (2 * moments.tokens), GRADIENT_SHRINKAGE)
+        return Weighted(W, self._own(projection), H)
 
     def _scaled(self, W: Tensor, projection: Projection) -> Weighted:
-        """Weigh with the second moment of inputs, and a number for what an error of the output costs."""
-        assert self.moments is not None and self.sensitivity is not None
-        moments = self.moments.get(projection.block, projection.input)
-        assert moments.gram is not None
-        S = self._whitening((projection.block, projection.input), moments.gram / moments.tokens)
-        return Weighted(W, S, self.sensitivity[projection.name] * torch.eye(projection.d_out, dtype=torch.float64))
+        """Weigh with the second moment of inputs, and a number for what a unit of error of the output costs."""
+        assert self.sensitivity is not None
+        scale = self.sensitivity[projection.name]
+        return Weighted(W, self._own(projection), scale * torch.eye(projection.d_out, dtype=torch.float64))
 
-    def _whitening(self, key: tuple[int, str], G: Tensor) -> Whitening:
+    def _own(self, projection: Projection) -> Whitening:
         """Return the whitening of one input; projections that read it get the same object."""
-        if (key,) not in self._remembered:
-            self._remember((key,), cholesky_whitening(shrink(G.double(), INPUT_SHRINKAGE)))
-        return self._remembered[(key,)]
+        key = ((projection.block, projection.input),)
+        if key not in self._remembered:
+            assert self.moments is not None
+            moments = self.moments.get(*key[0])
+            assert moments.gram is not None
+            G = moments.gram.double() / moments.tokens
+            self._remember(key, cholesky_whitening(shrink(G, INPUT_SHRINKAGE)))
+        return self._remembered[key]
+
+    def _summed(self, members: Sequence[Projection]) -> Whitening:
+        """Return the whitening of the published methods: from statistics summed over the group."""
+        if self.weighting == Weighting.NONE:
+            return IdentityWhitening()
+        if self.weighting == Weighting.FISHER:
+            assert self.fisher is not None
+            return diagonal_whitening(torch.stack([self.fisher[p.name] for p in members]).sum(0).sqrt())
+        key = tuple((p.block, p.input) for p in members)
+        if key not in self._remembered:
+            self._remember(key, self._from_moments(key))
+        return self._remembered[key]
+
+    def _from_moments(self, key: _Key) -> Whitening:
+        assert self.moments is not None
+        total = self.moments.total(key)
+        if self.weighting == Weighting.SECOND_MOMENT:
+            assert total.gram is not None
+            return cholesky_whitening(total.gram)
+        assert total.abs_sum is not None
+        return diagonal_whitening((total.abs_sum / total.tokens).sqrt())
+
+    def _remember(self, key: _Key, S: Whitening) -> None:
+        """Keep the last few: groups that read one input come one after another."""
+        while len(self._remembered) >= _REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[key] = S
+
+
+def shrink(M: Tensor, share: float) -> Tensor:
+    """Return M moved towards its mean diagonal: (1 - share) M + share mean(diag M) I."""
+    shrunk = (1 - share) * M
+    shrunk.diagonal().add_(share * M.diagonal().mean())
+    return shrunk
+
+
+def ridge_of(whitening: Whitening) -> float:
+    """Return the relative ridge a whitening needed, 0 for none."""
+    return whitening.ridge if isinstance(whitening, CholeskyWhitening) else 0.0

@@ -7,8 +7,8 @@ import torch
 
 from basis_sharing.calibration.fisher import row_fisher
 from basis_sharing.calibration.moments import (
-    Moments,
     MomentAccumulator,
+    Moments,
     MomentStore,
     Statistics,
     add_product_fp32,

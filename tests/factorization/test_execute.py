@@ -9,14 +9,14 @@ import torch
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
 from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
-from basis_sharing.factorization.weighting import InputWhitening
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.plan import Plan, PlanGroup
 from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import InputWeighting
+from basis_sharing.presets import Weighting
+from basis_sharing.weighting import Weigher
 from pico import PICO
 
 IDS = torch.randint(0, 256, (6, 64), generator=torch.Generator().manual_seed(0))
@@ -43,8 +43,8 @@ def setup(name: str, ratio: str = "0.3", group_size: int = 2, form: Any = "plain
     return model, decoder, plan
 
 
-def run(model: Any, decoder: Any, plan: Plan, weighting: InputWeighting, store: MomentStore) -> list[GroupOutcome]:
-    return list(factorize(model, decoder, plan, InputWhitening(weighting, moments=store)))
+def run(model: Any, decoder: Any, plan: Plan, weighting: Weighting, store: MomentStore) -> list[GroupOutcome]:
+    return list(factorize(model, decoder, plan, Weigher(weighting, moments=store)))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -53,7 +53,7 @@ def test_factors_equal_the_authors_recipe(name: str) -> None:
     model, decoder, plan = setup(name)
     store = moments_of(model, decoder)
     known = {p.name: p for p in decoder.projections}
-    for outcome, group in zip(run(model, decoder, plan, InputWeighting.SECOND_MOMENT, store), plan.groups, strict=True):
+    for outcome, group in zip(run(model, decoder, plan, Weighting.SECOND_MOMENT, store), plan.groups, strict=True):
         members = [known[n] for n in group.members]
         G = torch.stack([store.get(p.block, p.input).gram for p in members]).sum(0).double()
         S = torch.linalg.cholesky(G).T
@@ -79,12 +79,12 @@ def output_error(dense: Any, other: Any) -> float:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_better_weightings_lose_less(name: str) -> None:
     errors = {}
-    for weighting in (InputWeighting.NONE, InputWeighting.SECOND_MOMENT):
+    for weighting in (Weighting.NONE, Weighting.SECOND_MOMENT):
         model, decoder, plan = setup(name, group_size=1)
         for outcome in run(model, decoder, plan, weighting, moments_of(model, decoder)):
             install_factors(model, outcome.factors)
         errors[weighting] = output_error(PICO[name](), model)
-    assert errors[InputWeighting.SECOND_MOMENT] < errors[InputWeighting.NONE]
+    assert errors[Weighting.SECOND_MOMENT] < errors[Weighting.NONE]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -92,7 +92,7 @@ def test_pivoted_factors_have_a_higher_rank_and_lose_less_in_the_same_size(name:
     losses = {}
     for form in ("plain", "pivoted"):
         model, decoder, plan = setup(name, form=form)
-        outcomes = run(model, decoder, plan, InputWeighting.SECOND_MOMENT, moments_of(model, decoder))
+        outcomes = run(model, decoder, plan, Weighting.SECOND_MOMENT, moments_of(model, decoder))
         losses[form] = [outcome.relative_loss for outcome in outcomes]
         for outcome in outcomes:
             assert (outcome.factors.pivots is not None) == (form == "pivoted")
@@ -104,7 +104,7 @@ def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size() -> 
     model, decoder, _ = setup("llama")
     name = "model.layers.0.self_attn.k_proj"  # 64 x 32: a rank above 32 leaves columns of the basis empty
     plan = Plan(method="x", ratio=0.3, groups=(PlanGroup(members=(name,), rank=40, form="pivoted"),))
-    (outcome,) = run(model, decoder, plan, InputWeighting.NONE, MomentStore())
+    (outcome,) = run(model, decoder, plan, Weighting.NONE, MomentStore())
     assert outcome.not_pivoted == "its basis has dependent columns"
     assert outcome.factors.pivots is None
     assert outcome.factors.rank == (40 * (64 + 32) - 40**2) // (64 + 32)
@@ -122,9 +122,9 @@ def test_badly_pivoted_factors_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     model, decoder, plan = setup("llama", form="pivoted")
     model.to(torch.bfloat16)
-    assert {outcome.not_pivoted for outcome in run(model, decoder, plan, InputWeighting.NONE, MomentStore())} == {None}
+    assert {outcome.not_pivoted for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore())} == {None}
     monkeypatch.setattr("basis_sharing.factorization.execute.pivot", first_rows)
-    outcomes = run(model, decoder, plan, InputWeighting.NONE, MomentStore())
+    outcomes = run(model, decoder, plan, Weighting.NONE, MomentStore())
     assert {outcome.not_pivoted for outcome in outcomes} == {
         "rounding to bfloat16 costs it more than the higher rank gains"
     }
@@ -136,7 +136,7 @@ def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:
     store = moments_of(model, decoder)
     projection = decoder.projections[0]
     moments = store.get(projection.block, projection.input)
-    S = InputWhitening(InputWeighting.MEAN_ABSOLUTE, moments=store).of([projection])
+    S = Weigher(Weighting.MEAN_ABSOLUTE, moments=store).of([projection])
     assert moments.abs_sum is not None
     assert torch.allclose(S.apply(torch.eye(64).double()).diagonal(), (moments.abs_sum / moments.tokens).sqrt())
 
@@ -144,7 +144,7 @@ def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:
 def test_refit_minimises_the_error_on_the_compressed_flow() -> None:
     model, decoder, plan = setup("llama", ratio="0.5")
     originals = {p.name: weight(model, p).clone() for p in decoder.projections}
-    for outcome in run(model, decoder, plan, InputWeighting.SECOND_MOMENT, moments_of(model, decoder)):
+    for outcome in run(model, decoder, plan, Weighting.SECOND_MOMENT, moments_of(model, decoder)):
         install_factors(model, outcome.factors)
     store = moments_of(model, decoder)
     known = {p.name: p for p in decoder.projections}
@@ -176,7 +176,7 @@ def test_refit_minimises_the_error_on_the_compressed_flow() -> None:
 def test_refit_reports_singular_groups() -> None:
     model, decoder, plan = setup("llama", ratio="0.3")
     originals = {p.name: weight(model, p).clone() for p in decoder.projections}
-    for outcome in run(model, decoder, plan, InputWeighting.NONE, MomentStore()):
+    for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore()):
         install_factors(model, outcome.factors)
     store = MomentStore()
     for block, moments in sweep(model, decoder, IDS[:1, :8], Statistics(gram=True), dtype=torch.float32):

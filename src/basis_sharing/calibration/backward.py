@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
-from basis_sharing.calibration.sweep import block_calls, first_hidden_states, in_dtype, run_block
+from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, in_dtype, run_block
 from basis_sharing.errors import CorpusError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -34,9 +34,7 @@ def backward_sweep(
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Yield the second moments of inputs and of loss gradients of each block, in reverse depth order.
 
-    The loss is the sum of the next-token negative log-likelihoods of a window. Each token's input counts with the
-    squared length of its gradient, so that tokens the loss does not depend on (attention sinks with huge activations)
-    do not count.
+    The loss is the sum of the next-token negative log-likelihoods of a window.
 
     Args:
         model: Causal language model; it is not changed.
@@ -46,7 +44,8 @@ def backward_sweep(
         progress: Receives one event per block and window, in either direction.
 
     Yields:
-        Block index, and the moments of each projection of that block by name.
+        Block index, and the moments of that block: ``gram`` by name of the input, ``gradient`` by name of the
+        projection.
 
     Raises:
         NumericalError: A gradient is NaN or infinite; names the projection.
@@ -92,57 +91,58 @@ def backward_sweep(
 
 
 class _Watch:
-    """Adds up the moments of the projections of one block while it is run backwards.
+    """Adds up the moments of one block while it is run backwards.
 
     As a context it attaches itself to the block; the moments are those of all runs together.
     """
 
     def __init__(self, block: nn.Module, path: str, projections: list[Projection]) -> None:
-        self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
         device = next(block.parameters()).device
-        self._accumulators = {
-            p.name: (
-                MomentAccumulator(p.d_in, Statistics(gram=True), device),
-                MomentAccumulator(p.d_out, Statistics(gram=True), device),
-            )
-            for p in projections
+        self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
+        self._readers = {p.input: p for p in reversed(projections)}
+        self._inputs = {
+            name: MomentAccumulator(p.d_in, Statistics(gram=True), device) for name, p in self._readers.items()
         }
+        self._outputs = {p.name: MomentAccumulator(p.d_out, Statistics(gram=True), device) for p in projections}
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        self._handles = [
-            module.register_forward_hook(self._hook(name)) for name, module in self._modules.items()
-        ]
+        self._handles = [module.register_forward_hook(self._watch_output(n)) for n, module in self._modules.items()]
+        for name, projection in self._readers.items():
+            module = self._modules[projection.name]
+            self._handles.append(module.register_forward_pre_hook(self._watch_input(name)))
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, name: str) -> Any:
-        inputs, outputs = self._accumulators[name]
+    def _watch_input(self, name: str) -> Any:
+        def forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._inputs[name].add(args[0].detach().flatten(0, -2))
 
-        def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach().flatten(0, -2)
+        return forward
 
-            def backward(gradient: Tensor) -> None:
-                g = gradient.detach().flatten(0, -2)
-                inputs.add(x * g.float().norm(dim=1, keepdim=True).to(x.dtype))
-                if not outputs.add(g):
-                    raise NumericalError(
-                        f"the gradient of {name} contains NaN or infinity: calibrate in float32 "
-                        "(--calibration-dtype float32)."
-                    )
+    def _watch_output(self, name: str) -> Any:
+        def backward(gradient: Tensor) -> None:
+            if not self._outputs[name].add(gradient.detach().flatten(0, -2)):
+                raise NumericalError(
+                    f"the gradient of {name} contains NaN or infinity: calibrate in float32 "
+                    "(--calibration-dtype float32)."
+                )
 
+        def forward(_: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
             output.register_hook(backward)
 
         return forward
 
     def finish(self, tokens: int) -> dict[str, Moments]:
-        """Return the moments per projection; sums are over the projection's tokens, counts over the text's."""
-        return {
-            name: Moments(tokens=tokens, gram=inputs.finish().gram, gradient=outputs.finish().gram)
-            for name, (inputs, outputs) in self._accumulators.items()
+        """Return the moments; the sums of gradients are over the projection's tokens, their count is the text's."""
+        inputs = {name: accumulator.finish() for name, accumulator in self._inputs.items()}
+        outputs = {
+            name: Moments(tokens=tokens, gradient=accumulator.finish().gram)
+            for name, accumulator in self._outputs.items()
         }
+        return {**inputs, **outputs}
 
 
 def _tape(blocks: int, hidden: Tensor, folder: Path) -> Tensor:
@@ -157,9 +157,9 @@ def _tape(blocks: int, hidden: Tensor, folder: Path) -> Tensor:
             f"the gradients need {needed / 2**30:.0f} GiB for block inputs, more than memory or {folder.parent} has: "
             "use fewer windows (--windows), or --no-gradients."
         )
-    return torch.from_file(
-        str(folder / "tape"), shared=True, size=blocks * hidden.numel(), dtype=hidden.dtype
-    ).view(shape)
+    return torch.from_file(str(folder / "tape"), shared=True, size=blocks * hidden.numel(), dtype=hidden.dtype).view(
+        shape
+    )
 
 
 def _head_gradients(
@@ -167,37 +167,19 @@ def _head_gradients(
 ) -> Tensor:
     """Return the gradient of the loss by what the last block hands on, the shape of ``hidden``.
 
-    The model runs with blocks that pass their input on, so that norms, heads and soft caps of any architecture are
-    its own; a few hundred positions at a time, because logits are wide.
+    A few hundred positions at a time, because logits are wide.
     """
-    dtype = model.dtype
     gradient = torch.zeros_like(hidden)
-    given: list[Tensor] = []
-
-    def first(*args: Any, **kwargs: Any) -> Any:
-        return given[0]
-
-    def other(*args: Any, **kwargs: Any) -> Any:
-        return args[0] if args else kwargs["hidden_states"]
-
-    blocks = [model.get_submodule(path) for path in decoder.blocks]
-    for block in blocks:
-        block.forward = first if block is blocks[0] else other
     length = input_ids.shape[1]
-    try:
-        with torch.enable_grad():
-            for window in range(len(hidden)):
-                for start in range(0, length - 1, _POSITIONS):
-                    stop = min(start + _POSITIONS, length - 1)
-                    x = hidden[window : window + 1, start:stop].to(dtype).requires_grad_(True)
-                    given[:] = [x]
-                    logits = model(input_ids=input_ids[window : window + 1, start:stop], use_cache=False).logits[0]
-                    targets = input_ids[window, start + 1 : stop + 1]
-                    nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
-                    assert x.grad is not None
-                    gradient[window, start:stop] = x.grad[0]
-                progress(Progress("measuring the loss", window + 1, len(hidden), "windows"))
-    finally:
-        for block in blocks:
-            del block.forward
+    with head_only(model, decoder) as head, torch.enable_grad():
+        for window in range(len(hidden)):
+            for start in range(0, length - 1, _POSITIONS):
+                stop = min(start + _POSITIONS, length - 1)
+                x = hidden[window : window + 1, start:stop].to(model.dtype).requires_grad_(True)
+                logits = head(x, input_ids[window : window + 1, start:stop])[0]
+                targets = input_ids[window, start + 1 : stop + 1]
+                nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
+                assert x.grad is not None
+                gradient[window, start:stop] = x.grad[0]
+            progress(Progress("measuring the loss", window + 1, len(hidden), "windows"))
     return gradient

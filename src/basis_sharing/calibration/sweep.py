@@ -6,7 +6,8 @@ statistics and one copy of the hidden states exist at a time.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.calibration.moments import Moments, MomentAccumulator, Statistics
+from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -191,6 +192,35 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
         for block in blocks:
             del block.forward
     return calls
+
+
+@contextmanager
+def head_only(model: Any, decoder: Decoder) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """Yield a function from what the last block hands on, and the token ids, to logits.
+
+    The model runs with blocks that pass their input on, so that norms, heads and soft caps are its own.
+    """
+    given: list[Tensor] = []
+
+    def first(*_args: Any, **_kwargs: Any) -> Tensor:
+        return given[0]
+
+    def other(*args: Any, **kwargs: Any) -> Any:
+        return _split_call(args, kwargs)[0]
+
+    def head(hidden: Tensor, input_ids: Tensor) -> Tensor:
+        given[:] = [hidden]
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+    blocks = [model.get_submodule(path) for path in decoder.blocks]
+    for block in blocks:
+        block.forward = first if block is blocks[0] else other
+    try:
+        yield head
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:

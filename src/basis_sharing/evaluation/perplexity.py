@@ -109,7 +109,7 @@ def measure(
     Raises:
         NumericalError: The model computes NaN or infinity.
     """
-    total, tokens = 0.0, 0
+    total, tokens, window_nats = 0.0, 0, []
     for done, window in enumerate(text.input_ids, start=1):
         ids = window[None].to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
@@ -118,6 +118,7 @@ def measure(
             for part, target in zip(logits.split(512), ids[0, 1:].split(512), strict=True)
         ]
         total += sum(losses)
+        window_nats.append(sum(losses) / len(logits))
         tokens += len(logits)
         if not math.isfinite(total):
             raise NumericalError(
@@ -132,6 +133,7 @@ def measure(
         fingerprint=text.fingerprint,
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         nats_per_token=mean,
+        window_nats=tuple(window_nats),
         bits_per_byte=None if bytes_per_token is None else mean / math.log(2) / bytes_per_token,
         windows=len(text.input_ids),
         length=text.input_ids.shape[1],

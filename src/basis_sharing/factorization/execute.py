@@ -1,6 +1,6 @@
 """Carry out a plan: bases and coefficients for every group, and the later refit of the coefficients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +9,15 @@ from torch import Tensor
 
 from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.errors import NumericalError
-from basis_sharing.factorization.weighting import InputWhitening, ridge_of
 from basis_sharing.layers.surgery import GroupFactors, basis_of, set_coefficients
 from basis_sharing.linalg.least_squares import refit_coefficients
-from basis_sharing.linalg.pivoting import Pivoting, pivot
-from basis_sharing.linalg.truncation import Truncation, truncate
-from basis_sharing.linalg.whitening import Whitening
+from basis_sharing.linalg.pivoting import pivot
+from basis_sharing.linalg.truncation import Truncation, Weighted, truncate
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.plan import Plan, stored_parameters
+from basis_sharing.plan import Plan, PlanGroup, stored_parameters
 from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.weighting import Weigher, ridge_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,14 @@ class GroupOutcome:
 
     Attributes:
         factors: Basis and coefficients in fp64.
-        relative_loss: Share of the weighted energy ||S W||^2 that is lost.
+        loss: What is lost in the unit of the weighting (nats per token for the planner's).
+        relative_loss: That, as a share of what would be lost if nothing were kept.
         ridge: Relative ridge the second moment needed, 0 for none.
         not_pivoted: Why a group that should be pivoted is not; None where all is as planned.
     """
 
     factors: GroupFactors
+    loss: float
     relative_loss: float
     ridge: float
     not_pivoted: str | None = None
@@ -42,7 +43,7 @@ def factorize(
     model: Any,
     decoder: Decoder,
     plan: Plan,
-    whitening: InputWhitening,
+    weigher: Weigher,
     *,
     progress: ProgressCallback = silent,
 ) -> Iterator[GroupOutcome]:
@@ -54,55 +55,48 @@ def factorize(
     known = {projection.name: projection for projection in decoder.projections}
     for done, group in enumerate(plan.groups, start=1):
         members = [known[name] for name in group.members]
-        W = torch.cat([weight(model, projection).double() for projection in members], dim=1).cpu()
-        S = whitening.of(members)
-        found, pivoting, not_pivoted = truncate(W, S, group.rank), None, None
+        problem = weigher.problem(model, members)
+        found = truncate(problem)
+        factors, not_pivoted = _plain(group.members, found, group.rank), None
         if group.form == "pivoted":
-            plain = found.leading(_plain_rank(W, group.rank))
-            pivoting, not_pivoted = _pivot(W, S, found, plain, weight(model, members[0]).dtype)
-            if pivoting is None:
-                found = plain
-        C = found.coefficients if pivoting is None else pivoting.transform @ found.coefficients
+            factors, not_pivoted = _pivot(group, problem, found, weight(model, members[0]).dtype)
+        lost = found.losses[factors.rank].item()
         yield GroupOutcome(
-            factors=GroupFactors(
-                members=group.members,
-                basis=found.basis if pivoting is None else pivoting.stored,
-                coefficients=tuple(C.split([p.d_out for p in members], dim=1)),
-                pivots=None if pivoting is None else pivoting.pivots,
-            ),
-            relative_loss=found.lost / found.total if found.total > 0 else 0.0,
-            ridge=ridge_of(S),
+            factors=factors,
+            loss=lost,
+            relative_loss=lost / found.total if found.total > 0 else 0.0,
+            ridge=max(ridge_of(member.S) for member in problem),
             not_pivoted=not_pivoted,
         )
         progress(Progress("factorizing", done, len(plan.groups), "groups"))
 
 
+def _plain(members: tuple[str, ...], found: Truncation, rank: int) -> GroupFactors:
+    return GroupFactors(members, found.basis[:, :rank], found.coefficients(rank))
+
+
 def _pivot(
-    W: Tensor, S: Whitening, found: Truncation, plain: Truncation, dtype: torch.dtype
-) -> tuple[Pivoting | None, str | None]:
-    """Pivot the factors ``found``, unless ``plain`` ones of that size are better once both are stored in ``dtype``.
-
-    Returns:
-        The pivoting, or None and the reason in words.
-    """
+    group: PlanGroup, problem: Sequence[Weighted], found: Truncation, dtype: torch.dtype
+) -> tuple[GroupFactors, str | None]:
+    """Return pivoted factors, or plain ones of the same size where those are better as stored, and the reason."""
+    d_in, outputs = len(found.basis), sum(member.W.shape[1] for member in problem)
+    plain_rank = max(1, stored_parameters(d_in, outputs, group.rank, "pivoted") // (d_in + outputs))
+    plain = _plain(group.members, found, plain_rank)
     try:
-        pivoting = pivot(found.basis)
+        pivoting = pivot(found.basis[:, : group.rank])
     except NumericalError:
-        return None, "its basis has dependent columns"
+        return plain, "its basis has dependent columns"
 
-    def stored_error(B: Tensor, C: Tensor) -> float:
-        return S.apply(W - B.to(dtype).double() @ C.to(dtype).double()).square().sum().item()
+    def stored_error(basis: Tensor, coefficients: Sequence[Tensor]) -> float:
+        B = basis.to(dtype).double()
+        return sum(
+            member.loss(member.W - B @ C.to(dtype).double()) for member, C in zip(problem, coefficients, strict=True)
+        )
 
-    pivoted_error = stored_error(pivoting.basis(), pivoting.transform @ found.coefficients)
-    if pivoted_error > stored_error(plain.basis, plain.coefficients):
-        return None, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
-    return pivoting, None
-
-
-def _plain_rank(W: Tensor, rank: int) -> int:
-    """Return the rank at which plain factors are as large as pivoted ones of ``rank``."""
-    d_in, outputs = W.shape
-    return max(1, stored_parameters(d_in, outputs, rank, "pivoted") // (d_in + outputs))
+    coefficients = tuple(pivoting.transform @ C for C in found.coefficients(group.rank))
+    if stored_error(pivoting.basis(), coefficients) > stored_error(plain.basis, plain.coefficients):
+        return plain, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
+    return GroupFactors(group.members, pivoting.stored, coefficients, pivoting.pivots), None
 
 
 def refit(

@@ -33,6 +33,13 @@ class GroupFactors:
         """Number of basis vectors."""
         return self.basis.shape[1]
 
+    def full_basis(self) -> torch.Tensor:
+        """Return B, all rows, shape ``[d_in, rank]``."""
+        if self.pivots is None:
+            return self.basis
+        rest = torch.ones(len(self.basis) + self.rank, dtype=torch.bool).index_fill_(0, self.pivots, False)
+        return assemble(self.pivots, rest.nonzero()[:, 0], self.basis)
+
     def entry(self) -> dict[str, Any]:
         """Return the entry of the group in ``config.json``."""
         entry: dict[str, Any] = {"rank": self.rank, "members": list(self.members)}

@@ -59,9 +59,7 @@ class Truncation:
     def coefficients(self, rank: int) -> tuple[Tensor, ...]:
         """Return C_i of every member, shape ``[rank, d_out_i]``."""
         return tuple(
-            part[:rank]
-            if L is None
-            else torch.linalg.solve_triangular(L[:rank, :rank].T, part[:rank], upper=True)
+            part[:rank] if L is None else torch.linalg.solve_triangular(L[:rank, :rank].T, part[:rank], upper=True)
             for part, L in zip(self.parts, self.mixing, strict=True)
         )
 

@@ -56,9 +56,15 @@ def weight(model: nn.Module, projection: Projection) -> Tensor:
 
     It is a view of the model's parameter: no copy, any device, the model's dtype.
     """
+    stored = parameter(model, projection)
+    return stored if projection.transposed else stored.T
+
+
+def parameter(model: nn.Module, projection: Projection) -> Tensor:
+    """Return the weight of a projection as it is stored."""
     stored = module(model, projection.name).weight
     assert isinstance(stored, Tensor)
-    return stored if projection.transposed else stored.T
+    return stored
 
 
 def bias(model: nn.Module, projection: Projection) -> Tensor | None:

@@ -87,12 +87,13 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budget: float) -> A
     """
     prices = [curve.prices() for curve in curves]
     high = 2 * max(highest for _, highest in prices) + 1e-300
+    low = 0.5 * max(min(lowest for lowest, _ in prices), 1e-15 * high)
     best = _at_price(curves, lanes, high)
     if best.cost > budget:
         raise UnreachableError(best.cost)
-    low = 0.5 * max(min(lowest for lowest, _ in prices), 1e-15 * high)
-    if low >= high or (free := _at_price(curves, lanes, low)).cost <= budget:
-        return best if low >= high else free
+    free = _at_price(curves, lanes, min(low, high))
+    if free.cost <= budget:
+        return free
     for _ in range(100):
         price = (low * high) ** 0.5
         found = _at_price(curves, lanes, price)

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from basis_sharing.linalg.truncation import left_product, losses, losses_of_product
@@ -144,7 +145,7 @@ def _within_block(
             for p in members:
                 if p not in products:
                     products[p] = left_product(problem[p])
-            curve = losses_of_product(sum(products[p] for p in members), most_rank(list(members)))
+            curve = losses_of_product(torch.stack([products[p] for p in members]).sum(0), most_rank(list(members)))
         else:
             curve = losses([problem[p] for p in members])
         yield part, Candidate(members, curve.numpy())

@@ -1,0 +1,106 @@
+"""From the target a person thinks in to the plan that meets it."""
+
+import math
+from statistics import stdev
+from typing import Any
+
+import torch
+
+from basis_sharing.calibration.windows import EvaluationText
+from basis_sharing.evaluation.perplexity import measure
+from basis_sharing.factorization.execute import factorize
+from basis_sharing.models.decoder import parameter, weight
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.sizes import memory_bytes, parameter_count
+from basis_sharing.plan import Plan, Prediction, dense_parameters
+from basis_sharing.planning.planner import Planner
+from basis_sharing.progress import ProgressCallback
+from basis_sharing.recipe import Recipe
+from basis_sharing.weighting import Weigher
+
+_MOST_EXTRAPOLATION = 3.0
+
+
+def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:
+    """Return the plan for a target in size or multiplications.
+
+    Raises:
+        PlanError: The target cannot be met; says what the best can.
+    """
+    if recipe.ratio is not None:
+        return planner.at_ratio(recipe.ratio)
+    dense = dense_parameters(planner.decoder)
+    if recipe.max_parameters is not None:
+        return planner.within(recipe.max_parameters - (parameter_count(model) - dense))
+    if recipe.max_bytes is not None:
+        itemsize = model.dtype.itemsize
+        return planner.within((recipe.max_bytes - (memory_bytes(model) - dense * itemsize)) // itemsize)
+    assert recipe.max_flops is not None
+    return planner.within(recipe.max_flops / 2 - head_multiplications(model), "multiplications")
+
+
+def head_multiplications(model: Any) -> int:
+    """Return the multiplications per token of the output head."""
+    head = model.get_output_embeddings()
+    return 0 if head is None else int(head.weight.numel())
+
+
+def plan_for_increase(
+    increase: float,
+    model: Any,
+    planner: Planner,
+    weigher: Weigher,
+    text: EvaluationText,
+    progress: ProgressCallback,
+) -> Plan:
+    """Return the smallest plan whose perplexity is expected to rise by at most the fraction ``increase``.
+
+    One plan is measured to scale the prediction, at the loss that is allowed if the prediction is right as it is; a
+    prediction is not trusted beyond three times the loss of what was measured.
+
+    Raises:
+        PlanError: The target cannot be met.
+    """
+    allowed = math.log1p(increase)
+    trial = planner.within_loss(allowed)
+    measured = measured_prediction(trial, model, planner.decoder, weigher, text, progress)
+    assert measured.scale is not None
+    plan = planner.within_loss(min(allowed / measured.scale, _MOST_EXTRAPOLATION * measured.loss))
+    assert plan.prediction is not None
+    return plan.model_copy(update={"prediction": measured.model_copy(update={"loss": plan.prediction.loss})})
+
+
+def measured_prediction(
+    plan: Plan, model: Any, decoder: Decoder, weigher: Weigher, text: EvaluationText, progress: ProgressCallback
+) -> Prediction:
+    """Return the prediction of a plan, scaled by the loss rise that its factors really cause on a text.
+
+    The model's weights are replaced by the products of the factors, and put back.
+    """
+    assert plan.prediction is not None
+    dense = measure(model, text, stage="measuring one plan: original", progress=progress)
+    projections = {p.name: p for p in decoder.projections}
+    originals = {
+        name: parameter(model, projections[name]).detach().clone() for group in plan.groups for name in group.members
+    }
+    try:
+        with torch.no_grad():
+            for outcome in factorize(model, decoder, plan, weigher, progress=progress):
+                B = outcome.factors.full_basis()
+                for name, C in zip(outcome.factors.members, outcome.factors.coefficients, strict=True):
+                    weight(model, projections[name]).copy_(B @ C)
+        compressed = measure(model, text, stage="measuring one plan: compressed", progress=progress)
+    finally:
+        with torch.no_grad():
+            for name, original in originals.items():
+                parameter(model, projections[name]).copy_(original)
+    rises = [after - before for after, before in zip(compressed.window_nats, dense.window_nats, strict=True)]
+    rise = sum(rises) / len(rises)
+    error = stdev(rises) / len(rises) ** 0.5 if len(rises) > 1 else None
+    scale = max(rise, 1e-6) / plan.prediction.loss
+    return Prediction(
+        loss=plan.prediction.loss,
+        scale=scale,
+        scale_error=None if error is None else error / plan.prediction.loss,
+        text=text.source,
+    )
