@@ -11,16 +11,18 @@ from basis_sharing._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from basis_sharing.evaluation.perplexity import evaluate
+    from basis_sharing.forecast import plan_model
     from basis_sharing.pipeline import compress
     from basis_sharing.recipe import Recipe
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "compress", "evaluate"]
+__all__ = ["Recipe", "compress", "evaluate", "plan_model"]
 
 _LAZY = {
     "Recipe": "basis_sharing.recipe",
     "compress": "basis_sharing.pipeline",
     "evaluate": "basis_sharing.evaluation.perplexity",
+    "plan_model": "basis_sharing.forecast",
 }
 
 

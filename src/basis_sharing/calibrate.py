@@ -93,13 +93,15 @@ def calibrated(
                 store.put(block, moments)
             yield Weigher(weighting, moments=store)
     else:
-        statistics = Statistics(gram=weighting != Weighting.MEAN_ABSOLUTE, abs_sum=weighting == Weighting.MEAN_ABSOLUTE)
+        statistics = Statistics(gram=weighting != Weighting.MEAN_ABSOLUTE, abs_sum=weighting != Weighting.SECOND_MOMENT)
         with swept(model, decoder, calibration, statistics, "calibrating", progress) as store:
             sensitivity = None
             if weighting == Weighting.SENSITIVITY:
                 unscaled = Weigher(weighting, moments=store, sensitivity={p.name: 1.0 for p in decoder.projections})
                 ids = calibration.windows.input_ids
-                sensitivity = measure_sensitivity(model, decoder, unscaled, ids, progress=progress)
+                sensitivity = measure_sensitivity(
+                    model, decoder, unscaled, ids, dtype=calibration.dtype, progress=progress
+                )
             yield Weigher(weighting, moments=store, sensitivity=sensitivity)
 
 

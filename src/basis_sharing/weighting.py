@@ -64,6 +64,22 @@ class Weigher:
         S = self._summed(members)
         return [Weighted(W, S) for W in matrices]
 
+    def as_published(self, weighting: Weighting, projections: Sequence[Projection]) -> "Weigher":
+        """Return the weigher of a published method, from the same statistics.
+
+        Fisher information is taken from the second moments, as if inputs and gradients were independent.
+        """
+        if weighting != Weighting.FISHER:
+            return Weigher(weighting, moments=self.moments)
+        assert self.moments is not None
+        fisher = {}
+        for p in projections:
+            gram = self.moments.get(p.block, p.input).gram
+            gradient = self.moments.get(p.block, p.name).gradient if self.weighting == Weighting.LOSS else None
+            assert gram is not None
+            fisher[p.name] = gram.diagonal().double() * (1.0 if gradient is None else gradient.trace().double())
+        return Weigher(weighting, fisher=fisher)
+
     def _two_sided(self, W: Tensor, projection: Projection) -> Weighted:
         """Weigh with the second moments of inputs and gradients: 1/2 tr(E^T G E H) nats per token."""
         assert self.moments is not None

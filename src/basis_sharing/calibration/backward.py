@@ -101,7 +101,8 @@ class _Watch:
         self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
         self._readers = {p.input: p for p in reversed(projections)}
         self._inputs = {
-            name: MomentAccumulator(p.d_in, Statistics(gram=True), device) for name, p in self._readers.items()
+            name: MomentAccumulator(p.d_in, Statistics(gram=True, abs_sum=True), device)
+            for name, p in self._readers.items()
         }
         self._outputs = {p.name: MomentAccumulator(p.d_out, Statistics(gram=True), device) for p in projections}
         self._handles: list[Any] = []
@@ -171,11 +172,11 @@ def _head_gradients(
     """
     gradient = torch.zeros_like(hidden)
     length = input_ids.shape[1]
-    with head_only(model, decoder) as head, torch.enable_grad():
+    with head_only(model, decoder, hidden.dtype) as head, torch.enable_grad():
         for window in range(len(hidden)):
             for start in range(0, length - 1, _POSITIONS):
                 stop = min(start + _POSITIONS, length - 1)
-                x = hidden[window : window + 1, start:stop].to(model.dtype).requires_grad_(True)
+                x = hidden[window : window + 1, start:stop].clone().requires_grad_(True)
                 logits = head(x, input_ids[window : window + 1, start:stop])[0]
                 targets = input_ids[window, start + 1 : stop + 1]
                 nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()

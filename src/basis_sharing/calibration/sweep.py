@@ -195,8 +195,8 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
 
 
 @contextmanager
-def head_only(model: Any, decoder: Decoder) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
-    """Yield a function from what the last block hands on, and the token ids, to logits.
+def head_only(model: Any, decoder: Decoder, dtype: torch.dtype) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """Yield a function from what the last block hands on, and the token ids, to logits, all in ``dtype``.
 
     The model runs with blocks that pass their input on, so that norms, heads and soft caps are its own.
     """
@@ -214,13 +214,19 @@ def head_only(model: Any, decoder: Decoder) -> Iterator[Callable[[Tensor, Tensor
         return logits
 
     blocks = [model.get_submodule(path) for path in decoder.blocks]
+    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
+    outside = [(parameter, parameter.data) for parameter in model.parameters() if id(parameter) not in inside]
     for block in blocks:
         block.forward = first if block is blocks[0] else other
     try:
+        for parameter, data in outside:
+            parameter.data = data.to(dtype)
         yield head
     finally:
         for block in blocks:
             del block.forward
+        for parameter, data in outside:
+            parameter.data = data
 
 
 def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:

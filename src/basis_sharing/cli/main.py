@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import basis_sharing
-from basis_sharing.cli import compress, evaluate, inspect
+from basis_sharing.cli import compress, evaluate, inspect, plan
 from basis_sharing.errors import BasisSharingError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress")(compress.compress)
+app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 

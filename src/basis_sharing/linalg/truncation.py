@@ -151,7 +151,7 @@ def _common(members: Sequence[Weighted]) -> tuple[Whitening, list[float]]:
 
 def _gram(member: Weighted) -> Tensor:
     assert isinstance(member.S, CholeskyWhitening)
-    return member.S.factor.T @ member.S.factor
+    return member.S.moment
 
 
 def _left_product(members: Sequence[Weighted], S: Whitening, scales: Sequence[float]) -> Tensor:
@@ -194,3 +194,25 @@ def _refitted(members: Sequence[Weighted], basis: Tensor) -> Truncation:
 def _tails(energy: Tensor) -> Tensor:
     """Return what is lost at ranks 0 to K: the sums of the last energies."""
     return torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
+
+
+def losses_under(members: Sequence[Weighted], found: Truncation) -> Tensor:
+    """Return what given factors lose, at ranks 0 to K, under another weighting than the one they were made with.
+
+    Args:
+        members: The matrices with the weighting to measure in.
+        found: Factors with nested coefficients (one weighting S for all members).
+    """
+    K = found.basis.shape[1]
+    change = torch.zeros(K, dtype=torch.float64)
+    total = 0.0
+    for member, C in zip(members, found.parts, strict=True):
+        target = member.S.apply(member.W)
+        X = member.S.apply(found.basis)
+        weighted = target if member.H is None else target @ member.H
+        total += (target * weighted).sum().item()
+        CH = C if member.H is None else C @ member.H
+        inner = ((X.T @ weighted) * C).sum(1).cumsum(0)
+        squares = ((X.T @ X) * (CH @ C.T)).cumsum(0).cumsum(1).diagonal()
+        change += squares - 2 * inner
+    return torch.cat([change.new_zeros(1), change]) + total

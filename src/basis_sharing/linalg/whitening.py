@@ -5,6 +5,7 @@ second moment of the inputs. Everything is fp64.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -83,6 +84,11 @@ class CholeskyWhitening:
 
     factor: Tensor
     ridge: float
+
+    @cached_property
+    def moment(self) -> Tensor:
+        """S^T S."""
+        return self.factor.T @ self.factor
 
     def apply(self, W: Tensor) -> Tensor:
         """Return S W."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, run_block
+from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, in_dtype, run_block
 from basis_sharing.linalg.truncation import truncate
-from basis_sharing.models.decoder import module, parameter, weight
+from basis_sharing.models.decoder import module
 from basis_sharing.models.family import Decoder
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.weighting import Weigher
@@ -28,6 +28,7 @@ def measure_sensitivity(
     weigher: Weigher,
     input_ids: Tensor,
     *,
+    dtype: torch.dtype,
     progress: ProgressCallback = silent,
 ) -> dict[str, float]:
     """Return nats per token for a unit of output error E|x dW|^2, by projection.
@@ -39,21 +40,23 @@ def measure_sensitivity(
         decoder: Its structure.
         weigher: Weighs errors with the second moments of the inputs, with any sensitivity.
         input_ids: Calibration windows; the beginnings of the first ones are used.
+        dtype: Dtype to run in.
         progress: Receives one event per projection.
     """
     ids = input_ids[:_WINDOWS, :_LENGTH].to(model.device)
-    calls = block_calls(model, decoder, ids)
+    calls = [call.to(dtype) for call in block_calls(model, decoder, ids)]
+    blocks = [in_dtype(module(model, path), dtype) for path in decoder.blocks]
 
     def run(hidden: Tensor, start: int) -> Tensor:
         """Return log-probabilities ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
         for index in range(start, len(decoder.blocks)):
-            hidden = run_block(module(model, decoder.blocks[index]), hidden, calls[index])
-        with head_only(model, decoder) as head:
+            hidden = run_block(blocks[index], hidden, calls[index])
+        with head_only(model, decoder, dtype) as head:
             return head(hidden, ids).float().log_softmax(-1)
 
-    inputs = [first_hidden_states(model, decoder, ids, model.dtype)]
-    for index, path in enumerate(decoder.blocks[:-1]):
-        inputs.append(run_block(module(model, path), inputs[-1], calls[index]))
+    inputs = [first_hidden_states(model, decoder, ids, dtype)]
+    for block, call in zip(blocks[:-1], calls, strict=False):
+        inputs.append(run_block(block, inputs[-1], call))
     reference = run(inputs[0], 0)
     found: dict[str, float] = {}
     for done, projection in enumerate(decoder.projections, start=1):
@@ -62,9 +65,11 @@ def measure_sensitivity(
         truncated = truncate([member])
         approximation = truncated.basis[:, :rank] @ truncated.coefficients(rank)[0]
         error = member.S.apply(member.W - approximation).square().sum().item()
-        stored = parameter(model, projection)
+        path = decoder.blocks[projection.block]
+        stored = blocks[projection.block].get_submodule(projection.name.removeprefix(f"{path}.")).weight
+        assert isinstance(stored, Tensor)
         original = stored.detach().clone()
-        weight(model, projection).copy_(approximation)
+        stored.copy_(approximation if projection.transposed else approximation.T)
         try:
             changed = run(inputs[projection.block], projection.block)
         finally:

@@ -1,6 +1,7 @@
 """The tables the command line prints."""
 
 from collections.abc import Sequence
+from math import exp
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -8,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from basis_sharing.models.sizes import RoleRow
+from basis_sharing.plan import Prediction
+from basis_sharing.recipe import TARGETS, Recipe
 from basis_sharing.result import CompressionResult, Perplexity
 
 
@@ -27,6 +30,9 @@ def compression_table(result: CompressionResult) -> RenderableType:
     before, after = result.before, result.after
     table.add_row(*_row("parameters", before.parameters, after.parameters))
     table.add_row(*_row("  in compressible projections", before.projection_parameters, after.projection_parameters))
+    table.add_row(
+        *_row("  multiplied per token there", before.projection_multiplications, after.projection_multiplications)
+    )
     table.add_row(
         "bytes in memory",
         f"{before.bytes_in_memory:,}",
@@ -51,14 +57,30 @@ def compression_table(result: CompressionResult) -> RenderableType:
                 f"{compressed.bits_per_byte:.4f}",
                 _quotient(compressed.bits_per_byte, dense.bits_per_byte),
             )
-    recipe = result.recipe
     ratio = Text(
-        f"  method {recipe.method}, {recipe.form} form; ratio asked {recipe.ratio:g}, reached "
-        f"{result.ratio_reached:.4f} of the compressible projections removed"
+        f"  method {result.method}; {_asked(result.recipe)}, reached {result.ratio_reached:.4f} of the compressible "
+        "projections removed"
     )
+    if result.prediction is not None:
+        ratio.append(f"\n  {expectation(result.prediction)}")
     if result.model.lower().endswith(".gguf"):
         ratio.append("\n  the original on disk is a quantized GGUF file; in memory both models have one dtype")
     return Group(table, ratio, *(Text(f"  note: {note}") for note in condensed(result.notes)))
+
+
+def expectation(prediction: Prediction) -> str:
+    """Return what a plan was expected to cost, in one sentence."""
+    rise = prediction.nats_per_token
+    told = f"expected by the plan: {rise:.4f} nats per token more, {exp(min(rise, 700)):.3f} x the perplexity"
+    if prediction.scale is None:
+        return f"{told} (not scaled by a measurement)"
+    error = "" if prediction.scale_error is None else f" +- {prediction.scale_error:.2f}"
+    return f"{told} (scaled by {prediction.scale:.2f}{error}, one plan measured on {prediction.text})"
+
+
+def _asked(recipe: Recipe) -> str:
+    name = next(name for name in TARGETS if getattr(recipe, name) is not None)
+    return f"{name.replace('_', ' ')} asked {getattr(recipe, name)}"
 
 
 def condensed(notes: Sequence[str], most: int = 6) -> list[str]:

@@ -1,0 +1,109 @@
+"""The options that several verbs have, each a view of one setting of the recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from basis_sharing.presets import PRESETS
+from basis_sharing.recipe import DTYPES, Recipe
+
+_CALIBRATION = (
+    "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "
+    "or .jsonl file (gzipped or not), or token windows in an .npz or .safetensors file"
+)
+
+
+def option(help_text: str, setting: str, metavar: str, default: str | None = None) -> Any:
+    """Return an option whose help names the default that the recipe gives it."""
+    shown = Recipe.model_fields[setting].default if default is None else default
+    return typer.Option(help=f"{help_text} (default: {shown}).", metavar=metavar, show_default=False)
+
+
+def _target(help_text: str, metavar: str) -> Any:
+    return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel="Target (one of)")
+
+
+def _planner(help_text: str, flag: str) -> Any:
+    return typer.Option(flag, help=help_text, show_default=False, rich_help_panel="Planner (method auto)")
+
+
+Ratio = Annotated[
+    str | None, _target("Fraction of the parameters to remove from the compressible projections, e.g. 0.3.", "R")
+]
+MaxParameters = Annotated[str | None, _target("Parameters the whole model may have, e.g. 100M.", "N")]
+MaxBytes = Annotated[str | None, _target("Bytes the weights of the whole model may take, e.g. 1.5GiB.", "N")]
+MaxFlops = Annotated[
+    str | None, _target("Floating point operations per token for projections and output head, e.g. 180M.", "N")
+]
+MaxPerplexityIncrease = Annotated[
+    str | None,
+    _target(
+        "How much the perplexity may rise, e.g. 5%; one plan is measured on the first --evaluate text (or on "
+        "python-docs:heldout) to scale the prediction.",
+        "P",
+    ),
+]
+NoGradients = Annotated[
+    bool,
+    _planner("Plan without a backward pass: quicker, coarser predictions, usually a worse result.", "--no-gradients"),
+]
+NoSharing = Annotated[bool, _planner("Never share a basis between layers.", "--no-sharing")]
+NoJointRoles = Annotated[
+    bool, _planner("Never share a basis between roles that read one input (q, k, v; gate, up).", "--no-joint-roles")
+]
+RankMultiple = Annotated[
+    int | None,
+    typer.Option(
+        help="Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them (default: 1).",
+        metavar="N",
+        show_default=False,
+        rich_help_panel="Planner (method auto)",
+    ),
+]
+Method = Annotated[str | None, option(f"One of {', '.join(PRESETS)}", "method", "NAME")]
+Calibration = Annotated[str | None, option(_CALIBRATION, "calibration", "TEXT")]
+Windows = Annotated[int | None, option("Number of calibration windows; more is better and slower", "windows", "N")]
+Length = Annotated[
+    int | None, option("Tokens per window", "length", "N", "2048, or the model's limit where that is smaller")
+]
+Seed = Annotated[int | None, option("Seed of everything random", "seed", "N")]
+FormOption = Annotated[
+    str | None,
+    option(
+        "How factors are stored: plain, as published, or pivoted, which reaches a higher rank in the same size",
+        "form",
+        "FORM",
+        "pivoted for auto, else plain",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    option(f"Dtype of the model, one of {', '.join(DTYPES)}; auto: as in the checkpoint", "dtype", "DTYPE"),
+]
+CalibrationDtype = Annotated[
+    str | None, option("Dtype of the calibration pass; auto: bf16 where it is faster", "calibration_dtype", "DTYPE")
+]
+EvaluationWindows = Annotated[
+    int | None, option("Use only the first windows of each text", "evaluation_windows", "N", "all")
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="A YAML or JSON file with the settings above; flags go before it.", metavar="FILE"),
+]
+
+
+def settings_from(recipe: Path | None, **flags: Any) -> dict[str, Any]:
+    """Return the settings of a recipe file, with those flags before it that were given.
+
+    Raises:
+        RecipeError: A setting is wrong; found before torch is imported.
+    """
+    settings = Recipe.settings_in(recipe) if recipe is not None else {}
+    negated = {"no_gradients": "gradients", "no_sharing": "across_depth", "no_joint_roles": "across_roles"}
+    for flag, setting in negated.items():
+        if flags.pop(flag, False):
+            settings[setting] = False
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    Recipe.create(**settings)
+    return settings

@@ -1,0 +1,193 @@
+"""What compression will cost, before anything is compressed: a plan and the curve it lies on."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
+from basis_sharing.errors import PlanError
+from basis_sharing.evaluation.perplexity import prepare_text
+from basis_sharing.linalg.truncation import losses_under, truncate
+from basis_sharing.models.decoder import describe
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.sizes import parameter_count
+from basis_sharing.models.source import ModelSource
+from basis_sharing.pipeline import fixed_plan, loaded, planner_for, source_of, target_plan
+from basis_sharing.plan import Plan, dense_parameters
+from basis_sharing.planning.planner import Planner
+from basis_sharing.presets import PRESETS
+from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.recipe import Recipe
+from basis_sharing.targets import measured_prediction
+from basis_sharing.weighting import Weigher
+
+RATIOS = tuple(Fraction(step, 20) for step in range(1, 20, 2))
+
+
+class Point(BaseModel):
+    """One plan on the curve of a method.
+
+    Attributes:
+        method: Name of the method.
+        ratio: Fraction of the parameters removed from the compressible projections.
+        parameters: Parameters of the whole model.
+        multiplications: Multiplications per token in the compressible projections.
+        loss: Expected loss rise in nats per token, before any scaling.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    ratio: float
+    parameters: int
+    multiplications: int
+    loss: float
+
+
+class Forecast(BaseModel):
+    """A plan and what surrounds it.
+
+    Attributes:
+        plan: The plan for the target.
+        dense_parameters: Parameters of the whole original model.
+        dense_multiplications: Multiplications per token in its compressible projections.
+        points: The curves of the planner and of the published methods.
+        unrounded_loss: Expected loss of the plan without rank multiples; None where there are none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    dense_parameters: int
+    dense_multiplications: int
+    points: tuple[Point, ...]
+    unrounded_loss: float | None = None
+
+
+def plan_model(
+    model: Any,
+    ratio: float | None = None,
+    *,
+    tokenizer: Any = None,
+    baselines: Sequence[str] = ("basis-sharing", "svd-llm", "asvd", "fwsvd", "svd"),
+    progress: ProgressCallback = silent,
+    **settings: Any,
+) -> Forecast:
+    """Plan a compression without carrying it out.
+
+    Args:
+        model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
+        ratio: Fraction of the parameters to remove from the compressible projections, or None and another target.
+        tokenizer: The tokenizer of a model given in memory.
+        baselines: Published methods whose expected loss is computed as well.
+        progress: Receives progress events.
+        **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`. With ``evaluate`` the plan is measured on
+            the first text, which scales the prediction.
+
+    Raises:
+        BasisSharingError: Something is wrong with the settings, the model, the text or the target.
+    """
+    recipe = Recipe.create(ratio=ratio, **settings)
+    if not recipe.preset.planned or recipe.plan is not None:
+        raise PlanError("only method auto is planned: leave out --method and --plan.")
+    source = source_of(model, tokenizer)
+    model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
+    training = model.training
+    model.eval()
+    decoder = describe(model)
+    calibration = calibration_text(recipe, model, tokenizer, progress)
+    try:
+        with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
+            return _forecast(recipe, source, model, tokenizer, decoder, weigher, baselines, progress)
+    finally:
+        model.train(training)
+
+
+def _forecast(
+    recipe: Recipe,
+    source: ModelSource | None,
+    model: Any,
+    tokenizer: Any,
+    decoder: Decoder,
+    weigher: Weigher,
+    baselines: Sequence[str],
+    progress: ProgressCallback,
+) -> Forecast:
+    planner = planner_for(recipe, source, model, decoder, weigher, progress)
+    plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
+    unrounded = None
+    if planner.rank_multiple > 1:
+        exact = Planner(**{**planner.__dict__, "rank_multiple": 1}).within(plan.parameters(decoder))
+        unrounded = exact.prediction.loss if exact.prediction is not None else None
+    if recipe.evaluate and plan.prediction is not None and plan.prediction.scale is None:
+        text = prepare_text(
+            model, tokenizer, recipe.evaluate[0], windows=recipe.evaluation_windows, length=recipe.length
+        )
+        measured = measured_prediction(plan, model, decoder, weigher, text, progress)
+        plan = plan.model_copy(update={"prediction": measured})
+    other = parameter_count(model) - dense_parameters(decoder)
+
+    def point(method: str, plan: Plan, loss: float) -> Point:
+        return Point(
+            method=method,
+            ratio=plan.removed_fraction(decoder),
+            parameters=other + plan.parameters(decoder),
+            multiplications=plan.multiplications(decoder),
+            loss=loss,
+        )
+
+    points = []
+    for ratio in RATIOS:
+        try:
+            found = planner.at_ratio(float(ratio))
+        except PlanError:
+            break  # the smallest plan is larger: the curve ends here
+        assert found.prediction is not None
+        points.append(point(recipe.method, found, found.prediction.loss))
+    for method in baselines:
+        plans = {}
+        for ratio in RATIOS:
+            try:
+                plans[ratio] = fixed_plan(Recipe.create(ratio=float(ratio), method=method), decoder)
+            except PlanError:
+                break
+        losses = _losses(method, plans, model, decoder, weigher, progress)
+        points += [point(method, plans[ratio], loss) for ratio, loss in losses.items()]
+    return Forecast(
+        plan=plan,
+        dense_parameters=other + dense_parameters(decoder),
+        dense_multiplications=dense_parameters(decoder),
+        points=tuple(points),
+        unrounded_loss=unrounded,
+    )
+
+
+def _losses(
+    method: str,
+    plans: dict[Fraction, Plan],
+    model: Any,
+    decoder: Decoder,
+    weigher: Weigher,
+    progress: ProgressCallback,
+) -> dict[Fraction, float]:
+    """Return the expected loss of a published method's plans, which differ in their ranks only.
+
+    Each method weighs errors in its own way when it chooses factors; what these factors lose is measured in the
+    planner's unit. Refits are left out.
+    """
+    known = {p.name: p for p in decoder.projections}
+    own = weigher.as_published(PRESETS[method].weighting, decoder.projections)
+    totals = dict.fromkeys(plans, 0.0)
+    if not plans:
+        return totals
+    groups = next(iter(plans.values())).groups
+    ranks = [[group.rank for group in plan.groups] for plan in plans.values()]
+    for done, group in enumerate(groups):
+        members = [known[name] for name in group.members]
+        lost = losses_under(weigher.problem(model, members), truncate(own.problem(model, members)))
+        for ratio, rank in zip(plans, ranks, strict=True):
+            totals[ratio] += lost[rank[done]].item()
+        progress(Progress(f"predicting {method}", done + 1, len(groups), "groups"))
+    return totals
