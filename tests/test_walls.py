@@ -16,7 +16,7 @@ ALLOWED = {
     "_registration": set(),
     "recipe": {"presets"},
     "models": set(),
-    "plan": {"models", "recipe"},
+    "plan": {"models", "presets", "recipe"},
     "result": {"plan", "recipe"},
     "linalg": set(),
     "weighting": {"calibration", "linalg", "models", "presets"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "factorization": {"models", "plan", "linalg", "layers", "calibration", "weighting"},
     "checkpoint": {"layers", "models"},
     "evaluation": {"models", "calibration", "checkpoint", "result"},
-    "report": {"forecast", "models", "plan", "recipe", "result"},
+    "report": {"forecast", "models", "plan", "planning", "recipe", "result"},
     "calibrate": {
         "calibration",
         "evaluation",
@@ -60,6 +60,7 @@ ALLOWED = {
         "targets",
         "weighting",
     },
+    "studying": {"calibrate", "models", "pipeline", "planning", "recipe", "result"},
     "pipeline": {
         "calibration",
         "checkpoint",

@@ -9,10 +9,11 @@ from typing import Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.presets import PRESETS
 from basis_sharing.recipe import Form
 
 Rank = TypeVar("Rank", int, NDArray[np.int64])
@@ -105,6 +106,13 @@ class Plan(_Frozen):
     prediction: Prediction | None = None
     groups: tuple[PlanGroup, ...]
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"unknown method {value!r}, choose from {', '.join(PRESETS)}")
+        return value
+
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a plan, also one that was edited by hand.
@@ -141,6 +149,8 @@ class Plan(_Frozen):
             PlanError: Names the first projection that is unknown, used twice, or does not fit its group.
         """
         known = {projection.name: projection for projection in decoder.projections}
+        if not self.groups:
+            raise PlanError("the plan has no groups: nothing would be compressed.")
         if self.planned_for is not None and self.planned_for.structure != structure_of(decoder):
             raise PlanError(
                 f"the plan was made for {self.planned_for.model}, whose projections have other names or shapes: plan "

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 from basis_sharing.calibration.windows import EvaluationText
+from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.models.decoder import parameter, weight
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.plan import Plan, Prediction, dense_parameters
-from basis_sharing.planning.planner import Planner
+from basis_sharing.planning.allocation import UnreachableError
+from basis_sharing.planning.planner import Planner, Resource
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
 from basis_sharing.weighting import Weigher
@@ -27,16 +29,33 @@ def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:
     Raises:
         PlanError: The target cannot be met; says what the best can.
     """
-    if recipe.ratio is not None:
-        return planner.at_ratio(recipe.ratio)
     dense = dense_parameters(planner.decoder)
-    if recipe.max_parameters is not None:
-        return planner.within(recipe.max_parameters - (parameter_count(model) - dense))
-    if recipe.max_bytes is not None:
-        itemsize = model.dtype.itemsize
-        return planner.within((recipe.max_bytes - (memory_bytes(model) - dense * itemsize)) // itemsize)
-    assert recipe.max_flops is not None
-    return planner.within(recipe.max_flops / 2 - head_multiplications(model), "multiplications")
+    resource: Resource = "parameters"
+    # The amount that is limited = fixed + unit x the resource that the projections need.
+    if recipe.ratio is not None:
+        name, limit, fixed, unit = "ratio", 1 - recipe.ratio, 0.0, 1 / dense
+    elif recipe.max_parameters is not None:
+        name, limit, unit = "max-parameters", recipe.max_parameters, 1
+        fixed = parameter_count(model) - dense
+    elif recipe.max_bytes is not None:
+        name, limit, unit = "max-bytes", recipe.max_bytes, model.dtype.itemsize
+        fixed = memory_bytes(model) - dense * unit
+    else:
+        assert recipe.max_flops is not None
+        name, limit, unit, resource = "max-flops", recipe.max_flops, 2, "multiplications"
+        fixed = unit * head_multiplications(model)
+    shown = f"--{name} {getattr(recipe, name.replace('-', '_')):,}"
+    try:
+        plan = planner.within((limit - fixed) / unit, resource)
+    except UnreachableError as error:
+        least = fixed + unit * error.least
+        best = f"{1 - least:.4f}" if name == "ratio" else f"{least:,.0f}"
+        raise PlanError(
+            f"{shown} cannot be met: the best possible, with the lowest ranks everywhere, is {best}."
+        ) from None
+    if not plan.groups:
+        raise PlanError(f"{shown} is met by the original already: there is nothing to compress.")
+    return plan
 
 
 def head_multiplications(model: Any) -> int:

@@ -6,11 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.least_squares import refit_coefficients
-from basis_sharing.linalg.truncation import truncate
+from basis_sharing.linalg.truncation import (
+    Truncation,
+    Weighted,
+    left_product,
+    losses,
+    losses_of_product,
+    most_vectors,
+    truncate,
+)
 from basis_sharing.linalg.whitening import (
+    CholeskyWhitening,
     IdentityWhitening,
     Whitening,
     cholesky_whitening,
@@ -19,9 +29,16 @@ from basis_sharing.linalg.whitening import (
 
 shapes = st.tuples(st.integers(2, 24), st.integers(1, 48))
 seeds = st.integers(0, 2**31 - 1)
+# Widths of the members of a group: together narrower or wider than the input.
+groups = st.tuples(st.integers(2, 16), st.lists(st.integers(1, 12), min_size=1, max_size=3))
 
 
-def problem(shape: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def moment(size: int, generator: torch.Generator) -> Tensor:
+    X = torch.randn(4 * size, size, generator=generator, dtype=torch.float64)
+    return X.T @ X / len(X) + 0.05 * torch.eye(size, dtype=torch.float64)
+
+
+def problem(shape: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     d_in, n = shape
     X = torch.randn(4 * d_in, d_in, generator=generator, dtype=torch.float64)
@@ -29,8 +46,52 @@ def problem(shape: tuple[int, int], seed: int) -> tuple[torch.Tensor, torch.Tens
     return torch.randn(d_in, n, generator=generator, dtype=torch.float64), X.T @ X
 
 
-def whitenings(G: torch.Tensor) -> list[Whitening]:
+def whitenings(G: Tensor) -> list[Whitening]:
     return [IdentityWhitening(), diagonal_whitening(G.diagonal().sqrt()), cholesky_whitening(G)]
+
+
+def group_of(
+    shape: tuple[int, list[int]], seed: int, *, one_input: bool, weighted: bool = True, scale: float = 1.0
+) -> list[Weighted]:
+    """Return a group of matrices with output weightings, and with one or several weightings of the input."""
+    d_in, widths = shape
+    generator = torch.Generator().manual_seed(seed)
+    S = cholesky_whitening(moment(d_in, generator))
+    return [
+        Weighted(
+            torch.randn(d_in, width, generator=generator, dtype=torch.float64),
+            S if one_input else cholesky_whitening((i + 1) * moment(d_in, generator)),
+            scale * moment(width, generator) if weighted else None,
+        )
+        for i, width in enumerate(widths)
+    ]
+
+
+def wide(members: list[Weighted]) -> Tensor:
+    """Return S [W_1 R_1 ...]."""
+    parts = []
+    for member in members:
+        R = torch.eye(member.W.shape[1]).double() if member.H is None else torch.linalg.cholesky(member.H)
+        parts.append(member.S.apply(member.W @ R))
+    return torch.cat(parts, dim=1)
+
+
+def tails(sigma: Tensor) -> Tensor:
+    return torch.tensor([sigma[k:].square().sum().item() for k in range(len(sigma) + 1)], dtype=torch.float64)
+
+
+def real_losses(members: list[Weighted], found: Truncation) -> Tensor:
+    """Return what the factors of every rank lose, by the definition of the loss."""
+    lost = []
+    for rank in range(len(found.losses)):
+        coefficients = found.coefficients(rank)
+        lost.append(
+            sum(
+                member.loss(member.W - found.basis[:, :rank] @ C)
+                for member, C in zip(members, coefficients, strict=True)
+            )
+        )
+    return torch.tensor(lost, dtype=torch.float64)
 
 
 @settings(deadline=None, max_examples=40)
@@ -39,19 +100,121 @@ def test_truncation_is_the_truncated_svd_of_the_whitened_matrix(
     shape: tuple[int, int], seed: int, share: float
 ) -> None:
     W, G = problem(shape, seed)
-    rank = max(1, int(share * shape[0]))
     for S in whitenings(G):
         U, sigma, Vt = torch.linalg.svd(S.apply(W), full_matrices=False)
-        k = min(rank, len(sigma))
+        k = max(1, int(share * len(sigma)))
         expected = S.solve((U[:, :k] * sigma[:k]) @ Vt[:k])
-        found = truncate(W, S, rank)
-        assert found.basis.shape == (shape[0], rank)
-        assert found.coefficients.shape == (rank, shape[1])
-        scale = W.abs().max()
-        assert torch.allclose(found.basis @ found.coefficients, expected, atol=1e-6 * scale)
+        found = truncate([Weighted(W, S)])
+        (C,) = found.coefficients(k)
+        assert found.basis.shape == (shape[0], len(sigma))
+        assert C.shape == (k, shape[1])
+        assert torch.allclose(found.basis[:, :k] @ C, expected, atol=1e-6 * W.abs().max())
         assert found.total == pytest.approx((sigma**2).sum().item(), rel=1e-9)
-        error = S.apply(W - found.basis @ found.coefficients).square().sum().item()
-        assert found.lost == pytest.approx(error, abs=1e-9 * found.total)
+        assert torch.allclose(found.losses, tails(sigma), atol=1e-9 * found.total)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shape=groups, seed=seeds, weighted=st.booleans(), scale=st.sampled_from([1e-12, 1.0, 1e6]))
+def test_with_one_input_the_losses_are_the_tails_of_the_weighted_wide_matrix(
+    shape: tuple[int, list[int]], seed: int, weighted: bool, scale: float
+) -> None:
+    members = group_of(shape, seed, one_input=True, weighted=weighted, scale=scale)
+    found = truncate(members)
+    expected = tails(torch.linalg.svdvals(wide(members)))
+    assert len(found.losses) == most_vectors(members) + 1 == found.basis.shape[1] + 1
+    assert torch.allclose(found.losses, expected, rtol=1e-8, atol=1e-10 * found.total)
+
+
+@settings(deadline=None, max_examples=60)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), weighted=st.booleans())
+def test_the_losses_are_those_of_the_factors_at_every_rank(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, weighted: bool
+) -> None:
+    members = group_of(shape, seed, one_input=one_input, weighted=weighted)
+    found = truncate(members)
+    assert torch.allclose(found.losses, real_losses(members, found), rtol=1e-6, atol=1e-8 * found.total)
+    assert found.total == pytest.approx(sum(member.loss(member.W) for member in members), rel=1e-9)
+    assert (found.losses.diff() <= 1e-12 * found.total).all()
+    assert found.losses[-1] == 0
+    for member, C in zip(members, found.coefficients(len(found.losses) - 1), strict=True):
+        assert torch.allclose(found.basis @ C, member.W, atol=1e-6 * member.W.abs().max())
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), share=st.floats(0.01, 1))
+def test_the_coefficients_are_the_best_for_their_basis(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, share: float
+) -> None:
+    members = group_of(shape, seed, one_input=one_input)
+    found = truncate(members)
+    rank = max(1, int(share * most_vectors(members)))
+    B = found.basis[:, :rank]
+    for member, C in zip(members, found.coefficients(rank), strict=True):
+        best = torch.linalg.lstsq(member.S.apply(B), member.S.apply(member.W)).solution
+        scale = member.loss(member.W)
+        assert member.loss(member.W - B @ C) == pytest.approx(member.loss(member.W - B @ best), abs=1e-8 * scale)
+        assert member.S.apply(B @ (C - best)).norm() <= 1e-6 * member.S.apply(member.W).norm()
+
+
+@settings(deadline=None, max_examples=30)
+@given(shape=groups, seed=seeds)
+def test_no_other_basis_of_one_input_loses_less(shape: tuple[int, list[int]], seed: int) -> None:
+    members = group_of(shape, seed, one_input=True)
+    found = truncate(members)
+    rank = max(1, most_vectors(members) // 2)
+    plain = torch.linalg.svd(torch.cat([member.W for member in members], dim=1), full_matrices=False).U[:, :rank]
+    other = 0.0
+    for member in members:
+        C = torch.linalg.lstsq(member.S.apply(plain), member.S.apply(member.W)).solution
+        other += member.loss(member.W - plain @ C)
+    assert found.losses[rank] <= other + 1e-9 * found.total
+
+
+@settings(deadline=None, max_examples=60)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), weighted=st.booleans())
+def test_losses_without_factors_agree(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, weighted: bool
+) -> None:
+    members = group_of(shape, seed, one_input=one_input, weighted=weighted)
+    expected = truncate(members).losses
+    assert torch.allclose(losses(members), expected, rtol=1e-6, atol=1e-10 * expected[0])
+    if one_input:
+        product = torch.stack([left_product(member) for member in members]).sum(0)
+        most = most_vectors(members)
+        assert torch.allclose(losses_of_product(product, most), expected, rtol=1e-6, atol=1e-10 * expected[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=groups, seed=seeds)
+def test_equal_weightings_need_not_be_one_object(shape: tuple[int, list[int]], seed: int) -> None:
+    members = group_of(shape, seed, one_input=True)
+    one = members[0].S
+    assert isinstance(one, CholeskyWhitening)
+    copies = [Weighted(m.W, CholeskyWhitening(one.factor.clone(), one.ridge), m.H) for m in members]
+    same, distinct = truncate(members), truncate(copies)
+    assert torch.allclose(same.losses, distinct.losses, rtol=1e-6, atol=1e-8 * same.total)
+    assert torch.allclose(same.losses, real_losses(copies, distinct), rtol=1e-6, atol=1e-8 * same.total)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), rank=st.integers(0, 3))
+def test_matrices_of_low_rank_are_stored_without_loss_in_few_vectors(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, rank: int
+) -> None:
+    """Directions without energy divide nothing by zero, in rank-deficient and in vanishing groups."""
+    d_in, _ = shape
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(d_in, rank, generator=generator, dtype=torch.float64)
+    members = [
+        Weighted(base @ torch.randn(rank, m.W.shape[1], generator=generator, dtype=torch.float64), m.S, m.H)
+        for m in group_of(shape, seed, one_input=one_input)
+    ]
+    found = truncate(members)
+    assert torch.isfinite(found.basis).all()
+    for k in range(min(rank, most_vectors(members)), len(found.losses)):
+        assert found.losses[k] <= 1e-9 * found.total
+        for member, C in zip(members, found.coefficients(k), strict=True):
+            assert torch.allclose(found.basis[:, :k] @ C, member.W, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -59,17 +222,17 @@ def test_truncation_is_the_truncated_svd_of_the_whitened_matrix(
 def test_full_rank_is_lossless_and_loss_falls_as_rank_grows(shape: tuple[int, int], seed: int) -> None:
     W, G = problem(shape, seed)
     for S in whitenings(G):
-        losses = [truncate(W, S, rank).lost for rank in range(1, shape[0] + 1)]
-        assert all(after <= before + 1e-12 * losses[0] for before, after in pairwise(losses))
-        full = truncate(W, S, shape[0])
-        assert torch.allclose(full.basis @ full.coefficients, W, atol=1e-6 * W.abs().max())
+        found = truncate([Weighted(W, S)])
+        assert all(after <= before + 1e-12 * found.total for before, after in pairwise(found.losses.tolist()))
+        (C,) = found.coefficients(min(shape))
+        assert torch.allclose(found.basis @ C, W, atol=1e-6 * W.abs().max())
 
 
 @settings(deadline=None, max_examples=30)
 @given(shape=shapes, seed=seeds)
 def test_refit_is_the_least_squares_solution(shape: tuple[int, int], seed: int) -> None:
     W, G = problem(shape, seed)
-    B = truncate(W, IdentityWhitening(), max(1, shape[0] // 2)).basis
+    B = truncate([Weighted(W, IdentityWhitening())]).basis[:, : max(1, shape[0] // 2)]
     B = B[:, B.norm(dim=0) > 1e-9]
     C, ridge = refit_coefficients(B, G, W)
     S = cholesky_whitening(G)
@@ -80,9 +243,9 @@ def test_refit_is_the_least_squares_solution(shape: tuple[int, int], seed: int) 
 
 def test_refit_on_the_moments_of_the_truncation_changes_nothing() -> None:
     W, G = problem((12, 20), 0)
-    found = truncate(W, cholesky_whitening(G), 5)
-    C, _ = refit_coefficients(found.basis, G, W)
-    assert torch.allclose(C, found.coefficients, atol=1e-8)
+    found = truncate([Weighted(W, cholesky_whitening(G))])
+    C, _ = refit_coefficients(found.basis[:, :5], G, W)
+    assert torch.allclose(C, found.coefficients(5)[0], atol=1e-8)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7])
@@ -104,8 +267,10 @@ def test_what_is_no_second_moment_is_refused() -> None:
         cholesky_whitening(torch.full((3, 3), float("nan")))
     with pytest.raises(NumericalError, match="beyond repair"):
         cholesky_whitening(-torch.eye(3))
-    with pytest.raises(NumericalError, match="weight matrix"):
-        truncate(torch.full((3, 4), float("inf"), dtype=torch.float64), IdentityWhitening(), 2)
+    damaged = [Weighted(torch.full((3, 4), float("inf"), dtype=torch.float64), IdentityWhitening())]
+    for function in (truncate, losses):
+        with pytest.raises(NumericalError, match="weight matrix"):
+            function(damaged)
 
 
 def test_features_that_never_fire_do_not_divide_by_zero() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import basis_sharing
-from basis_sharing.cli import compress, evaluate, inspect, plan
+from basis_sharing.cli import compress, evaluate, inspect, plan, study
 from basis_sharing.errors import BasisSharingError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("study")(study.study)
 
 
 def _version(show: bool) -> None:

@@ -8,6 +8,8 @@ import typer
 from basis_sharing.cli import options
 from basis_sharing.cli.options import option
 
+_DEFAULT_RATIO = "0.2"
+
 
 def plan(
     targets: Annotated[
@@ -46,7 +48,8 @@ def plan(
 ) -> None:
     """Plan a compression and show what it will cost, without compressing anything.
 
-    Writes the plan, which `compress --plan` executes, and draws expected perplexity against size; compares two plans:
+    Writes the plan, which `compress --plan` executes, and draws expected perplexity against size. Without a target the
+    plan is for --ratio 0.2; the curve is the same for every target. Compares two plans:
 
         basis-sharing plan ./llama --ratio 0.3 -o llama-30.json
 
@@ -57,6 +60,9 @@ def plan(
         return
     if len(targets) > 1:
         raise typer.BadParameter(f"one model at a time: {targets[1]} is too much.")
+    targeted = (max_parameters, max_bytes, max_flops, max_perplexity_increase, recipe)
+    if ratio is None and all(value is None for value in targeted):
+        ratio = _DEFAULT_RATIO
     settings = options.settings_from(
         recipe,
         ratio=ratio,

@@ -17,7 +17,7 @@ from basis_sharing.plan import (
     multiplications,
     stored_parameters,
 )
-from basis_sharing.planning.allocation import Allocation, Curve, UnreachableError, allocate
+from basis_sharing.planning.allocation import Allocation, Curve, allocate
 from basis_sharing.planning.candidates import Candidate, Candidates
 from basis_sharing.recipe import Form
 
@@ -51,18 +51,10 @@ class Planner:
         """Return the plan with the least expected loss that stays within a budget of the projections' resource.
 
         Raises:
-            PlanError: No plan does; says what the best can.
+            UnreachableError: No plan does.
         """
         curves = [self._curve(candidate, resource) for candidate in self.candidates.groups]
-        try:
-            found = allocate(curves, self.candidates.lanes, budget)
-        except UnreachableError as error:
-            dense = dense_parameters(self.decoder)
-            raise PlanError(
-                f"the target cannot be met: the compressible projections would have to shrink from {dense:,} to "
-                f"{max(0, int(budget)):,} {resource}, and with the lowest ranks they still need {error.least:,.0f}."
-            ) from None
-        return self._plan(curves, found)
+        return self._plan(curves, allocate(curves, self.candidates.lanes, budget))
 
     def at_ratio(self, ratio: float) -> Plan:
         """Return the plan that removes a fraction of the parameters."""

@@ -7,6 +7,7 @@ from typing import Any
 from basis_sharing.forecast import Forecast
 
 _STYLES: dict[str, dict[str, Any]] = {"auto": {"color": "#0b5fa5", "linewidth": 2.5, "marker": "o", "zorder": 5}}
+_OTHERS = ["#e69f00", "#009e73", "#cc79a7", "#8c564b", "#7f7f7f"]
 _MOST_SHOWN = 20.0
 
 
@@ -24,6 +25,7 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
     scale = 1.0 if prediction.scale is None else prediction.scale
     figure = Figure(figsize=(8.5, 5.2), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=_OTHERS)
     for method in dict.fromkeys(point.method for point in forecast.points):
         points = [p for p in forecast.points if p.method == method and p.loss * scale < 7]
         style = _STYLES.get(method, {"linewidth": 1.3, "marker": ".", "alpha": 0.85})

@@ -1,0 +1,108 @@
+"""The story of one sharing study, from a model to what may share a basis in it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
+from basis_sharing.errors import RecipeError
+from basis_sharing.models.decoder import describe
+from basis_sharing.models.source import fingerprint
+from basis_sharing.pipeline import loaded, source_of
+from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
+from basis_sharing.progress import ProgressCallback, silent
+from basis_sharing.recipe import Recipe
+from basis_sharing.result import CalibrationReport
+
+SETTINGS = ("gradients", "calibration", "windows", "length", "seed", "dtype", "calibration_dtype")
+
+
+class StudyResult(BaseModel):
+    """A study, and what it was made from.
+
+    Attributes:
+        schema_version: Version of this schema.
+        model: The model as it was given.
+        model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
+        family: Family whose structure was used.
+        ratio: The ratio that table and picture show.
+        gradients: Whether errors are weighted with loss gradients, or with one measured number per projection.
+        calibration: The calibration text.
+        study: What was found.
+        notes: Everything unusual that happened, one sentence each.
+        versions: Versions of the software.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    model: str
+    model_fingerprint: str | None
+    family: str
+    ratio: float
+    gradients: bool
+    calibration: CalibrationReport
+    study: SharingStudy
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write the result as JSON.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        path.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+
+def study(
+    model: Any,
+    ratio: float = 0.4,
+    *,
+    tokenizer: Any = None,
+    progress: ProgressCallback = silent,
+    **settings: Any,
+) -> StudyResult:
+    """Study which layers of a causal language model may share a basis; the model is not changed.
+
+    Args:
+        model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
+        ratio: Fraction of the parameters removed that is shown; studied besides those of
+            :data:`~basis_sharing.planning.study.RATIOS`.
+        tokenizer: The tokenizer of a model given in memory.
+        progress: Receives progress events.
+        **settings: Fields of :class:`~basis_sharing.recipe.Recipe`, those in :data:`SETTINGS`.
+
+    Raises:
+        BasisSharingError: Something is wrong with the settings, the model or the text.
+    """
+    wrong = next((name for name in settings if name not in SETTINGS), None)
+    if wrong is not None:
+        raise RecipeError(f"setting {wrong!r} has no meaning for a study: choose from {', '.join(SETTINGS)}.")
+    recipe = Recipe.create(ratio=ratio, **settings)
+    assert recipe.ratio is not None
+    source = source_of(model, tokenizer)
+    model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
+    training = model.training
+    model.eval()
+    try:
+        decoder = describe(model)
+        calibration = calibration_text(recipe, model, tokenizer, progress)
+        assert calibration is not None
+        with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
+            found = study_sharing(model, decoder, weigher, ratios=(*RATIOS, recipe.ratio), progress=progress)
+    finally:
+        model.train(training)
+    return StudyResult(
+        model=source.given if source is not None else type(model).__name__,
+        model_fingerprint=fingerprint(source) if source is not None else None,
+        family=decoder.family.name,
+        ratio=recipe.ratio,
+        gradients=recipe.gradients,
+        calibration=calibration.report(),
+        study=found,
+        notes=calibration.windows.notes,
+        versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")},
+    )
