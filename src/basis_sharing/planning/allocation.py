@@ -35,14 +35,6 @@ class Curve:
         """Return the position that minimises loss + price x cost."""
         return int((self.losses + price * self.costs).argmin())
 
-    def prices(self) -> tuple[float, float]:
-        """Return the prices below which :meth:`best` is the last position, and above which it is the first."""
-        if len(self.costs) == 1:
-            return inf, 0.0
-        lowest = (self.losses[:-1] - self.losses[-1]) / (self.costs[-1] - self.costs[:-1])
-        highest = (self.losses[0] - self.losses[1:]) / (self.costs[1:] - self.costs[0])
-        return float(lowest.min()), float(highest.max())
-
 
 Part = frozenset[str]
 
@@ -59,7 +51,7 @@ class Lane:
 
     length: int
     partitions: tuple[tuple[Part, ...], ...]
-    segments: Mapping[Part, Mapping[tuple[int, int], int]]
+    segments: dict[Part, dict[tuple[int, int], int]]
 
 
 @dataclass(frozen=True)
@@ -85,13 +77,13 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budget: float) -> A
     Raises:
         PlanError: Even the lowest ranks cost more; says what the least cost is.
     """
-    prices = [curve.prices() for curve in curves]
-    high = 2 * max(highest for _, highest in prices) + 1e-300
-    low = 0.5 * max(min(lowest for lowest, _ in prices), 1e-15 * high)
+    # At one end only costs count, at the other only losses: also between candidates, whose curves know no such price.
+    scale = max(curve.losses[0] for curve in curves) / min(curve.costs[0] for curve in curves)
+    high, low = 1e9 * scale + 1e-275, 1e-25 * scale + 1e-300
     best = _at_price(curves, lanes, high)
     if best.cost > budget:
         raise UnreachableError(best.cost)
-    free = _at_price(curves, lanes, min(low, high))
+    free = _at_price(curves, lanes, low)
     if free.cost <= budget:
         return free
     for _ in range(100):
@@ -116,7 +108,7 @@ class UnreachableError(PlanError):
     """
 
     def __init__(self, least: float) -> None:
-        super().__init__(f"the target cannot be met: even rank 1 everywhere costs {least:,.0f}.")
+        super().__init__(f"the target cannot be met: even the lowest ranks cost {least:,.0f}.")
         self.least = least
 
 

@@ -1,13 +1,14 @@
 """Every group the planner may choose, each with what it loses at every rank (DESIGN 3.4).
 
 Private projections, roles that read one input jointly, the same role in neighbouring blocks, and both together. Shared
-segments grow from pairs: a longer one is only looked at where both of its shorter ones somewhere cost less than what
-they are made of.
+segments grow from pairs: a longer one is only looked at where its shorter ones pay, at some price that a reasonable
+target can lead to.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.weighting import Weigher
 
 _MOST_JOINT_ROLES = 4
+_KEPT = (0.95, 0.25)
+_PRICES = 32
+_LEAST_GAIN = 1e-3
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def find_candidates(
     """
     found = Candidates()
     lanes = list(_lanes(decoder))
-    done, total = 0, sum(len(lane) for lane in lanes) * (2 if across_depth else 1)
+    done, total = 0, sum(len(lane) for lane in lanes)
     for lane in lanes:
         slots = [_slot(p, decoder) for p in lane[0]]
         partitions = _partitions(slots) if across_roles else (tuple(frozenset([slot]) for slot in slots),)
@@ -80,14 +84,36 @@ def find_candidates(
                 found.groups.append(candidate)
             done += 1
             progress(Progress("measuring candidates", done, total, "inputs"))
-        if across_depth:
-            for position in range(len(lane)):
-                for part in segments:
-                    _grow(model, decoder, weigher, lane, part, position, segments[part], found.groups)
-                done += 1
-                progress(Progress("measuring candidates", done, total, "inputs"))
         found.lanes.append(Lane(len(lane), partitions, segments))
+    if not across_depth:
+        return found
+    prices = _prices(found)
+    done = 0
+    for shared_lane, blocks in zip(found.lanes, lanes, strict=True):
+        for position in range(len(blocks)):
+            for part, known in shared_lane.segments.items():
+                _grow(model, decoder, weigher, blocks, part, position, known, found.groups, prices)
+            done += 1
+            progress(Progress("measuring shared candidates", done, total, "inputs"))
     return found
+
+
+def _prices(found: Candidates) -> Floats:
+    """Return prices that span targets from few to most parameters removed, in nats per token and parameter."""
+    private = [stored_and_lost(candidate) for candidate in found.groups if len(candidate.members) == 1]
+    dense = sum(costs[-1] for costs, _ in private)
+
+    def logarithm_at(kept: float) -> float:
+        low, high = -80.0, 20.0
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            cost = sum(costs[(lost + exp(middle) * costs).argmin()] for costs, lost in private)
+            low, high = (middle, high) if cost > kept * dense else (low, middle)
+        return high
+
+    most, least = _KEPT
+    prices: Floats = np.exp(np.linspace(logarithm_at(most), logarithm_at(least), _PRICES))
+    return prices
 
 
 def _lanes(decoder: Decoder) -> Iterator[list[list[Projection]]]:
@@ -160,6 +186,7 @@ def _grow(
     stop: int,
     segments: dict[tuple[int, int], int],
     groups: list[Candidate],
+    prices: Floats,
 ) -> None:
     """Add the segments of a part that end with block ``stop`` and pay, shortest first."""
     for start in range(stop - 1, -1, -1):
@@ -172,16 +199,22 @@ def _grow(
             return
         members = tuple(p for block in lane[start : stop + 1] for p in block if _slot(p, decoder) in part)
         shared = Candidate(members, losses(weigher.problem(model, members)).numpy())
-        if not all(pays(shared, [groups[index] for index in pair]) for pair in pieces):
+        if not all(pays(shared, [groups[index] for index in pair], prices) for pair in pieces):
             return
         segments[start, stop + 1] = len(groups)
         groups.append(shared)
 
 
-def pays(shared: Candidate, pieces: Sequence[Candidate]) -> bool:
-    """Whether a group somewhere loses less than its pieces at the same number of stored parameters."""
-    costs, lost = stored_and_lost(shared)
-    return bool((lost[:-1] < separate_losses(pieces, costs[:-1])).any())
+def pays(shared: Candidate, pieces: Sequence[Candidate], prices: Floats) -> bool:
+    """Whether a group is worth more than its pieces at one of the prices per stored parameter."""
+
+    def worth(candidate: Candidate) -> Floats:
+        costs, lost = stored_and_lost(candidate)
+        least: Floats = (lost[None] + prices[:, None] * costs[None]).min(1)
+        return least
+
+    separate = np.sum([worth(piece) for piece in pieces], axis=0)
+    return bool((worth(shared) < (1 - _LEAST_GAIN) * separate).any())
 
 
 def stored_and_lost(candidate: Candidate) -> tuple[Floats, Floats]:

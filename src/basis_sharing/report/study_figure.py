@@ -12,7 +12,7 @@ from basis_sharing.planning.study import RoleAtRatio, RoleStudy, SharingStudy
 _COLUMNS = 4
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#333333", "#8c6d31")
 _MARKERS = "os^Dvp*Xh"
-_NARROWEST, _WIDEST = log2(1.1), log2(4)
+_NARROWEST, _WIDEST = log2(1.1), log2(2)
 
 
 def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> None:
@@ -41,21 +41,20 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
     panels: Any = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03)
     maps, lines = panels
     maps.suptitle(
-        f"{title}: where one basis for two layers loses less (blue) or more (red) than two private ones of the same "
-        f"stored size, at ratio {ratio:g}",
+        f"{title}: one basis for two layers against two private ones of the same stored size, at ratio {ratio:g}\n"
+        "blue with a dot: sharing loses less; red: it loses more; grey: nothing to compare",
         fontsize=11,
-        wrap=True,
     )
-    limit, clipped = _limit(study, position)
+    limit, extend = _limit(study, position)
     colours = colormaps["RdBu_r"].copy()
     colours.set_bad("0.82")
-    axes = maps.subplots(rows, columns, squeeze=False)
+    axes = maps.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.06, "wspace": 0.04})
     image: Any = None
     for place, role in zip(axes.flat, study.roles, strict=False):
         image = _draw_map(place, role, position, colours, limit)
     for place in axes.flat[len(study.roles) :]:
         place.set_axis_off()
-    bar = maps.colorbar(image, ax=axes, extend="both" if clipped else "neither", shrink=0.9, pad=0.015)
+    bar = maps.colorbar(image, ax=axes, extend=extend, shrink=0.9, pad=0.015)
     ticks = [limit * step for step in (-1, -0.5, 0, 0.5, 1)]
     bar.set_ticks(ticks, labels=[f"{2**tick:.2f}" for tick in ticks])
     bar.set_label("expected loss, shared / private", fontsize=9)
@@ -64,15 +63,16 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
     figure.savefig(path, dpi=150, format="png")
 
 
-def _limit(study: SharingStudy, position: int) -> tuple[float, bool]:
-    """Return where the colours end, as log2 of a quotient, and whether values lie beyond."""
+def _limit(study: SharingStudy, position: int) -> tuple[float, str]:
+    """Return where the colours end, as log2 of a quotient, and at which ends values lie beyond."""
     values = np.concatenate([_log_quotients(role, position).ravel() for role in study.roles])
-    values = np.abs(values[np.isfinite(values)])
+    values = values[np.isfinite(values)]
     if not len(values):
-        return _NARROWEST, False
-    # A few extreme pairs must not wash out the differences between all others.
-    limit = float(np.clip(np.quantile(values, 0.97), _NARROWEST, _WIDEST))
-    return limit, bool((values > limit).any())
+        return _NARROWEST, "neither"
+    # Distant pairs that lose many times as much must not wash out the differences that decide.
+    limit = float(np.clip(np.quantile(np.abs(values), 0.9), _NARROWEST, _WIDEST))
+    below, above = bool((values < -limit).any()), bool((values > limit).any())
+    return limit, {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def _log_quotients(role: RoleStudy, position: int) -> Any:
@@ -82,6 +82,9 @@ def _log_quotients(role: RoleStudy, position: int) -> Any:
 def _draw_map(axes: Any, role: RoleStudy, position: int, colours: Any, limit: float) -> Any:
     values = np.ma.masked_invalid(_log_quotients(role, position))
     image = axes.imshow(values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", origin="lower")
+    below = np.argwhere(values.filled(1) < 0)
+    if len(below):
+        axes.plot(below[:, 1], below[:, 0], "o", color="black", markersize=max(1.2, 20 / len(role.layers)) / 1.6)
     at = role.summaries[position]
     axes.set_title(role.name, fontsize=11, fontweight="bold", loc="left", pad=5)
     axes.set_title(f"{at.pairs_paying} of {at.pairs} pairs lose less", fontsize=8, loc="right", color="0.3", pad=5)
@@ -99,7 +102,7 @@ def _draw_lines(panel: Any, study: SharingStudy, ratio: float) -> None:
     best, middle = panel.subplots(1, 2, sharey=True)
     drawn: list[float] = []
     for axes, heading, value in (
-        (best, "best pair of neighbours", lambda at: at.best_neighbour),
+        (best, "best pair of neighbours (below 1 sharing loses less)", lambda at: at.best_neighbour),
         (middle, "median pair of neighbours", lambda at: at.median_neighbour),
     ):
         drawn += _draw_quotients(axes, study, value)

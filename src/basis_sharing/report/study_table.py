@@ -1,5 +1,7 @@
 """The sharing study in a table and in one sentence."""
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
@@ -13,17 +15,19 @@ def study_table(study: SharingStudy, model: str, ratio: float) -> RenderableType
         box=box.SIMPLE_HEAD,
         title=f"{model}: one basis for two layers against two private ones of the same stored size, at ratio {ratio:g}",
         title_justify="left",
+        caption="median and best neighbour: expected loss, shared / private; below 1 sharing loses less",
+        caption_justify="left",
     )
-    table.add_column("role", overflow="fold")
+    table.add_column("role", no_wrap=True)
     table.add_column("in x out", no_wrap=True)
     for column in (
-        "neighbours that\nlose less",
-        "all pairs that\nlose less",
-        "loss, shared / private\nmedian neighbour",
-        "\nbest neighbour",
+        "neighbours\nlosing less",
+        "all pairs\nlosing less",
+        "median\nneighbour",
+        "best\nneighbour",
         "best\npair",
         "its\ngain",
-        "lowest ratio at\nwhich a pair pays",
+        "lowest ratio\nthat pays",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     position = study.position(ratio)
@@ -37,7 +41,7 @@ def study_table(study: SharingStudy, model: str, ratio: float) -> RenderableType
             _quotient(at.median_neighbour),
             _quotient(at.best_neighbour),
             "-" if at.best_pair is None else f"{at.best_pair[0]}, {at.best_pair[1]}",
-            "-" if at.best_gain is None else percent(at.best_gain),
+            "-" if at.best_gain is None else f"{100 * at.best_gain:+.1f} %",
             "never" if role.lowest_paying_ratio is None else f"{role.lowest_paying_ratio:g}",
         )
     return table
@@ -55,11 +59,7 @@ def conclusion(study: SharingStudy, ratio: float) -> str:
             f"Expected from second-order statistics, not measured on text: no pair of layers gains from sharing a "
             f"basis, in any role, at {span}."
         )
-    parts = []
-    if paying:
-        parts.append(f"at ratio {ratio:g} sharing loses less for {', '.join(_paying(n, a) for n, a in paying.items())}")
-    else:
-        parts.append(f"at ratio {ratio:g} sharing loses more for every pair of every role")
+    parts = [_gains(paying, ratio) if paying else f"at ratio {ratio:g} sharing loses more for every pair of every role"]
     if later:
         parts.append(f"for {', '.join(later)} only at other ratios")
     if never:
@@ -67,16 +67,13 @@ def conclusion(study: SharingStudy, ratio: float) -> str:
     return f"Expected from second-order statistics, not measured on text: {'; '.join(parts)}."
 
 
-def percent(gain: float) -> str:
-    """Format a gain with its sign."""
-    return f"{100 * gain:+.1f} %"
-
-
-def _paying(name: str, at: RoleAtRatio) -> str:
-    assert at.best_pair is not None
-    assert at.best_gain is not None
-    where = f"{at.neighbours_paying} of {at.neighbours} neighbours and {at.pairs_paying} of {at.pairs} pairs of {name}"
-    return f"{where} (best: {at.best_pair[0]} with {at.best_pair[1]}, {100 * at.best_gain:.1f} % less)"
+def _gains(paying: Mapping[str, RoleAtRatio], ratio: float) -> str:
+    counts = ", ".join(f"{at.pairs_paying} of {at.pairs} pairs of {name}" for name, at in paying.items())
+    name, best = max(paying.items(), key=lambda item: item[1].best_gain or 0.0)
+    assert best.best_pair is not None
+    assert best.best_gain is not None
+    layers = f"{name}, layers {best.best_pair[0]} and {best.best_pair[1]}"
+    return f"at ratio {ratio:g} sharing loses less for {counts}, at best {100 * best.best_gain:.1f} % less ({layers})"
 
 
 def _quotient(value: float | None) -> str:
