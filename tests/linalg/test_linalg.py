@@ -172,9 +172,7 @@ def test_no_other_basis_of_one_input_loses_less(shape: tuple[int, list[int]], se
 
 @settings(deadline=None, max_examples=60)
 @given(shape=groups, seed=seeds, one_input=st.booleans(), weighted=st.booleans())
-def test_losses_without_factors_agree(
-    shape: tuple[int, list[int]], seed: int, one_input: bool, weighted: bool
-) -> None:
+def test_losses_without_factors_agree(shape: tuple[int, list[int]], seed: int, one_input: bool, weighted: bool) -> None:
     members = group_of(shape, seed, one_input=one_input, weighted=weighted)
     expected = truncate(members).losses
     assert torch.allclose(losses(members), expected, rtol=1e-6, atol=1e-10 * expected[0])

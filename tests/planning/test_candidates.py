@@ -1,6 +1,8 @@
 """Candidates: what may share, and what each possible group is measured to lose."""
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.linalg.truncation import truncate
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
-from basis_sharing.plan import most_rank
+from basis_sharing.plan import most_rank, stored_parameters
+from basis_sharing.planning import candidates
 from basis_sharing.planning.candidates import (
     Candidate,
     Candidates,
@@ -45,11 +48,20 @@ def measured(name: str, across_roles: bool = True, across_depth: bool = True) ->
     return model, decoder, weigher, found
 
 
-def twins() -> Any:
-    """A model in which blocks 2 and 3 have the same weights, and nothing else in common with the others."""
+def repeated(blocks: Sequence[int]) -> tuple[Any, Decoder, Weigher]:
+    """A model in which some blocks have the same weights, inputs and gradients."""
     model = PICO["llama"]()
-    model.model.layers[3].load_state_dict(model.model.layers[2].state_dict())
-    return model
+    first, *others = blocks
+    for block in others:
+        model.model.layers[block].load_state_dict(model.model.layers[first].state_dict())
+    decoder = describe(model)
+    store = MomentStore()
+    found = dict(backward_sweep(model, decoder, IDS, dtype=torch.float32))
+    for block, moments in found.items():
+        if block in others:
+            moments = {n.replace(f".{first}.", f".{block}."): moment for n, moment in found[first].items()}
+        store.put(block, moments)
+    return model, decoder, Weigher(Weighting.LOSS, moments=store)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "gemma3", "mixtral", "opt"])
@@ -98,9 +110,8 @@ def test_partitions_of_three_roles_and_of_two() -> None:
 
 
 def test_members_are_in_depth_order() -> None:
-    model = twins()
-    decoder = describe(model)
-    found = find_candidates(model, decoder, weigher_of(model, decoder))
+    model, decoder, weigher = repeated((2, 3))
+    found = find_candidates(model, decoder, weigher)
     order = {p: i for i, p in enumerate(decoder.projections)}
     for candidate in found.groups:
         positions = [order[p] for p in candidate.members]
@@ -119,27 +130,25 @@ def test_what_may_not_share_does_not(across_roles: bool, across_depth: bool) -> 
             assert len(found.groups) == len(decoder.projections)
 
 
-def test_blocks_with_the_same_weights_get_a_segment_and_random_ones_none() -> None:
-    model = twins()
-    decoder = describe(model)
-    found = find_candidates(model, decoder, weigher_of(model, decoder), across_roles=False)
-    shared = {c.members for c in found.groups if len(c.members) > 1}
-    assert {tuple(p.block for p in members) for members in shared} == {(2, 3)}
-    assert len(shared) == 7
-    _, _, _, random = measured("llama")
-    assert not any(len({p.block for p in c.members}) > 1 for c in random.groups)
+def test_blocks_with_the_same_weights_get_a_segment_of_half_the_size() -> None:
+    model, decoder, weigher = repeated((2, 3))
+    found = find_candidates(model, decoder, weigher, across_roles=False)
+    private = {c.members[0]: c for c in found.groups if len(c.members) == 1}
+    shared = [c for c in found.groups if tuple(p.block for p in c.members) == (2, 3)]
+    assert {c.members[0].role for c in shared} == {"q", "k", "v", "o", "gate", "up", "down"}
+    for candidate in shared:
+        alone = private[candidate.members[0]].losses
+        assert np.allclose(candidate.losses[: len(alone)], 2 * alone, rtol=1e-5, atol=1e-7 * alone[0])
 
 
 def test_segments_grow_over_many_equal_blocks() -> None:
-    model = PICO["llama"]()
-    for layer in model.model.layers[1:]:
-        layer.load_state_dict(model.model.layers[0].state_dict())
-    decoder = describe(model)
-    found = find_candidates(model, decoder, weigher_of(model, decoder), across_roles=False)
-    lengths = {(c.members[0].role, len(c.members)) for c in found.groups}
-    assert lengths == {(role, length) for role in ("q", "k", "v", "o", "gate", "up", "down") for length in range(1, 6)}
+    model, decoder, weigher = repeated(range(5))
+    found = find_candidates(model, decoder, weigher, across_roles=False)
     for lane in found.lanes:
-        assert all(len(segments) == 15 for segments in lane.segments.values())
+        for segments in lane.segments.values():
+            assert set(segments) == {(start, stop) for stop in range(1, 6) for start in range(stop)}
+            for (start, stop), index in segments.items():
+                assert tuple(p.block for p in found.groups[index].members) == tuple(range(start, stop))
 
 
 def test_lanes_end_where_shapes_change() -> None:
@@ -158,37 +167,59 @@ def test_lanes_end_where_shapes_change() -> None:
 
 
 def test_events_count_up_to_their_total() -> None:
-    model = PICO["llama"]()
-    decoder = describe(model)
-    for across_depth, total in ((True, 40), (False, 20)):
+    model, decoder, weigher, _ = measured("llama")
+    for across_depth, stages in ((True, 2), (False, 1)):
         events: list[Progress] = []
-        weigher = measured("llama")[2]
         find_candidates(model, decoder, weigher, across_depth=across_depth, progress=events.append)
-        assert [event.done for event in events] == list(range(1, total + 1))
-        assert {event.total for event in events} == {total}
+        assert [event.done for event in events] == [*range(1, 21)] * stages
+        assert {event.total for event in events} == {20}
+        assert len({event.stage for event in events}) == stages
 
 
-def test_whether_sharing_pays() -> None:
-    _, decoder, _, found = measured("llama")
+def test_a_group_with_everything_in_common_pays_and_one_with_nothing_does_not() -> None:
+    _, _, _, found = measured("llama")
     private = {c.members[0].name: c for c in found.groups if len(c.members) == 1}
-    a, b = (private[f"model.layers.{i}.mlp.up_proj"] for i in (0, 1))
+    a, b = (private[f"model.layers.{i}.mlp.down_proj"] for i in (0, 1))
     members = (*a.members, *b.members)
-    nothing_in_common = np.concatenate([a.losses + b.losses[0], b.losses[1:]])[: most_rank(list(members)) + 1]
-    assert not pays(Candidate(members, nothing_in_common), [a, b])
-    all_in_common = a.losses + b.losses
-    assert pays(Candidate(members, all_in_common), [a, b])
-    assert len(decoder.projections) == len(private)
+    prices = candidates._prices(found)
+    energies = np.concatenate([-np.diff(a.losses), -np.diff(b.losses)])
+    nothing = np.append(np.sort(energies).cumsum()[::-1], 0.0)[: most_rank(list(members)) + 1]
+    assert pays(Candidate(members, a.losses + b.losses), [a, b], prices)
+    assert not pays(Candidate(members, nothing), [a, b], prices)
 
 
-def test_separate_losses_are_the_best_split_of_a_cost() -> None:
-    """On convex curves greedy slopes are exact where the split falls on ranks, and never above any split."""
+def test_prices_span_the_targets_people_ask_for() -> None:
+    _, decoder, _, found = measured("llama")
+    private = [stored_and_lost(c) for c in found.groups if len(c.members) == 1]
+    dense = sum(p.d_in * p.d_out for p in decoder.projections)
+    prices = candidates._prices(found)
+    assert (np.diff(prices) > 0).all()
+    kept = [sum(x[(y + price * x).argmin()] for x, y in private) / dense for price in prices]
+    assert kept[0] > 0.85
+    assert kept[-1] < 0.3
+    assert all(after <= before for before, after in pairwise(kept))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_stored_parameters_are_those_of_the_pivoted_form(name: str) -> None:
+    _, _, _, found = measured(name)
+    for candidate in found.groups:
+        costs, lost = stored_and_lost(candidate)
+        d_in, outputs = candidate.members[0].d_in, sum(p.d_out for p in candidate.members)
+        ranks = range(1, len(candidate.losses))
+        assert costs.tolist() == [stored_parameters(d_in, outputs, rank, "pivoted") for rank in ranks]
+        assert lost.tolist() == candidate.losses[1:].tolist()
+
+
+def test_separate_losses_are_those_of_the_best_split_of_a_cost() -> None:
+    """Never above any split into ranks, and exact at the ends."""
     _, _, _, found = measured("llama")
     private = {c.members[0].name: c for c in found.groups if len(c.members) == 1}
     pieces = [private[f"model.layers.{i}.mlp.up_proj"] for i in (0, 1)]
     (x, y), (u, w) = (stored_and_lost(piece) for piece in pieces)
-    splits = [(x[i] + u[j], y[i] + w[j]) for i in range(len(x)) for j in range(len(u))]
-    costs, lost = np.array(splits).T
+    costs, lost = np.array([(x[i] + u[j], y[i] + w[j]) for i in range(len(x)) for j in range(len(u))]).T
     assert (separate_losses(pieces, costs) <= lost + 1e-12).all()
-    assert separate_losses(pieces, np.array([x[0] + u[0]]))[0] == pytest.approx(y[0] + w[0])
-    assert separate_losses(pieces, np.array([x[0] + u[0] - 1.0]))[0] == np.inf
+    least = x[0] + u[0]
+    assert separate_losses(pieces, np.array([least]))[0] == pytest.approx(y[0] + w[0])
+    assert separate_losses(pieces, np.array([least - 1.0]))[0] == np.inf
     assert separate_losses(pieces, np.array([1e9]))[0] == pytest.approx(0, abs=1e-12)

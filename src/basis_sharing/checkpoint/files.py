@@ -20,9 +20,9 @@ def check_files(paths: Sequence[Path], *, overwrite: bool) -> None:
             raise OutputError(f"{path} is a folder: give the name of a file.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: choose another name, or pass --overwrite.")
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
             raise OutputError(f"cannot write to {path.parent} ({error.strerror}): choose another folder.") from None
@@ -37,6 +37,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             write(partial)
             partial.replace(path)
     finally:

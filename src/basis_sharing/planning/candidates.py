@@ -25,7 +25,7 @@ from basis_sharing.weighting import Weigher
 _MOST_JOINT_ROLES = 4
 _KEPT = (0.95, 0.25)
 _PRICES = 32
-_LEAST_GAIN = 1e-3
+_LEAST_GAIN = 2e-3
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def find_candidates(
         weigher: Poses the problem of each group; its losses are in nats per token.
         across_roles: Whether projections that read one input may share.
         across_depth: Whether projections of neighbouring blocks may share.
-        progress: Receives one event per block and input, twice where blocks may share.
+        progress: Receives one event per block and input, and one per role that is looked at across depth.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
@@ -88,14 +88,25 @@ def find_candidates(
     if not across_depth:
         return found
     prices = _prices(found)
-    done = 0
-    for shared_lane, blocks in zip(found.lanes, lanes, strict=True):
-        for position in range(len(blocks)):
-            for part, known in shared_lane.segments.items():
-                _grow(model, decoder, weigher, blocks, part, position, known, found.groups, prices)
-            done += 1
-            progress(Progress("measuring shared candidates", done, total, "inputs"))
+    shared = [
+        (blocks, part, lane.segments[part])
+        for lane, blocks in zip(found.lanes, lanes, strict=True)
+        for part in _worth_sharing(lane, found.groups, prices)
+    ]
+    for done, (blocks, part, known) in enumerate(shared, start=1):
+        _grow(model, decoder, weigher, blocks, part, known, found.groups, prices)
+        progress(Progress("measuring shared candidates", done, len(shared), "roles"))
     return found
+
+
+def _worth_sharing(lane: Lane, groups: Sequence[Candidate], prices: Floats) -> Iterator[Part]:
+    """Yield the parts to look at across depth: single roles, and joint ones that pay within some block."""
+    for part, segments in lane.segments.items():
+        if len(part) == 1 or any(
+            pays(groups[index], [groups[lane.segments[frozenset([slot])][block]] for slot in part], prices)
+            for block, index in segments.items()
+        ):
+            yield part
 
 
 def _prices(found: Candidates) -> Floats:
@@ -181,28 +192,29 @@ def _grow(
     model: Any,
     decoder: Decoder,
     weigher: Weigher,
-    lane: Sequence[Sequence[Projection]],
+    blocks: Sequence[Sequence[Projection]],
     part: Part,
-    stop: int,
     segments: dict[tuple[int, int], int],
     groups: list[Candidate],
     prices: Floats,
 ) -> None:
-    """Add the segments of a part that end with block ``stop`` and pay, shortest first."""
-    for start in range(stop - 1, -1, -1):
-        pieces = [
-            (segments[start, cut], segments[cut, stop + 1])
-            for cut in (start + 1, stop)
-            if (start, cut) in segments and (cut, stop + 1) in segments
-        ]
-        if len(pieces) < min(2, stop - start):
-            return
-        members = tuple(p for block in lane[start : stop + 1] for p in block if _slot(p, decoder) in part)
-        shared = Candidate(members, losses(weigher.problem(model, members)).numpy())
-        if not all(pays(shared, [groups[index] for index in pair], prices) for pair in pieces):
-            return
-        segments[start, stop + 1] = len(groups)
-        groups.append(shared)
+    """Add the segments of a part that pay: pairs, then what two paying segments of about half the length make."""
+    for length in _lengths(len(blocks)):
+        for start in range(len(blocks) - length + 1):
+            cut, stop = start + (length + 1) // 2, start + length
+            if (start, cut) not in segments or (cut, stop) not in segments:
+                continue
+            members = tuple(p for block in blocks[start:stop] for p in block if _slot(p, decoder) in part)
+            shared = Candidate(members, losses(weigher.problem(model, members)).numpy())
+            if pays(shared, [groups[segments[start, cut]], groups[segments[cut, stop]]], prices):
+                segments[start, stop] = len(groups)
+                groups.append(shared)
+
+
+def _lengths(blocks: int) -> list[int]:
+    """Return 2, 3, 4, 6, 8, 12, ...: halves of one are another, and runs of any length are made of few of them."""
+    powers = [2**i for i in range(1, max(2, blocks.bit_length()))]
+    return sorted(length for power in powers for length in (power, power * 3 // 2) if length <= blocks)
 
 
 def pays(shared: Candidate, pieces: Sequence[Candidate], prices: Floats) -> bool:

@@ -105,8 +105,8 @@ class Planner:
         groups = []
         for choice in found.choices:
             curve, candidate = curves[choice.candidate], self.candidates.groups[choice.candidate]
-            if choice.position == len(curve.ranks) - 1 and curve.losses[-1] == 0:
-                continue
+            if curve.ranks[choice.position] == candidate.members[0].d_in:
+                continue  # it stays dense
             group = PlanGroup(
                 members=tuple(p.name for p in candidate.members),
                 rank=int(curve.ranks[choice.position]),

@@ -120,10 +120,10 @@ def study_sharing(
     """Compare sharing with not sharing, for every role and every pair of blocks.
 
     At each ratio the shared basis has the highest rank that fits, and the private ones may store exactly what it does,
-    divided between them in the best way: on the lower convex hulls of their curves, as the planner compares them
-    (:func:`~basis_sharing.planning.candidates.pays`). Both that and the shared basis of layers whose inputs differ, for
-    which no closed form gives the very best (:func:`~basis_sharing.linalg.truncation.truncate`), favour the private
-    side slightly.
+    divided between them in the best way: on the lower convex hulls of their curves, where a planner's price per
+    parameter puts them. Both that and the shared basis of layers whose inputs differ, for which no closed form gives
+    the very best (:func:`~basis_sharing.linalg.truncation.truncate`), favour the private side: the hulls by less than
+    1 % as a rule, but by 17 % for a square matrix with a flat synthetic spectrum at ratio 0.2.
 
     Args:
         model: The dense model.

@@ -46,8 +46,7 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
         fontsize=11,
     )
     limit, extend = _limit(study, position)
-    colours = colormaps["RdBu_r"].copy()
-    colours.set_bad("0.82")
+    colours = colormaps["RdBu_r"].with_extremes(bad="0.82")
     axes = maps.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.06, "wspace": 0.04})
     image: Any = None
     for place, role in zip(axes.flat, study.roles, strict=False):
