@@ -205,7 +205,7 @@ def prediction_quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
     perplexity = [abs(r["expected_loss"] * scale - r["loss_rise"]) for r in low]
     return {
         "plans": len(known),
-        "rank_correlation": float(np.corrcoef(*ranks)[0, 1]),
+        "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
         "scale": scale,
         "largest_error_of_loss_rise": float(max(errors, key=abs)),
         "largest_error_of_perplexity": float(np.expm1(max(perplexity))),

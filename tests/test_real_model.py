@@ -90,8 +90,11 @@ def test_a_planned_model_is_better_than_uniform_ranks_of_the_same_size(gguf: Pat
     perplexity = {}
     for method in ("auto", "svd-llm"):
         folder = tmp_path / method
-        command = ("-m", "basis_sharing", "compress", gguf, "-o", folder, f"--method={method}", "--ratio=0.2", *text)
-        result = json.loads(run(*command))
+        planner = (
+            ("--no-sharing", "--no-joint-roles") if method == "auto" else ()
+        )  # most of the time, little of the gain
+        command = ("compress", gguf, "-o", folder, f"--method={method}", "--ratio=0.2", *planner, *text)
+        result = json.loads(run("-m", "basis_sharing", *command))
         assert abs(result["ratio_reached"] - 0.2) < 0.001
         perplexity[method] = result["perplexity_after"][0]["perplexity"]
     assert perplexity["auto"] < 0.7 * perplexity["svd-llm"]

@@ -98,11 +98,11 @@ class Recipe(BaseModel):
     def _amount(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        found = re.fullmatch(r"([0-9.]+) *([kKMGT]?)(i?)B?", value.strip())
+        found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+) *([kKMGT]?)(i?)B?", value.strip())
         if found is None:
             raise ValueError(f"{value!r} is not an amount: write a number such as 90000000, 90M, 1.5G or 512MiB.")
         power = " kMGT".index(found[2].replace("K", "k") or " ")
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+        return int(Fraction(found[1]) * (1024 if found[3] else 1000) ** power)
 
     @field_validator("max_perplexity_increase", mode="before")
     @classmethod

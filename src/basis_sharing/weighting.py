@@ -26,7 +26,7 @@ from basis_sharing.presets import Weighting
 INPUT_SHRINKAGE = 0.01
 GRADIENT_SHRINKAGE = 0.1
 
-_REMEMBERED = 8
+_REMEMBERED_BYTES = 2 * 2**30
 _Key = tuple[tuple[int, str], ...]
 
 
@@ -127,10 +127,15 @@ class Weigher:
         return diagonal_whitening((total.abs_sum / total.tokens).sqrt())
 
     def _remember(self, key: _Key, S: Whitening) -> None:
-        """Keep the last few: groups that read one input come one after another."""
-        while len(self._remembered) >= _REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
+        """Keep the last ones: groups that read one input, and segments of neighbouring blocks, come together."""
         self._remembered[key] = S
+        while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > _REMEMBERED_BYTES:
+            del self._remembered[next(iter(self._remembered))]
+
+
+def _bytes(S: Whitening) -> int:
+    """Return what a whitening may come to hold: its factor and its second moment."""
+    return 2 * S.factor.nbytes if isinstance(S, CholeskyWhitening) else 0
 
 
 def shrink(M: Tensor, share: float) -> Tensor:

@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 import torch
 
+from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
+from basis_sharing.errors import NumericalError
 from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
-from basis_sharing.plan import Plan, PlanGroup
+from basis_sharing.plan import Plan, PlanGroup, stored_parameters
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import Weighting
 from basis_sharing.weighting import Weigher
@@ -34,7 +36,7 @@ def setup(name: str, ratio: str = "0.3", group_size: int = 2, form: Any = "plain
     decoder = describe(model)
     plan = uniform_plan(
         decoder,
-        method="x",
+        method="svd",
         ratio=Fraction(ratio),
         group_size=group_size,
         shared_roles=decoder.family.shared_roles,
@@ -69,6 +71,81 @@ def test_factors_equal_the_authors_recipe(name: str) -> None:
         assert outcome.ridge == 0
 
 
+def loss_weigher(model: Any, decoder: Any) -> Weigher:
+    store = MomentStore()
+    for block, moments in backward_sweep(model, decoder, IDS, dtype=torch.float32):
+        store.put(block, moments)
+    return Weigher(Weighting.LOSS, moments=store)
+
+
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_the_reported_loss_is_that_of_the_factors_in_nats(name: str, form: Any) -> None:
+    """1/2 tr(dW^T G dW H), with the moments of inputs and gradients moved a little towards their mean diagonals."""
+    model, decoder, plan = setup(name, group_size=2, form=form)
+    weigher = loss_weigher(model, decoder)
+    known = {p.name: p for p in decoder.projections}
+    for outcome in factorize(model, decoder, plan, weigher):
+        assert outcome.not_pivoted is None
+        expected = total = 0.0
+        B = outcome.factors.full_basis()
+        for member, C in zip(outcome.factors.members, outcome.factors.coefficients, strict=True):
+            p = known[member]
+            assert weigher.moments is not None
+            G = weigher.moments.get(p.block, p.input).gram
+            H = weigher.moments.get(p.block, p.name).gradient
+            assert G is not None
+            assert H is not None
+            G, H = (M.double() / IDS.numel() for M in (G, H))
+            G = 0.99 * G + 0.01 * G.diagonal().mean() * torch.eye(len(G))
+            H = 0.9 * H + 0.1 * H.diagonal().mean() * torch.eye(len(H))
+            W = weight(model, p).double()
+            expected += 0.5 * ((W - B @ C).T @ G @ (W - B @ C) @ H).trace().item()
+            total += 0.5 * (W.T @ G @ W @ H).trace().item()
+        assert outcome.loss == pytest.approx(expected, rel=1e-5)
+        assert outcome.relative_loss == pytest.approx(expected / total, rel=1e-5)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+def test_projections_that_matter_to_nobody_get_finite_factors(form: Any, group_size: int) -> None:
+    """Nothing reads v and gate/up where o and down are zero, as in blocks that were added to a model."""
+    model, decoder, plan = setup("llama", form=form, group_size=group_size)
+    layer = model.model.layers[2]
+    layer.self_attn.o_proj.weight.data.zero_()
+    layer.mlp.down_proj.weight.data.zero_()
+    for outcome in factorize(model, decoder, plan, loss_weigher(model, decoder)):
+        install_factors(model, outcome.factors)
+        assert outcome.loss >= 0
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert all(parameter.abs().max() < 1e4 for parameter in model.parameters())
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=IDS[:1]).logits).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+def test_half_precision_holds_factors_weighted_by_tiny_gradients(
+    form: Any, group_size: int, dtype: torch.dtype
+) -> None:
+    """Gradients are squared and averaged: a millionth is much. Stored factors must not inherit that scale."""
+    errors = {}
+    for stored in (torch.float32, dtype):
+        model, decoder, plan = setup("llama", form=form, group_size=group_size)
+        weigher = loss_weigher(model, decoder)
+        assert weigher.moments is not None
+        for p in decoder.projections:
+            gradient = weigher.moments.get(p.block, p.name).gradient
+            assert gradient is not None
+            gradient *= 1e-9
+        model.to(stored)
+        for outcome in factorize(model, decoder, plan, weigher):
+            install_factors(model, outcome.factors)
+        errors[stored] = output_error(PICO["llama"](), model.float())
+    assert errors[dtype] == pytest.approx(errors[torch.float32], rel=0.05)
+
+
 def output_error(dense: Any, other: Any) -> float:
     with torch.no_grad():
         return sum(
@@ -100,14 +177,37 @@ def test_pivoted_factors_have_a_higher_rank_and_lose_less_in_the_same_size(name:
     assert all(pivoted < plain for pivoted, plain in zip(losses["pivoted"], losses["plain"], strict=True))
 
 
-def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size() -> None:
+@pytest.mark.parametrize("rank_of_the_weight", [0, 5])
+def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size(rank_of_the_weight: int) -> None:
     model, decoder, _ = setup("llama")
-    name = "model.layers.0.self_attn.k_proj"  # 64 x 32: a rank above 32 leaves columns of the basis empty
-    plan = Plan(method="x", ratio=0.3, groups=(PlanGroup(members=(name,), rank=40, form="pivoted"),))
+    name = "model.layers.0.mlp.gate_proj"
+    weight_of = model.get_submodule(name).weight.data
+    weight_of[:, rank_of_the_weight:] = 0  # features that have no weight: the basis has empty columns
+    plan = Plan(method="svd", ratio=0.3, groups=(PlanGroup(members=(name,), rank=32, form="pivoted"),))
     (outcome,) = run(model, decoder, plan, Weighting.NONE, MomentStore())
-    assert outcome.not_pivoted == "its basis has dependent columns"
-    assert outcome.factors.pivots is None
-    assert outcome.factors.rank == (40 * (64 + 32) - 40**2) // (64 + 32)
+    C = outcome.factors.coefficients[0]
+    assert torch.allclose(outcome.factors.full_basis() @ C, weight_of.T.double(), atol=1e-9)
+    assert outcome.loss <= 1e-12
+    if outcome.not_pivoted is None:
+        assert outcome.factors.rank == 32
+    else:
+        assert outcome.factors.pivots is None
+        assert outcome.factors.rank == (32 * (64 + 96) - 32**2) // (64 + 96)
+
+
+def test_dependent_columns_are_stored_plainly_in_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: torch.Tensor) -> Pivoting:
+        raise NumericalError("the columns of a basis are linearly dependent: it cannot be pivoted.")
+
+    model, decoder, plan = setup("llama", form="pivoted")
+    monkeypatch.setattr("basis_sharing.factorization.execute.pivot", refuse)
+    for outcome, group in zip(run(model, decoder, plan, Weighting.NONE, MomentStore()), plan.groups, strict=True):
+        assert outcome.not_pivoted == "its basis has dependent columns"
+        factors = outcome.factors
+        assert factors.pivots is None
+        outputs = sum(C.shape[1] for C in factors.coefficients)
+        d_in = len(factors.basis)
+        assert factors.rank == stored_parameters(d_in, outputs, group.rank, "pivoted") // (d_in + outputs)
 
 
 def test_badly_pivoted_factors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +236,10 @@ def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:
     store = moments_of(model, decoder)
     projection = decoder.projections[0]
     moments = store.get(projection.block, projection.input)
-    S = Weigher(Weighting.MEAN_ABSOLUTE, moments=store).of([projection])
+    (member,) = Weigher(Weighting.MEAN_ABSOLUTE, moments=store).problem(model, [projection])
+    assert member.H is None
     assert moments.abs_sum is not None
-    assert torch.allclose(S.apply(torch.eye(64).double()).diagonal(), (moments.abs_sum / moments.tokens).sqrt())
+    assert torch.allclose(member.S.apply(torch.eye(64).double()).diagonal(), (moments.abs_sum / moments.tokens).sqrt())
 
 
 def test_refit_minimises_the_error_on_the_compressed_flow() -> None:

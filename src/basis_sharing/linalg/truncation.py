@@ -5,7 +5,7 @@ comes out of one decomposition: the columns of B are ordered, and the leading k 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,7 @@ def truncate(members: Sequence[Weighted]) -> Truncation:
     Raises:
         NumericalError: A matrix contains NaN or infinity.
     """
+    members, unit = _scaled(members)
     S, scales = _common(members)
     d_in, n = members[0].W.shape[0], sum(member.W.shape[1] for member in members)
     if n >= d_in:
@@ -109,8 +110,8 @@ def truncate(members: Sequence[Weighted]) -> Truncation:
             found.append((V if root is None else torch.linalg.solve_triangular(root.T, V, upper=True)).T / scale)
         parts = tuple(found)
     if _alike(members):
-        return Truncation(basis, _tails(energy), parts, (None,) * len(members))
-    return _refitted(members, basis)
+        return Truncation(basis, unit * _tails(energy), parts, (None,) * len(members))
+    return _refitted(members, basis, unit)
 
 
 def losses(members: Sequence[Weighted]) -> Tensor:
@@ -137,6 +138,17 @@ def _alike(members: Sequence[Weighted]) -> bool:
     return all(member.S is members[0].S for member in members)
 
 
+def _scaled(members: Sequence[Weighted]) -> tuple[Sequence[Weighted], float]:
+    """Return the group with output weightings of at most about 1, and the unit its losses then have.
+
+    B and C would share out the scale of the weightings between them; that of loss gradients is too small for fp16.
+    """
+    unit = max((member.H.diagonal().mean().item() for member in members if member.H is not None), default=1.0)
+    if unit == 0:  # nothing depends on the outputs: any factors will do, the ones without weighting are finite
+        return [replace(member, H=None) for member in members], 0.0
+    return [member if member.H is None else replace(member, H=member.H / unit) for member in members], unit
+
+
 def _common(members: Sequence[Weighted]) -> tuple[Whitening, list[float]]:
     """Return one S for all members, and the factors for their columns that go with it."""
     if not all(torch.isfinite(member.W).all() for member in members):
@@ -146,7 +158,7 @@ def _common(members: Sequence[Weighted]) -> tuple[Whitening, list[float]]:
     grams = [_gram(member) for member in members]
     traces = [gram.trace().item() for gram in grams]
     mean = torch.stack([gram / trace for gram, trace in zip(grams, traces, strict=True)]).mean(0)
-    return cholesky_whitening(mean), [trace**0.5 for trace in traces]
+    return cholesky_whitening(mean), [(trace * len(traces) / sum(traces)) ** 0.5 for trace in traces]
 
 
 def _gram(member: Weighted) -> Tensor:
@@ -177,7 +189,7 @@ def _right_product(
     return M.T @ M, roots
 
 
-def _refitted(members: Sequence[Weighted], basis: Tensor) -> Truncation:
+def _refitted(members: Sequence[Weighted], basis: Tensor, unit: float) -> Truncation:
     """Return the optimal coefficients of every member for every leading part of a basis, with their losses."""
     parts, mixing = [], []
     energy = torch.zeros(basis.shape[1], dtype=torch.float64)
@@ -188,7 +200,7 @@ def _refitted(members: Sequence[Weighted], basis: Tensor) -> Truncation:
         energy += (part * (part if member.H is None else part @ member.H)).sum(1)
         parts.append(part)
         mixing.append(L)
-    return Truncation(basis, _tails(energy), tuple(parts), tuple(mixing))
+    return Truncation(basis, unit * _tails(energy), tuple(parts), tuple(mixing))
 
 
 def _tails(energy: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from basis_sharing.errors import PlanError
 
 Floats = NDArray[np.float64]
 
+_REST = 1e-4
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -95,7 +97,7 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budget: float) -> A
             high = price
             if found.loss <= best.loss:
                 best = found
-        if high <= low * (1 + 1e-9):
+        if high <= low * (1 + 1e-9) or 0 <= budget - found.cost <= _REST * budget:
             break
     return _spend_rest(curves, best, budget)
 
