@@ -41,7 +41,14 @@ class Compressed:
         self.dense = save_pico(name, root / f"{name}-dense")
         self.folder = root / f"{name}-{form}"
         self.model, self.result = basis_sharing.compress(
-            self.dense, ratio=0.3, windows=6, length=64, calibration_dtype="float32", form=form, output=self.folder
+            self.dense,
+            ratio=0.3,
+            method="basis-sharing",
+            windows=6,
+            length=64,
+            calibration_dtype="float32",
+            form=form,
+            output=self.folder,
         )
         self.logits = logits(self.model)
 

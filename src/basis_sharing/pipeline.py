@@ -123,10 +123,17 @@ def _run(
     shared_roles = shared_roles_of(recipe, decoder)
     plan = given if given is not None or recipe.preset.planned else fixed_plan(recipe, decoder)
     before = _sizes(model, decoder, None, stored_bytes(source) if source is not None else None)
-    if plan is not None:
+
+    def announce(plan: Plan) -> None:
         plan.check(decoder)
         _check_space(staging, plan, model, decoder, before)
+        count = len(plan.groups)
+        progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
+        if on_plan is not None:
+            on_plan(plan)
 
+    if plan is not None:
+        announce(plan)
     texts = [
         prepare_text(model, tokenizer, text, windows=recipe.evaluation_windows, length=recipe.length)
         for text in recipe.evaluate
@@ -143,11 +150,7 @@ def _run(
         if plan is None:
             planner = planner_for(recipe, source, model, decoder, weigher, progress)
             plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
-            _check_space(staging, plan, model, decoder, before)
-        count = len(plan.groups)
-        progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
-        if on_plan is not None:
-            on_plan(plan)
+            announce(plan)
         predicts = recipe.preset.planned
         for outcome in factorize(model, decoder, plan, weigher, progress=progress):
             entries.append(install_factors(model, outcome.factors))

@@ -39,7 +39,7 @@ def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:
         fixed = parameter_count(model) - dense
     elif recipe.max_bytes is not None:
         name, limit, unit = "max-bytes", recipe.max_bytes, model.dtype.itemsize
-        fixed = memory_bytes(model) - dense * unit
+        fixed = memory_bytes(model) - dense * unit + _most_index_bytes(planner)
     else:
         assert recipe.max_flops is not None
         name, limit, unit, resource = "max-flops", recipe.max_flops, 2, "multiplications"
@@ -56,6 +56,11 @@ def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:
     if not plan.groups:
         raise PlanError(f"{shown} is met by the original already: there is nothing to compress.")
     return plan
+
+
+def _most_index_bytes(planner: Planner) -> int:
+    """Return the most bytes that pivoted groups need to know which inputs are pivots: an int32 for every input."""
+    return 4 * sum(p.d_in for p in planner.decoder.projections) if planner.form == "pivoted" else 0
 
 
 def head_multiplications(model: Any) -> int:

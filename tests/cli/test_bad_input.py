@@ -111,7 +111,7 @@ def test_other_settings(space: Workspace, option: str, value: object) -> None:
 
 
 def test_unknown_role_to_share(space: Workspace) -> None:
-    assert "unknown role 'query'" in space.compress(share="query")
+    assert "unknown role 'query'" in space.compress(share="query", method="basis-sharing")
 
 
 def test_usage_errors_are_one_sentence_too(space: Workspace) -> None:
@@ -291,7 +291,7 @@ def test_recipe_files(space: Workspace) -> None:
     result = json.loads(space.capsys.readouterr().out)
     assert result["recipe"]["ratio"] == 0.25
     assert result["recipe"]["windows"] == 4
-    assert "the ratio is missing" in space.refused("compress", space.model, "-o", space.root / "other")
+    assert "the target is missing" in space.refused("compress", space.model, "-o", space.root / "other")
     recipe.write_text("ratio: 0.3\nmehtod: svd\n")
     message = space.refused("compress", space.model, "-o", space.root / "other", "--recipe", recipe)
     assert "did you mean 'method'?" in message

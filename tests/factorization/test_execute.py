@@ -12,7 +12,7 @@ from basis_sharing.calibration.sweep import sweep
 from basis_sharing.errors import NumericalError
 from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.layers.surgery import install_factors
+from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.plan import Plan, PlanGroup, stored_parameters
@@ -193,6 +193,17 @@ def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size(rank_
     else:
         assert outcome.factors.pivots is None
         assert outcome.factors.rank == (32 * (64 + 96) - 32**2) // (64 + 96)
+
+
+def test_a_single_vector_is_pivoted_since_nothing_smaller_is_plain() -> None:
+    """Both forms hold the same product then: which one rounds better is chance, which one is smaller is not."""
+    model, decoder, plan = setup("llama", form="pivoted")
+    groups = tuple(group.model_copy(update={"rank": 1}) for group in plan.groups)
+    plan = plan.model_copy(update={"groups": groups})
+    for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore()):
+        assert outcome.not_pivoted is None
+        install_factors(model, outcome.factors)
+    assert projection_parameters(model, [p.name for p in decoder.projections]) == plan.parameters(decoder)
 
 
 def test_dependent_columns_are_stored_plainly_in_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from basis_sharing.linalg.truncation import (
     left_product,
     losses,
     losses_of_product,
+    losses_under,
     most_vectors,
     truncate,
 )
@@ -183,6 +184,19 @@ def test_losses_without_factors_agree(shape: tuple[int, list[int]], seed: int, o
 
 
 @settings(deadline=None, max_examples=40)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), weighted=st.booleans())
+def test_given_factors_under_another_weighting(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, weighted: bool
+) -> None:
+    members = group_of(shape, seed, one_input=one_input, weighted=weighted)
+    scaled = diagonal_whitening(torch.rand(shape[0], generator=torch.Generator().manual_seed(seed)) + 0.1)
+    for S in (scaled, IdentityWhitening()):
+        found = truncate([Weighted(member.W, S) for member in members])
+        total = sum(member.loss(member.W) for member in members)
+        assert torch.allclose(losses_under(members, found), real_losses(members, found), rtol=1e-6, atol=1e-8 * total)
+
+
+@settings(deadline=None, max_examples=40)
 @given(shape=groups, seed=seeds)
 def test_equal_weightings_need_not_be_one_object(shape: tuple[int, list[int]], seed: int) -> None:
     members = group_of(shape, seed, one_input=True)
@@ -269,6 +283,25 @@ def test_what_is_no_second_moment_is_refused() -> None:
     for function in (truncate, losses):
         with pytest.raises(NumericalError, match="weight matrix"):
             function(damaged)
+
+
+@pytest.mark.parametrize("one_input", [True, False])
+@pytest.mark.parametrize("widths", [[3], [3, 4], [12], [9, 9]])
+@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-12, 1e12])
+def test_the_scale_of_the_weighting_does_not_reach_the_factors(
+    one_input: bool, widths: list[int], scale: float
+) -> None:
+    members = group_of((8, widths), 5, one_input=one_input, scale=scale)
+    found = truncate(members)
+    rank = most_vectors(members)
+    for factor in (found.basis, *found.coefficients(rank)):
+        assert 1e-3 < factor.abs().max() < 1e3
+    for member, C in zip(members, found.coefficients(rank), strict=True):
+        assert torch.allclose(found.basis @ C, member.W, atol=1e-6)
+    if 0 < scale < 1e-200 or scale == 0:
+        assert found.total <= 1e-290
+    else:
+        assert found.total == pytest.approx(sum(member.loss(member.W) for member in members), rel=1e-9)
 
 
 def test_features_that_never_fire_do_not_divide_by_zero() -> None:

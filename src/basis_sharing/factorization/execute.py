@@ -94,7 +94,8 @@ def _pivot(
         )
 
     coefficients = tuple(pivoting.transform @ C for C in found.coefficients(group.rank))
-    if stored_error(pivoting.basis(), coefficients) > stored_error(plain.basis, plain.coefficients):
+    larger = plain_rank * (d_in + outputs) > stored_parameters(d_in, outputs, group.rank, "pivoted")  # rank 1
+    if not larger and stored_error(pivoting.basis(), coefficients) > stored_error(plain.basis, plain.coefficients):
         return plain, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
     return GroupFactors(group.members, pivoting.stored, coefficients, pivoting.pivots), None
 
