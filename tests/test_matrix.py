@@ -21,7 +21,7 @@ from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe
 from basis_sharing.plan import Plan, PlanGroup
 from basis_sharing.presets import Weighting
-from basis_sharing.result import CompressionResult
+from basis_sharing.results.compression import CompressionResult
 from basis_sharing.weighting import Weigher
 from pico import PICO, save_pico
 

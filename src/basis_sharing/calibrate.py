@@ -22,7 +22,7 @@ from basis_sharing.planning.sensitivity import measure_sensitivity
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
-from basis_sharing.result import CalibrationReport
+from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.weighting import Weigher
 
 _MEMORY_SHARE = 0.5

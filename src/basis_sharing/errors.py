@@ -31,3 +31,7 @@ class CheckpointError(BasisSharingError):
 
 class OutputError(BasisSharingError):
     """The result cannot be written where it was asked for."""
+
+
+class ResultError(BasisSharingError):
+    """A file of results is damaged, of another kind, or too new for this version."""

@@ -38,7 +38,8 @@ from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
-from basis_sharing.result import RESULT_FILE, CompressionResult, GroupReport, Perplexity, Sizes
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport
+from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.targets import plan_for, plan_for_increase
 from basis_sharing.weighting import Weigher
 
@@ -204,7 +205,7 @@ def _run(
     model.train(training)
     if staging is not None:
         with output_errors(staging):
-            (staging / RESULT_FILE).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            result.write(staging / RESULT_FILE)
     return model, result
 
 

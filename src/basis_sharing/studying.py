@@ -1,10 +1,7 @@
 """The story of one sharing study, from a model to what may share a basis in it."""
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import RecipeError
@@ -14,16 +11,16 @@ from basis_sharing.pipeline import loaded, source_of
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
 from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.recipe import Recipe
-from basis_sharing.result import CalibrationReport
+from basis_sharing.results.base import Result
+from basis_sharing.results.compression import CalibrationReport
 
 SETTINGS = ("gradients", "calibration", "windows", "length", "seed", "dtype", "calibration_dtype")
 
 
-class StudyResult(BaseModel):
+class StudyResult(Result):
     """A study, and what it was made from.
 
     Attributes:
-        schema_version: Version of this schema.
         model: The model as it was given.
         model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         family: Family whose structure was used.
@@ -35,9 +32,7 @@ class StudyResult(BaseModel):
         versions: Versions of the software.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = 1
+    kind: Literal["study"] = "study"
     model: str
     model_fingerprint: str | None
     family: str
@@ -47,14 +42,6 @@ class StudyResult(BaseModel):
     study: SharingStudy
     notes: tuple[str, ...]
     versions: dict[str, str]
-
-    def write(self, path: Path) -> None:
-        """Write the result as JSON.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        path.write_text(self.model_dump_json() + "\n", encoding="utf-8")
 
 
 def study(

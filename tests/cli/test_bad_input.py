@@ -227,7 +227,7 @@ def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace) ->
     assert space.run("inspect", folder, "--json") == 0
     assert json.loads(space.capsys.readouterr().out)["recipe"]["ratio"] == 0.3
     (folder / "basis_sharing.json").write_text("{}")
-    assert "is damaged or of another version" in space.refused("inspect", folder)
+    assert "holds no results of basis-sharing" in space.refused("inspect", folder)
     (folder / "basis_sharing.json").unlink()
     assert "already compressed" in space.refused("inspect", folder)
 

@@ -22,11 +22,11 @@ def inspect(
     from basis_sharing.models.sizes import role_table
     from basis_sharing.models.source import load_skeleton, refuse_compressed, resolve
     from basis_sharing.report.tables import compression_table, inspection_table
-    from basis_sharing.result import RESULT_FILE, read_result
+    from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 
     source = resolve(model)
     if source.path is not None and (source.path / RESULT_FILE).is_file():
-        result = read_result(source.path)
+        result = CompressionResult.read(source.path / RESULT_FILE)
         if as_json:
             print(result.model_dump_json(indent=2))
         else:

@@ -15,7 +15,7 @@ from basis_sharing.models.family import Family
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.source import load_config, load_model, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.result import Perplexity
+from basis_sharing.results.measures import Perplexity
 
 DEFAULT_TEXT = "python-docs:heldout"
 _DEFAULT_LENGTH = 2048

@@ -11,7 +11,8 @@ from rich.text import Text
 from basis_sharing.models.sizes import RoleRow
 from basis_sharing.plan import Prediction
 from basis_sharing.recipe import TARGETS, Recipe
-from basis_sharing.result import CompressionResult, Perplexity
+from basis_sharing.results.compression import CompressionResult
+from basis_sharing.results.measures import Perplexity
 
 
 def mebibytes(count: int | None) -> str:

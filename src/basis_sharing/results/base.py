@@ -1,0 +1,83 @@
+"""What all results have in common: a kind, a version of their schema, and one way to be read."""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from basis_sharing.errors import ResultError
+
+
+class Frozen(BaseModel):
+    """Immutable data without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Result(Frozen):
+    """A file of results. Subclasses fix ``kind`` and say which version of their schema they are.
+
+    Attributes:
+        kind: What was done, e.g. ``"comparison"``.
+        schema_version: Version of the schema of this kind.
+    """
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    kind: str
+    schema_version: int = 1
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a result of this kind.
+
+        Raises:
+            ResultError: The file cannot be read, is of another kind, damaged, or newer than this version.
+        """
+        data = _json(path)
+        kind = cls.model_fields["kind"].default
+        found = data.get("kind", "compression")  # files of 0.1.0 named no kind; they are of compressions
+        if found != kind:
+            raise ResultError(f"{path} holds the results of a {found}, not of a {kind}: give another file.")
+        version = data.get("schema_version")
+        if isinstance(version, int) and version > cls.SCHEMA_VERSION:
+            raise ResultError(
+                f"{path} has schema version {version}, and this version of basis-sharing reads up to "
+                f"{cls.SCHEMA_VERSION}: upgrade basis-sharing."
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ResultError(f"{path} is damaged ({where}: {first['msg'].lower()}): make it again.") from None
+
+    def write(self, path: Path) -> None:
+        """Write the result as JSON.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of result a file holds.
+
+    Raises:
+        ResultError: The file cannot be read, or is no result.
+    """
+    return str(_json(path).get("kind", "compression"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"the results {path} cannot be read ({error.strerror}): check the path.") from None
+    except ValueError:
+        raise ResultError(f"{path} is not valid JSON: make it again.") from None
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise ResultError(f"{path} holds no results of basis-sharing: give a file that one of its verbs wrote.")
+    return data
