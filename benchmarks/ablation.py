@@ -1,6 +1,6 @@
 """What each ingredient of the planner is worth: ``auto`` against the published methods and against itself without one.
 
-``python benchmarks/ablation.py [--model gemma]`` (hours on two cores; ``--rows TEXT`` and ``--ratios`` choose rows, and
+``python benchmarks/ablation.py [--model gemma]`` (hours on two cores; ``--rows`` and ``--ratios`` choose some, and
 rows that are in the results already are skipped, so that it can be stopped at any time). Calibration is on 64 windows
 of 2048 tokens of ``wiki.valid.raw``, perplexity on ``wiki.test.raw``; everything in fp32. ``--cache DIR`` keeps the
 second moments for the next start. Prints rank correlation and error of the prediction at the end, and draws
@@ -72,7 +72,7 @@ class Bench:
     text: EvaluationText
     store: MomentStore
     progress: ProgressCallback
-    candidates: dict[tuple[bool, bool, bool], Candidates] = field(default_factory=dict)
+    candidates: dict[bool, Candidates] = field(default_factory=dict)
     weighers: dict[Weighting, Weigher] = field(default_factory=dict)
 
     def weigher(self, weighting: Weighting) -> Weigher:
@@ -95,17 +95,11 @@ class Bench:
 
     def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
         """Return a planner with these ingredients."""
-        key = (gradients, roles, depth)
-        if key not in self.candidates:
-            self.candidates[key] = find_candidates(
-                self.model,
-                self.decoder,
-                self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY),
-                across_roles=roles,
-                across_depth=depth,
-                progress=self.progress,
-            )
-        return Planner(self.decoder, self.candidates[key], "auto", gradients, form)
+        if gradients not in self.candidates:
+            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
+            self.candidates[gradients] = find_candidates(self.model, self.decoder, weigher, progress=self.progress)
+        candidates = self.candidates[gradients].restricted(across_roles=roles, across_depth=depth)
+        return Planner(self.decoder, candidates, "auto", gradients, form)
 
     def plan(self, variant: str, ratio: Fraction) -> tuple[Plan, Weigher]:
         """Return the plan of a row and the weigher that executes it."""
@@ -138,12 +132,11 @@ class Bench:
 
 
 def bench_for(
-    name: str, windows: int, evaluation_windows: int | None, cache: Path, progress: ProgressCallback
+    name: str, windows: int, evaluation_windows: int | None, cache: Path, device: str, progress: ProgressCallback
 ) -> Bench:
     """Load a model, and collect or find its second moments."""
     source = resolve(MODELS[name]())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-    model.eval()
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32).to(device).eval()
     decoder = describe(model)
     text = calibration_windows(
         f"{DATA}/wikitext2/wiki.valid.raw",
@@ -241,14 +234,17 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--evaluation-windows", type=int, default=None)
-    parser.add_argument("--rows", default="")
+    parser.add_argument("--rows", default=",".join(VARIANTS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--ratios", default=",".join(RATIOS))
     parser.add_argument("--cache", type=Path, default=Path("/tmp/basis-sharing-ablation"))
     options = parser.parse_args()
     need_data()
     name = f"ablation-{options.model}"
     with progress_bars() as progress:
-        bench = bench_for(options.model, options.windows, options.evaluation_windows, options.cache, progress)
+        bench = bench_for(
+            options.model, options.windows, options.evaluation_windows, options.cache, options.device, progress
+        )
         setting = {
             "windows": len(bench.calibration.windows.input_ids),
             "calibration": bench.calibration.windows.fingerprint,
@@ -261,7 +257,7 @@ def main() -> None:
         rows = {(row["method"], row["ratio"]): row for row in earlier.get("rows", [])}
         for ratio in options.ratios.split(","):
             for variant in VARIANTS:
-                if (variant, float(ratio)) in rows or options.rows not in variant:
+                if (variant, float(ratio)) in rows or variant not in options.rows.split(","):
                     continue
                 rows[variant, float(ratio)] = run_row(bench, variant, ratio, dense)
                 print(rows[variant, float(ratio)], flush=True)

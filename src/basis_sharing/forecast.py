@@ -1,6 +1,7 @@
 """What compression will cost, before anything is compressed: a plan and the curve it lies on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +17,6 @@ from basis_sharing.models.sizes import parameter_count
 from basis_sharing.models.source import ModelSource
 from basis_sharing.pipeline import fixed_plan, loaded, planner_for, source_of, target_plan
 from basis_sharing.plan import Plan, dense_parameters
-from basis_sharing.planning.planner import Planner
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
@@ -55,6 +55,8 @@ class Forecast(BaseModel):
         dense_multiplications: Multiplications per token in its compressible projections.
         points: The curves of the planner and of the published methods.
         unrounded_loss: Expected loss of the plan without rank multiples; None where there are none.
+        unshared_loss: Expected loss of the best plan of that size that shares nothing across layers; None where the
+            plan does not either.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,7 @@ class Forecast(BaseModel):
     dense_multiplications: int
     points: tuple[Point, ...]
     unrounded_loss: float | None = None
+    unshared_loss: float | None = None
 
 
 def plan_model(
@@ -119,8 +122,12 @@ def _forecast(
     plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
     unrounded = None
     if planner.rank_multiple > 1:
-        exact = Planner(**{**planner.__dict__, "rank_multiple": 1}).within(plan.parameters(decoder))
-        unrounded = exact.prediction.loss if exact.prediction is not None else None
+        unrounded = _expected(replace(planner, rank_multiple=1).within(plan.parameters(decoder)))
+    unshared = None
+    block_of = {p.name: p.block for p in decoder.projections}
+    if any(len({block_of[name] for name in group.members}) > 1 for group in plan.groups):
+        alone = planner.candidates.restricted(across_roles=recipe.across_roles, across_depth=False)
+        unshared = _expected(replace(planner, candidates=alone).within(plan.parameters(decoder)))
     if recipe.evaluate and plan.prediction is not None and plan.prediction.scale is None:
         text = prepare_text(
             model, tokenizer, recipe.evaluate[0], windows=recipe.evaluation_windows, length=recipe.length
@@ -144,8 +151,7 @@ def _forecast(
             found = planner.at_ratio(float(ratio))
         except PlanError:
             break  # the smallest plan is larger: the curve ends here
-        assert found.prediction is not None
-        points.append(point(recipe.method, found, found.prediction.loss))
+        points.append(point(recipe.method, found, _expected(found)))
     for method in baselines:
         plans = {}
         for ratio in RATIOS:
@@ -161,7 +167,13 @@ def _forecast(
         dense_multiplications=dense_parameters(decoder),
         points=tuple(points),
         unrounded_loss=unrounded,
+        unshared_loss=unshared,
     )
+
+
+def _expected(plan: Plan) -> float:
+    assert plan.prediction is not None
+    return plan.prediction.loss
 
 
 def _losses(

@@ -15,7 +15,7 @@ from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
-from basis_sharing.plan import Plan, PlanGroup, stored_parameters
+from basis_sharing.plan import Plan, PlanGroup, multiplications, stored_parameters
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import Weighting
 from basis_sharing.weighting import Weigher
@@ -206,19 +206,29 @@ def test_a_single_vector_is_pivoted_since_nothing_smaller_is_plain() -> None:
     assert projection_parameters(model, [p.name for p in decoder.projections]) == plan.parameters(decoder)
 
 
-def test_dependent_columns_are_stored_plainly_in_the_same_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_dependent_columns_are_stored_plainly_and_nothing_grows(
+    group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain shared groups multiply more than pivoted ones of their size, so there the rank is lower still."""
+
     def refuse(_: torch.Tensor) -> Pivoting:
         raise NumericalError("the columns of a basis are linearly dependent: it cannot be pivoted.")
 
-    model, decoder, plan = setup("llama", form="pivoted")
+    model, decoder, plan = setup("llama", form="pivoted", group_size=group_size)
     monkeypatch.setattr("basis_sharing.factorization.execute.pivot", refuse)
     for outcome, group in zip(run(model, decoder, plan, Weighting.NONE, MomentStore()), plan.groups, strict=True):
         assert outcome.not_pivoted == "its basis has dependent columns"
         factors = outcome.factors
         assert factors.pivots is None
-        outputs = sum(C.shape[1] for C in factors.coefficients)
-        d_in = len(factors.basis)
-        assert factors.rank == stored_parameters(d_in, outputs, group.rank, "pivoted") // (d_in + outputs)
+        d_in, d_outs = len(factors.basis), tuple(C.shape[1] for C in factors.coefficients)
+
+        def costs(rank: int, form: Any, d_in: int = d_in, d_outs: Any = d_outs) -> tuple[int, int]:
+            return stored_parameters(d_in, sum(d_outs), rank, form), multiplications(d_in, d_outs, rank, form)
+
+        planned = costs(group.rank, "pivoted")
+        assert all(is_ <= was for is_, was in zip(costs(factors.rank, "plain"), planned, strict=True))
+        assert any(is_ > was for is_, was in zip(costs(factors.rank + 1, "plain"), planned, strict=True))
 
 
 def test_badly_pivoted_factors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,21 @@ def test_what_may_not_share_does_not(across_roles: bool, across_depth: bool) -> 
             assert len(found.groups) == len(decoder.projections)
 
 
+@pytest.mark.parametrize(("across_roles", "across_depth"), [(True, False), (False, True), (False, False)])
+def test_restricted_candidates_are_those_measured_without(across_roles: bool, across_depth: bool) -> None:
+    *_, everything = measured("llama")
+    *_, fewer = measured("llama", across_roles, across_depth)
+    found = everything.restricted(across_roles=across_roles, across_depth=across_depth)
+    for ours, theirs in zip(found.lanes, fewer.lanes, strict=True):
+        assert set(ours.partitions) == set(theirs.partitions)
+        for part, segments in theirs.segments.items():
+            assert ours.segments[part].keys() == segments.keys()
+            for place, index in segments.items():
+                mine, other = found.groups[ours.segments[part][place]], fewer.groups[index]
+                assert mine.members == other.members
+                np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-9, atol=1e-15)
+
+
 def test_blocks_with_the_same_weights_get_a_segment_of_half_the_size() -> None:
     model, decoder, weigher = repeated((2, 3))
     found = find_candidates(model, decoder, weigher, across_roles=False)

@@ -48,7 +48,7 @@ def backward_sweep(
         projection.
 
     Raises:
-        NumericalError: A gradient is NaN or infinite; names the projection.
+        NumericalError: What a block computes or a gradient is NaN or infinite; names the block or the projection.
         ModelError: The model hands token-dependent arguments to its blocks.
         CorpusError: Neither memory nor the temporary folder has room for the block inputs.
     """
@@ -67,6 +67,11 @@ def backward_sweep(
                 with torch.no_grad():
                     for window in range(len(hidden)):
                         hidden[window] = run_block(block, hidden[window : window + 1], call)[0]
+                        if not torch.isfinite(hidden[window]).all():
+                            raise NumericalError(
+                                f"what {path} computes contains NaN or infinity: calibrate in float32 "
+                                "(--calibration-dtype float32) or check the model's weights."
+                            )
                         done += 1
                         progress(Progress("taping block inputs", done, total, "windows x blocks"))
             gradient = _head_gradients(model, decoder, hidden, input_ids, progress)

@@ -21,7 +21,7 @@ class Moments:
 
     Attributes:
         tokens: Number of tokens seen.
-        gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32; with gradients, sum of |g|^2 x^T x.
+        gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32.
         abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
         gradient: Sum of g^T g over the tokens, g the loss gradient at the output, shape ``[d_out, d_out]``, fp32.
     """

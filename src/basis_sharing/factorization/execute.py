@@ -15,7 +15,7 @@ from basis_sharing.linalg.pivoting import pivot
 from basis_sharing.linalg.truncation import Truncation, Weighted, truncate
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.plan import Plan, PlanGroup, stored_parameters
+from basis_sharing.plan import Plan, PlanGroup, multiplications, stored_parameters
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.weighting import Weigher, ridge_of
 
@@ -78,9 +78,17 @@ def _plain(members: tuple[str, ...], found: Truncation, rank: int) -> GroupFacto
 def _pivot(
     group: PlanGroup, problem: Sequence[Weighted], found: Truncation, dtype: torch.dtype
 ) -> tuple[GroupFactors, str | None]:
-    """Return pivoted factors, or plain ones of the same size where those are better as stored, and the reason."""
-    d_in, outputs = len(found.basis), sum(member.W.shape[1] for member in problem)
-    plain_rank = max(1, stored_parameters(d_in, outputs, group.rank, "pivoted") // (d_in + outputs))
+    """Return pivoted factors, or plain ones of at most that size where those are better as stored, and the reason."""
+    d_in, d_outs = len(found.basis), tuple(member.W.shape[1] for member in problem)
+    outputs = sum(d_outs)
+    # The plan may have been made for a number of parameters or of multiplications: neither may grow.
+    plain_rank = max(
+        1,
+        min(
+            stored_parameters(d_in, outputs, group.rank, "pivoted") // (d_in + outputs),
+            multiplications(d_in, d_outs, group.rank, "pivoted") // multiplications(d_in, d_outs, 1, "plain"),
+        ),
+    )
     plain = _plain(group.members, found, plain_rank)
     try:
         pivoting = pivot(found.basis[:, : group.rank])

@@ -48,6 +48,18 @@ class Candidates:
     groups: list[Candidate] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
 
+    def restricted(self, *, across_roles: bool, across_depth: bool) -> "Candidates":
+        """Return what would have been found without some kinds of sharing, with nothing measured again."""
+        lanes = []
+        for lane in self.lanes:
+            partitions = [ps for ps in lane.partitions if across_roles or all(len(part) == 1 for part in ps)]
+            segments = {
+                part: {(a, b): index for (a, b), index in lane.segments[part].items() if across_depth or b - a == 1}
+                for part in dict.fromkeys(part for ps in partitions for part in ps)
+            }
+            lanes.append(Lane(lane.length, tuple(partitions), segments))
+        return Candidates(self.groups, lanes)
+
 
 def find_candidates(
     model: Any,

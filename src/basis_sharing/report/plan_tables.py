@@ -47,6 +47,9 @@ def plan_summary(forecast: Forecast) -> list[Text]:
         f"{len(across_depth)} share across layers and {len(across_roles)} across roles",
         expectation(prediction),
     ]
+    if forecast.unshared_loss is not None:
+        gain = forecast.unshared_loss / prediction.loss - 1
+        lines.append(f"without sharing across layers the expected loss would be {gain:.1%} higher in the same size")
     if prediction.scale is None:
         lines.append("--evaluate TEXT measures the plan once and scales the expectation by what is true")
     if forecast.unrounded_loss is not None:
