@@ -49,7 +49,7 @@ def read_document(path: Path) -> str:
     """
     if content_suffix(path) not in RECORD_SUFFIXES:
         return read_plain(path)
-    text = DOCUMENT_SEPARATOR.join(_record_text(record, where) for where, record in _records(path))
+    text = DOCUMENT_SEPARATOR.join(_record_text(record, where) for where, record in read_records(path))
     if not text.strip():
         raise CorpusError(f"the records of {path} are empty: give a file with text.")
     return _without_surrogates(text)
@@ -64,7 +64,7 @@ def read_conversations(path: Path) -> Iterator[tuple[str, Conversation]]:
     Raises:
         CorpusError: As :func:`read_document`; or a record is not a conversation.
     """
-    for where, record in _records(path):
+    for where, record in read_records(path):
         messages = _messages(record, where)
         if messages is None:
             raise CorpusError(
@@ -73,21 +73,15 @@ def read_conversations(path: Path) -> Iterator[tuple[str, Conversation]]:
         yield where, [{key: _without_surrogates(value) for key, value in message.items()} for message in messages]
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the records of a JSON list or of JSON lines, whichever the content is; suffixes often lie.
 
+    Yields:
+        Where the record is, in words, and its fields.
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of a JSON list or of JSON lines, whichever the content is; suffixes often lie."""
+    Raises:
+        CorpusError: As :func:`read_plain`; or the JSON is broken, or a record is not an object.
+    """
     text = read_plain(path)
     records: Iterable[tuple[int, Any]]
     if text.lstrip().startswith("["):
@@ -103,6 +97,19 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise CorpusError(f"{where} is not a JSON object: each record needs named fields, e.g. {{'text': ...}}.")
         yield where, record
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
+    if not raw.startswith(_GZIP_MAGIC):
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
 
 
 def _parse_json(text: str, path: Path, first_line: int) -> Any:

@@ -1,0 +1,67 @@
+"""Two models on the same examples: only the examples on which they disagree tell them apart."""
+
+import math
+from collections.abc import Sequence
+
+from basis_sharing.results.comparison import TaskDifference
+from basis_sharing.results.tasks import PairedDifference, TaskResults
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
+    """Compare two models example by example.
+
+    With b examples right only in the first and c right only in the second, the difference is (c - b) / n. Its error
+    comes from the n differences -1, 0, 1; the test is the exact binomial one on b and c.
+
+    Args:
+        first: Which examples the first model answers right.
+        second: Which the second does, in the same order.
+
+    Returns:
+        The difference (second minus first), its standard error and the p-value.
+
+    Raises:
+        ValueError: The lengths differ, or there is no example.
+    """
+    examples = len(first)
+    if examples != len(second) or not examples:
+        raise ValueError(f"paired examples are needed, one model has {examples} and the other {len(second)}.")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    difference = (only_second - only_first) / examples
+    error = None
+    if examples > 1:
+        disagreements = only_first + only_second
+        error = math.sqrt(max(disagreements / examples - difference**2, 0.0) / (examples - 1))
+    return PairedDifference(
+        examples=examples,
+        only_first=only_first,
+        only_second=only_second,
+        difference=difference,
+        standard_error=error,
+        p_value=sign_test(only_first, only_second),
+    )
+
+
+def task_differences(first: TaskResults, second: TaskResults) -> tuple[TaskDifference, ...]:
+    """Compare two models task by task; both were scored on the same tasks."""
+    found = []
+    for one, other in zip(first.scores, second.scores, strict=True):
+        paired = None
+        if one.prompt_fingerprint == other.prompt_fingerprint and one.correct and other.correct:
+            paired = paired_difference(one.correct, other.correct)
+        found.append(TaskDifference(task=one.task, first=one.accuracy, second=other.accuracy, paired=paired))
+    return tuple(found)
+
+
+def sign_test(first: int, second: int) -> float:
+    """Return the two-sided p-value of a split of ``first + second`` fair coin tosses, exactly.
+
+    Args:
+        first: Tosses of one side.
+        second: Tosses of the other.
+    """
+    tosses = first + second
+    tail = sum(math.comb(tosses, k) for k in range(min(first, second) + 1))
+    share: float = 2 * tail / 2**tosses  # integers of any size divide without overflow
+    return min(1.0, share)

@@ -1,0 +1,238 @@
+"""Zero-shot accuracy through lm-evaluation-harness: its tasks, its prompts, its scores; our model in memory."""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basis_sharing.errors import NumericalError, RecipeError
+from basis_sharing.evaluation import harness
+from basis_sharing.evaluation.perplexity import load
+from basis_sharing.evaluation.score_cache import ScoreCache, question_key, tokenizer_fingerprint
+from basis_sharing.evaluation.task_data import LOCAL_TASKS, fingerprint_examples, write_task
+from basis_sharing.models.source import fingerprint, load_skeleton, load_tokenizer, resolve
+from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.results.tasks import TaskResults, TaskScore
+
+PAPER = ("openbookqa", "arc_easy", "winogrande", "hellaswag", "arc_challenge", "piqa", "mathqa")
+ALIASES = {"paper": PAPER}
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The model that is scored: what identifies it, and how to load it once it is needed."""
+
+    name: str
+    fingerprint: str | None
+    dtype: str
+    tokenizer: Any
+    load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A task of the harness with its examples."""
+
+    task: Any
+    source: str
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.task.task_name)
+
+
+def evaluate_tasks(
+    model: str | Path | Any,
+    tasks: Sequence[str] = PAPER,
+    *,
+    tokenizer: Any = None,
+    data: Path | None = None,
+    limit: int | None = None,
+    dtype: torch.dtype | None = None,
+    cache: Path | None = None,
+    progress: ProgressCallback = silent,
+) -> TaskResults:
+    """Score a model, dense or compressed, on tasks of lm-evaluation-harness, without solved examples in the prompt.
+
+    Args:
+        model: A folder, a GGUF file, a hub id, or a model in memory.
+        tasks: Names of tasks, groups or tags of the harness, or ``"paper"``.
+        tokenizer: The tokenizer of a model given in memory.
+        data: A folder with the examples (see :mod:`~basis_sharing.evaluation.task_data`); None: the harness fetches
+            them from the hub.
+        limit: Use only the first examples of each task; None: all.
+        dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
+        cache: Folder that scores are kept in and taken from; None: none. A model given in memory has no identity
+            and is always measured.
+        progress: Receives one event per batch.
+
+    Returns:
+        The scores, with what is needed to repeat them and to compare models example by example.
+
+    Raises:
+        RecipeError: The harness is not installed, a task is unknown or has no accuracy, or the limit is too small.
+        CorpusError: The examples of a task cannot be read or fetched.
+        ModelError: The model cannot be loaded.
+        NumericalError: The model computes NaN.
+        OutputError: A score cannot be kept.
+    """
+    names = task_names(tasks)
+    if data is not None:
+        _check_local(names)
+    if limit is not None and limit < 1:
+        raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
+    harness.require()
+    if isinstance(model, (str, Path)):
+        subject = _stored(model, dtype)
+    else:
+        subject = _Subject(type(model).__name__, None, _short(model.dtype), tokenizer, lambda: model)
+    with tempfile.TemporaryDirectory() as folder, harness.quiet():
+        prepared = _from_hub(names) if data is None else _from_folder(names, data, Path(folder))
+        scores, notes = _scores(subject, prepared, limit, cache, progress)
+    if limit is not None:
+        notes = (f"only the first {limit} examples of each task were scored (--limit).", *notes)
+    return TaskResults(
+        model=subject.name,
+        model_fingerprint=subject.fingerprint,
+        dtype=subject.dtype,
+        limit=limit,
+        harness=harness.version(),
+        scores=scores,
+        notes=tuple(notes),
+    )
+
+
+def task_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the tasks asked for: aliases opened, each task once, in order.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    names = [name for item in given if item.strip() for name in ALIASES.get(item.strip(), (item.strip(),))]
+    if not names:
+        raise RecipeError(f"no task is named: give some of {', '.join([*ALIASES, *LOCAL_TASKS])}, separated by commas.")
+    return tuple(dict.fromkeys(names))
+
+
+def _stored(model: str | Path, dtype: torch.dtype | None) -> _Subject:
+    source = resolve(model)
+    tokenizer = load_tokenizer(source)
+    stored = load_skeleton(source).dtype
+    return _Subject(
+        source.given, fingerprint(source), _short(dtype or stored), tokenizer, lambda: load(model, dtype)[0]
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_local(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in LOCAL_TASKS:
+            raise RecipeError(
+                f"the examples of {name!r} cannot be read from a folder{harness.did_you_mean(name, LOCAL_TASKS)} The "
+                f"tasks that can: {', '.join(LOCAL_TASKS)}; without --task-data the harness fetches those of any task."
+            )
+
+
+def _from_folder(names: Sequence[str], data: Path, folder: Path) -> list[_Prepared]:
+    written = [write_task(name, data, folder, harness.definitions()) for name in names]
+    tasks = harness.load_tasks(names, [folder])
+    return [
+        _Prepared(task, str(one.source), fingerprint_examples(list(task.eval_docs)), one.notes)
+        for task, one in zip(tasks, written, strict=True)
+    ]
+
+
+def _from_hub(names: Sequence[str]) -> list[_Prepared]:
+    if all(name in LOCAL_TASKS for name in names):
+        places = [(harness.definitions() / LOCAL_TASKS[name].definition).parent for name in names]
+        tasks = harness.load_tasks(names, list(dict.fromkeys(places)))
+    else:
+        tasks = harness.load_tasks(names, None)
+    for task in tasks:
+        if "acc" not in task.aggregation():
+            raise RecipeError(
+                f"the task {task.task_name} has no accuracy (it measures {', '.join(task.aggregation())}): choose "
+                "tasks that do."
+            )
+    return [
+        _Prepared(task, f"hub:{task.config.dataset_path}", fingerprint_examples(list(task.eval_docs)), ())
+        for task in tasks
+    ]
+
+
+def _scores(
+    subject: _Subject, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
+) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
+    """Return a score for each task, kept or measured, and notes; the model is loaded when one has to be measured."""
+    cache = None if folder is None or subject.fingerprint is None else ScoreCache(folder, subject.fingerprint)
+    words = tokenizer_fingerprint(subject.tokenizer) if cache else ""
+    scores: list[TaskScore] = []
+    kept: list[str] = []
+    notes: tuple[str, ...] = ()
+    wrapped = None
+    for one in prepared:
+        key = question_key(harness.version(), words, one.name, one.fingerprint, limit, subject.dtype)
+        score, damage = cache.load(one.name, key) if cache else (None, ())
+        notes += damage
+        if score is None:
+            wrapped = wrapped or harness.wrap(subject.load(), subject.tokenizer, _BATCH_SIZE)
+            score = _measure(wrapped, one, limit, progress)
+            if cache:
+                cache.save(key, score)
+        else:
+            kept.append(one.name)
+        # The same examples may lie elsewhere now: where they are is no part of the question.
+        scores.append(score.model_copy(update={"source": one.source, "notes": (*one.notes, *score.notes)}))
+    if kept:
+        notes += (f"kept from an earlier run (--no-cache measures again): {', '.join(kept)}.",)
+    return tuple(scores), notes
+
+
+def _measure(wrapped: Any, one: _Prepared, limit: int | None, progress: ProgressCallback) -> TaskScore:
+    measured = harness.run(wrapped, one.task, limit, _reporter(one, progress))
+    for sample in measured.samples:
+        for answer in sample["filtered_resps"]:
+            if isinstance(answer, tuple) and math.isnan(answer[0]):
+                raise NumericalError(
+                    f"the model computes NaN on example {sample['doc_id']} of {one.name}: evaluate it in float32 "
+                    "(--dtype float32), or compress less."
+                )
+    correct = measured.marks("acc")
+    notes = []
+    if correct is None:
+        notes.append(f"{one.name} gives parts of a point: its examples are not right or wrong.")
+    if measured.full:
+        notes.append(
+            f"{one.name}: some prompts fill the {wrapped.max_length} tokens the model can read; the start of longer "
+            "ones is cut off."
+        )
+    return TaskScore(
+        task=one.name,
+        version=measured.version,
+        split="test" if one.task.has_test_docs() else "validation",
+        source=one.source,
+        examples=len(measured.samples),
+        accuracy=measured.means["acc"],
+        accuracy_error=measured.error("acc"),
+        normalized_accuracy=measured.means.get("acc_norm"),
+        normalized_accuracy_error=measured.error("acc_norm"),
+        correct=correct,
+        correct_normalized=measured.marks("acc_norm"),
+        data_fingerprint=one.fingerprint,
+        prompt_fingerprint=fingerprint_examples([sample["arguments"] for sample in measured.samples]),
+        notes=tuple(notes),
+    )
+
+
+def _reporter(one: _Prepared, progress: ProgressCallback) -> Callable[[int, int], None]:
+    return lambda done, total: progress(Progress(f"task {one.name}", done, total, "answers"))
