@@ -32,6 +32,7 @@ class Recipe(BaseModel):
         method: Name of a preset.
         gradients: Whether the planner weighs errors with loss gradients; without, it measures one number per
             projection, which needs no backward pass and predicts worse.
+        roles: Roles to compress; the others stay dense, and the ratio is of these alone. None: all.
         across_roles: Whether the planner may let projections that read one input share.
         across_depth: Whether the planner may let projections of neighbouring blocks share.
         rank_multiple: The planner's ranks are multiples of this.
@@ -60,6 +61,7 @@ class Recipe(BaseModel):
     plan: Path | None = None
     method: str = "auto"
     gradients: bool = True
+    roles: tuple[str, ...] | None = Field(default=None, min_length=1)
     across_roles: bool = True
     across_depth: bool = True
     rank_multiple: int = Field(default=1, ge=1)
@@ -107,12 +109,7 @@ class Recipe(BaseModel):
     @field_validator("max_perplexity_increase", mode="before")
     @classmethod
     def _fraction(cls, value: object) -> object:
-        if isinstance(value, str) and value.strip().endswith("%"):
-            try:
-                return float(value.strip()[:-1]) / 100
-            except ValueError:
-                raise ValueError(f"{value!r} is not a percentage: write e.g. 5%.") from None
-        return value
+        return fraction(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -124,6 +121,8 @@ class Recipe(BaseModel):
                 "the target is missing: give the ratio of parameters to remove, e.g. --ratio 0.2, or one of "
                 f"{', '.join(_flag(name) for name in TARGETS[1:])}."
             )
+        if self.plan is not None and self.roles is not None:
+            raise ValueError("--roles has no meaning for a plan, which names its projections: leave it out.")
         mine = {name: getattr(self, name) for name in PLANNER_ONLY}
         others = {name: getattr(self, name) for name in ("group_size", "share")}
         if self.preset.planned:
@@ -145,7 +144,7 @@ class Recipe(BaseModel):
             raise ValueError(f"unknown method {value!r}: {hint}")
         return value
 
-    @field_validator("share", mode="before")
+    @field_validator("share", "roles", mode="before")
     @classmethod
     def _split_roles(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -214,6 +213,21 @@ class Recipe(BaseModel):
         threshold, ratio = self.preset.refit_from, self.exact_ratio
         prescribed = threshold is not None and ratio is not None and ratio >= threshold
         return self.refit == "always" or (self.refit == "auto" and prescribed)
+
+
+def fraction(value: object) -> object:
+    """Return a fraction that may be written as a percentage, ``"5%"``, as a number; anything but text as it is.
+
+    Raises:
+        ValueError: The text is neither a number nor a percentage.
+    """
+    if not isinstance(value, str):
+        return value
+    number = value.strip()
+    try:
+        return float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"{value!r} is neither a fraction nor a percentage: write e.g. 0.05 or 5%.") from None
 
 
 def _flag(setting: str) -> str:

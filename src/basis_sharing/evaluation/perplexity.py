@@ -1,11 +1,12 @@
 """Perplexity and bits per byte (DESIGN.md, section 6)."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.checkpoint.folder import check_folder
@@ -109,36 +110,55 @@ def measure(
     Raises:
         NumericalError: The model computes NaN or infinity.
     """
-    total, tokens, window_nats = 0.0, 0, []
-    for done, window in enumerate(text.input_ids, start=1):
-        ids = window[None].to(model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-        losses = [
-            nn.functional.cross_entropy(part.float(), target, reduction="sum").item()
-            for part, target in zip(logits.split(512), ids[0, 1:].split(512), strict=True)
-        ]
-        total += sum(losses)
-        window_nats.append(sum(losses) / len(logits))
-        tokens += len(logits)
-        if not math.isfinite(total):
-            raise NumericalError(
-                f"the model computes NaN or infinity on window {done} of {text.source}: evaluate it in float32 "
-                "(--dtype float32), or compress less."
-            )
-        progress(Progress(stage, done, len(text.input_ids), "windows"))
-    mean = total / tokens
+    losses = []
+    for index in range(len(text.input_ids)):
+        losses.append(window_loss(window_logits(model, text, index), text, index))
+        progress(Progress(stage, index + 1, len(text.input_ids), "windows"))
+    return from_losses(losses, text, model.dtype)
+
+
+def window_logits(model: Any, text: EvaluationText, index: int) -> Tensor:
+    """Return a model's logits for the tokens it has to predict in one window, shape ``[length - 1, vocabulary]``."""
+    logits: Tensor = model(input_ids=text.input_ids[index][None].to(model.device), use_cache=False).logits[0, :-1]
+    return logits
+
+
+def window_loss(logits: Tensor, text: EvaluationText, index: int) -> float:
+    """Return the negative log-likelihood of one window, summed over its predicted tokens, in nats.
+
+    Raises:
+        NumericalError: It is NaN or infinite.
+    """
+    targets = text.input_ids[index, 1:].to(logits.device)
+    loss = sum(
+        nn.functional.cross_entropy(part.float(), target, reduction="sum").item()
+        for part, target in zip(logits.split(512), targets.split(512), strict=True)
+    )
+    if not math.isfinite(loss):
+        raise NumericalError(
+            f"the model computes NaN or infinity on window {index + 1} of {text.source}: evaluate it in float32 "
+            "(--dtype float32), or compress less."
+        )
+    return loss
+
+
+def from_losses(losses: Sequence[float], text: EvaluationText, dtype: torch.dtype) -> Perplexity:
+    """Return the perplexity that the losses of all windows amount to."""
+    windows, length = text.input_ids.shape
+    tokens = windows * (length - 1)
+    mean = sum(losses) / tokens
     bytes_per_token = text.bytes_per_token
     return Perplexity(
         text=text.source,
         fingerprint=text.fingerprint,
         perplexity=math.exp(mean) if mean < 700 else math.inf,
         nats_per_token=mean,
-        window_nats=tuple(window_nats),
+        window_nats=tuple(loss / (length - 1) for loss in losses),
         bits_per_byte=None if bytes_per_token is None else mean / math.log(2) / bytes_per_token,
-        windows=len(text.input_ids),
-        length=text.input_ids.shape[1],
+        windows=windows,
+        length=length,
         tokens=tokens,
         bos=text.bos,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         notes=text.notes,
     )
