@@ -11,7 +11,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a hub id.", metavar="MODEL")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON on standard output.")] = False,
 ) -> None:
-    """Show what a model consists of: where its memory goes, and which parts can be compressed.
+    """Show what a model consists of: where its memory goes, which parts can be compressed, and what that is worth.
 
     Reads the configuration only, no weights; of a compressed model it shows what the compression did:
 
@@ -19,9 +19,9 @@ def inspect(
     """
     from basis_sharing.cli.console import out
     from basis_sharing.models.decoder import describe
-    from basis_sharing.models.sizes import role_table
+    from basis_sharing.models.sizes import role_table, starting_point
     from basis_sharing.models.source import load_skeleton, refuse_compressed, resolve
-    from basis_sharing.report.tables import compression_table, inspection_table
+    from basis_sharing.report.tables import SHOWN_RATIOS, compression_table, inspection_table
     from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 
     source = resolve(model)
@@ -37,6 +37,11 @@ def inspect(
     decoder = describe(skeleton)
     rows = role_table(skeleton, decoder)
     if as_json:
-        print(json.dumps({"family": decoder.family.name, "rows": [asdict(row) for row in rows]}, indent=2))
+        described = [
+            {**asdict(row), "saved_bytes": {f"{ratio:g}": row.saved_bytes(ratio) for ratio in SHOWN_RATIOS}}
+            for row in rows
+        ]
+        start = [row.name for row in starting_point(rows)]
+        print(json.dumps({"family": decoder.family.name, "start_with": start, "rows": described}, indent=2))
         return
     out.print(inspection_table(model, decoder.family.name, rows))

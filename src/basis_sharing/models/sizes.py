@@ -1,7 +1,7 @@
 """Exact accounting: what a model holds in memory and on disk, down to the role."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,10 @@ class RoleRow:
     share: float
     compressible: bool
     reason: str = ""
+
+    def saved_bytes(self, ratio: float) -> int:
+        """Return the bytes of memory the model loses when this fraction of the row's parameters is removed."""
+        return round(self.bytes * ratio) if self.compressible else 0
 
 
 def memory_bytes(model: nn.Module) -> int:
@@ -103,6 +107,12 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     rows += [row(left.name, False, left.reason) for left in decoder.left_dense]
     rows.append(row(_OTHER, False, "small: stays as it is", set()))
     return rows
+
+
+def starting_point(rows: Sequence[RoleRow]) -> tuple[RoleRow, ...]:
+    """Return the compressible roles that hold the most memory: one, or several of the same size."""
+    most = max(row.bytes for row in rows if row.compressible)
+    return tuple(row for row in rows if row.compressible and row.bytes == most)
 
 
 _EMBEDDINGS = "embeddings"

@@ -8,11 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from basis_sharing.models.sizes import RoleRow
+from basis_sharing.models.sizes import RoleRow, starting_point
 from basis_sharing.plan import Prediction
 from basis_sharing.recipe import TARGETS, Recipe
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Perplexity
+
+SHOWN_RATIOS = (0.2, 0.5)
 
 
 def mebibytes(count: int | None) -> str:
@@ -114,13 +116,14 @@ def perplexity_table(model: str, results: Sequence[Perplexity]) -> RenderableTyp
 def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> RenderableType:
     """Return what a model consists of, role by role."""
     table = Table(box=box.SIMPLE_HEAD, title=f"{model}: family {family}", title_justify="left", show_footer=True)
-    table.add_column("role", footer="total", no_wrap=True)
-    table.add_column("shape (in x out)", no_wrap=True)
+    table.add_column("role", footer="total", overflow="fold")
+    table.add_column("shape (in x out)", overflow="fold")
     table.add_column("count", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True, footer=f"{sum(row.parameters for row in rows):,}")
     table.add_column("memory", justify="right", no_wrap=True, footer=mebibytes(sum(row.bytes for row in rows)))
     table.add_column("share", justify="right", no_wrap=True, footer="100.0 %")
-    table.add_column("compressible")
+    shown = " / ".join(f"{100 * ratio:.0f} %" for ratio in SHOWN_RATIOS)
+    table.add_column(f"compressible; removing\n{shown} saves", footer=_saved(rows), min_width=24)
     for row in rows:
         table.add_row(
             row.name,
@@ -129,9 +132,29 @@ def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> Render
             f"{row.parameters:,}",
             mebibytes(row.bytes),
             f"{100 * row.share:.1f} %",
-            "yes" if row.compressible else f"no: {row.reason or 'not a projection'}",
+            f"yes: {_saved([row])}" if row.compressible else f"no: {row.reason or 'not a projection'}",
         )
-    return table
+    return Group(table, Text(f"  {advice(rows)}"))
+
+
+def advice(rows: Sequence[RoleRow]) -> str:
+    """Return where to start, in one sentence."""
+    start = starting_point(rows)
+    names = [row.name for row in start]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    half, total = sum(row.saved_bytes(0.5) for row in start), sum(row.bytes for row in rows)
+    sentence = (
+        f"start with {listed}: {100 * sum(row.share for row in start):.1f} % of the memory; removing half of that "
+        f"saves {mebibytes(half)} of the model's {mebibytes(total)}"
+    )
+    largest = max(rows, key=lambda row: row.bytes)
+    if largest.compressible:
+        return f"{sentence}."
+    return f"{sentence} (the largest part, {largest.name}, {100 * largest.share:.1f} %, stays as it is)."
+
+
+def _saved(rows: Sequence[RoleRow]) -> str:
+    return " / ".join(mebibytes(sum(row.saved_bytes(ratio) for row in rows)) for ratio in SHOWN_RATIOS)
 
 
 def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:

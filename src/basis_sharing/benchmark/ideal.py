@@ -1,0 +1,85 @@
+"""The work a model has to do, whatever the machine: what its speed would follow if nothing else cost time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from basis_sharing.benchmark.workloads import FirstToken, Prefill, fill
+from basis_sharing.models.linears import is_matrix_module
+from basis_sharing.results.benchmark import Work
+
+_aten = torch.ops.aten
+# Fused attention -> position of its argument is_causal. The counter of PyTorch lacks the CPU's and counts masked pairs.
+_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: 4,
+    _aten._scaled_dot_product_flash_attention: 4,
+    _aten._scaled_dot_product_efficient_attention: 6,
+    _aten._scaled_dot_product_cudnn_attention: 6,
+}
+
+
+def work_of(model: Any, ids: torch.Tensor) -> Work:
+    """Count the work of one prompt and of one step of decoding after it.
+
+    Args:
+        model: The model, on the device of the prompt.
+        ids: One prompt, shape ``[1, tokens]``.
+    """
+    prefill, first = (_multiply_adds(timed.turn) for timed in (Prefill(model, ids), FirstToken(model, ids)))
+    read, products = _weights_read(model, ids)
+    return Work(
+        prefill_multiply_adds=prefill,
+        first_token_multiply_adds=first,
+        weight_bytes_per_step=read,
+        products_per_step=products,
+    )
+
+
+def holds_stacked_experts(model: nn.Module) -> bool:
+    """Whether a model has weights of many experts in one parameter, of which a token uses a few."""
+    return any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
+
+
+def _multiply_adds(run: Callable[[], None]) -> int:
+    formulas = {op: _attention_formula(position) for op, position in _ATTENTION.items()}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def _attention_formula(causal_at: int) -> Callable[..., int]:
+    def operations(query: Any, key: Any, value: Any, *others: Any, out_shape: Any = None, **_: Any) -> int:
+        batch, heads, queries, width = query
+        keys = key[-2]
+        pairs = queries * keys
+        if len(others) > causal_at - 3 and others[causal_at - 3]:
+            pairs = queries * (queries + 1) // 2 + queries * max(keys - queries, 0)
+        return int(2 * batch * heads * pairs * (width + value[-1]))
+
+    return operations
+
+
+@torch.inference_mode()
+def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
+    """Return the bytes of weights that one step reads, and its products with weight matrices."""
+    read, products = 0, 0
+
+    def called(module: nn.Module, _: Any) -> None:
+        nonlocal read, products
+        read += sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))
+        products += is_matrix_module(module)
+
+    following, cache = fill(model, ids)
+    # An embedding reads one row per token, which is nothing beside its matrix.
+    hooks = [
+        module.register_forward_pre_hook(called) for module in model.modules() if not isinstance(module, nn.Embedding)
+    ]
+    try:
+        model(input_ids=following, past_key_values=cache, use_cache=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return read, products

@@ -1,0 +1,91 @@
+"""Measuring several things fairly on one busy machine: they take turns, and are compared turn by turn."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from basis_sharing.results.benchmark import Spread
+
+_SECONDS_PER_REPEAT = 1.5
+_FEWEST_TURNS, _MOST_TURNS = 5, 32
+
+
+class Timed(Protocol):
+    """Something whose time is measured."""
+
+    def prepare(self) -> None:
+        """Get ready for the turns of one repeat; not timed."""
+
+    def turn(self) -> None:
+        """Do the work once and wait until it is done."""
+
+
+def take_turns(
+    contestants: Sequence[Timed],
+    repeats: int,
+    turns: int | None = None,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    repeated: Callable[[], None] = lambda: None,
+) -> list[tuple[float, ...]]:
+    """Time several contestants that alternate after every single turn.
+
+    A whole repeat comes first as a warm-up. Within a repeat the contestants go round in one order, in the next repeat
+    in the opposite one, so that nobody always follows the same neighbour; whatever else the machine does in the
+    meantime hits all of them alike.
+
+    Args:
+        contestants: What is timed.
+        repeats: Number of repeats that count.
+        turns: Turns of each contestant in a repeat; None: as many as fill about 1.5 seconds each, 5 to 32.
+        clock: Returns the time in seconds.
+        repeated: Called after every repeat, the warm-up included.
+
+    Returns:
+        For each contestant the seconds of one turn, one number per repeat: the median of the turns in it.
+    """
+    warm_up = _repeat(contestants, turns or _FEWEST_TURNS, clock, backwards=False)
+    repeated()
+    if turns is None:
+        # The first turn of the warm-up pays for what happens only once.
+        slowest = max(min(seconds[1:]) for seconds in warm_up)
+        turns = min(_MOST_TURNS, max(_FEWEST_TURNS, math.ceil(_SECONDS_PER_REPEAT / max(slowest, 1e-9))))
+    medians: list[list[float]] = [[] for _ in contestants]
+    for repeat in range(repeats):
+        times = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
+        for found, seconds in zip(medians, times, strict=True):
+            found.append(statistics.median(seconds))
+        repeated()
+    return [tuple(found) for found in medians]
+
+
+def _repeat(
+    contestants: Sequence[Timed], turns: int, clock: Callable[[], float], *, backwards: bool
+) -> list[list[float]]:
+    order = list(enumerate(contestants))
+    if backwards:
+        order.reverse()
+    for contestant in contestants:
+        contestant.prepare()
+    times: list[list[float]] = [[] for _ in contestants]
+    for _ in range(turns):
+        for index, contestant in order:
+            start = clock()
+            contestant.turn()
+            times[index].append(clock() - start)
+    return times
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return median and quartiles."""
+    if len(values) == 1:
+        return Spread(median=values[0], lower=values[0], upper=values[0])
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median=median, lower=lower, upper=upper)
+
+
+def paired_speed(first: Sequence[float], other: Sequence[float]) -> Spread:
+    """Return how many times as fast ``other`` is as ``first``, from the quotients of their times repeat by repeat."""
+    return spread([reference / seconds for reference, seconds in zip(first, other, strict=True)])

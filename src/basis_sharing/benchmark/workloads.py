@@ -1,0 +1,118 @@
+"""What is timed: a prefill, a first token, and one step of decoding."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import StaticCache
+
+from basis_sharing.benchmark.devices import synchronize
+
+
+class Prefill:
+    """One forward pass over prompts, logits of every token, no cache.
+
+    Args:
+        model: The model.
+        ids: Token ids, shape ``[batch, tokens]``, on the model's device.
+        forward: What runs it: the model itself, or its compiled form; None: the model.
+    """
+
+    def __init__(self, model: Any, ids: torch.Tensor, forward: Callable[..., Any] | None = None) -> None:
+        self._forward, self._ids = forward or model, ids
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Run the prompt once."""
+        self._forward(input_ids=self._ids, use_cache=False)
+        synchronize(self._ids.device)
+
+
+class FirstToken:
+    """From a prompt to the choice of the token that follows; the cache is filled on the way."""
+
+    def __init__(self, model: Any, ids: torch.Tensor) -> None:
+        self._model, self._ids = model, ids
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Choose the first token of the answer."""
+        fill(self._model, self._ids)
+        synchronize(self._ids.device)
+
+
+class Decode:
+    """One more token for every sequence, greedily, from the cache.
+
+    Every repeat starts right after the prompt, which is read once.
+
+    Args:
+        model: The model.
+        ids: The prompts, shape ``[batch, tokens]``, on the model's device.
+        new_tokens: Steps in one repeat.
+        forward: The compiled model, which gets a static cache; None: eager, with the cache the model chooses.
+    """
+
+    def __init__(
+        self, model: Any, ids: torch.Tensor, new_tokens: int, forward: Callable[..., Any] | None = None
+    ) -> None:
+        self._model, self._ids, self._forward = model, ids, forward
+        self._static = (
+            None if forward is None else StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)
+        )
+        self._first: torch.Tensor | None = None
+        self._filled: Any = None
+        self._cache: Any = None
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Go back to the end of the prompt."""
+        if self._first is None:
+            self._first, cache = fill(self._model, self._ids, self._static)
+            self._filled = _state(cache) if self._static is not None else cache
+        self._next = self._first
+        if self._static is None:
+            self._cache = copy.deepcopy(self._filled)
+        else:
+            _restore(self._static, self._filled)
+            self._cache = self._static
+
+    @torch.inference_mode()
+    def turn(self) -> None:
+        """Decode one token."""
+        output = (self._forward or self._model)(input_ids=self._next, past_key_values=self._cache, use_cache=True)
+        self._next = output.logits[:, -1:].argmax(dim=-1)
+        synchronize(self._ids.device)
+
+
+def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+    """Read prompts into a cache; return the tokens that follow, shape ``[batch, 1]``, and the cache."""
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
+    return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+
+
+def _state(cache: Any) -> list[dict[str, Any]]:
+    """Return a copy of what a static cache holds."""
+    return [
+        {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(layer).items()}
+        for layer in cache.layers
+    ]
+
+
+def _restore(cache: Any, state: list[dict[str, Any]]) -> None:
+    """Put a copied state back into the same tensors: compiled code knows their addresses."""
+    for layer, values in zip(cache.layers, state, strict=True):
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                getattr(layer, name).copy_(value)
+            else:
+                setattr(layer, name, value)
