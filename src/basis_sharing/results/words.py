@@ -1,0 +1,101 @@
+"""What a compression result says in words: amounts, the command that repeats it, how to load what it made."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from basis_sharing.recipe import Recipe
+from basis_sharing.results.compression import CompressionResult
+
+_NEGATED = {"gradients": "--no-gradients", "across_roles": "--no-joint-roles", "across_depth": "--no-sharing"}
+_SAID_BY_THE_PLAN = ("method", "gradients")
+_FOLDERS = re.compile(r"""(?<![^\s:'"(])(?:~|[A-Za-z]:)?[/\\](?=[^\s/\\])(?:[^/\\:'"\n]+[/\\])*(?=[^/\\:\s])""")
+
+
+def amount_of_bytes(count: int) -> str:
+    """Format a number of bytes in the unit that gives one to four digits, e.g. ``"541.3 MiB"``."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def change(before: float, after: float) -> str:
+    """Format a relative change with its sign, e.g. ``"-18.0 %"``."""
+    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\u2212")
+
+
+def short_name(model: str) -> str:
+    """Return the last part of a model's path or hub id: what people call it, and results are matched by."""
+    return Path(model).name or model
+
+
+def changed_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that are not at their default and that a person has to give again."""
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    skipped = _SAID_BY_THE_PLAN if recipe.plan is not None else ()
+    return {
+        name: value
+        for name, default in defaults.items()
+        if name not in skipped and (value := getattr(recipe, name)) != default
+    }
+
+
+def command_line(result: CompressionResult, output: str = "DIR", *, published: bool = False) -> str:
+    """Return the command that compresses the model again with the same settings.
+
+    Args:
+        result: What the compression did.
+        output: The folder to write.
+        published: Whether strangers will read it: absolute paths are cut to their last part.
+    """
+    words = ["basis-sharing", "compress", result.model, "-o", output]
+    for name, value in changed_settings(result.recipe).items():
+        flag = "--" + name.replace("_", "-")
+        if name in _NEGATED:
+            words.append(_NEGATED[name])
+        elif name == "evaluate":
+            words += [word for text in value for word in (flag, text)]
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(value)]
+        else:
+            words += [flag, str(value)]
+    return shlex.join(without_folders(word) if published else word for word in words)
+
+
+def python_call(result: CompressionResult, output: str = "DIR") -> str:
+    """Return the Python call that compresses a model in memory again with the same settings."""
+    settings = {"output": output} | changed_settings(result.recipe)
+    if "plan" in settings:
+        settings["plan"] = str(settings["plan"])
+    arguments = "".join(f", {name}={value!r}" for name, value in settings.items())
+    return f"basis_sharing.compress(model, tokenizer=tokenizer{arguments})"
+
+
+def how_to_repeat(result: CompressionResult, output: str = "DIR", *, published: bool = False) -> str:
+    """Return the command, or the call for a model that was given in memory, that repeats a compression."""
+    if result.model_fingerprint is not None:
+        return command_line(result, output, published=published)
+    call = python_call(result, output)
+    return without_folders(call) if published else call
+
+
+def how_to_load(folder: str) -> tuple[str, str]:
+    """Return the code that loads a compressed folder: where the package is installed, and where it is not."""
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+    return (
+        f'import basis_sharing\n{imports}model = AutoModelForCausalLM.from_pretrained("{folder}")\n{tokenizer}',
+        f'{imports}model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)\n{tokenizer}',
+    )
+
+
+def without_folders(text: str) -> str:
+    """Return a text with absolute paths cut to their last part, so that it can be published.
+
+    The folders of the machine a model was made on are nobody else's business, and of no use elsewhere.
+    """
+    return _FOLDERS.sub("", text)
