@@ -87,6 +87,13 @@ def basis_of(model: nn.Module, name: str) -> torch.Tensor:
     return assemble(module.pivots, module.rest, stored)
 
 
+def product_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Return B C of a factorized projection, shape ``[d_in, d_out]``, fp64."""
+    module = model.get_submodule(name)
+    assert isinstance(module, runtime.FactorizedLinear)
+    return basis_of(model, name).double() @ module.coeff.weight.detach().double().T
+
+
 def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:
     """Overwrite the coefficients of one factorized projection with ``C`` of shape ``[rank, d_out]``."""
     module = model.get_submodule(name)

@@ -1,0 +1,1 @@
+"""Compressed models in other people's engines and formats."""
