@@ -11,12 +11,12 @@ from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
 from basis_sharing.linalg.truncation import losses_under, truncate
-from basis_sharing.models.decoder import describe
+from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import parameter_count
 from basis_sharing.models.source import ModelSource
 from basis_sharing.pipeline import fixed_plan, loaded, planner_for, source_of, target_plan
-from basis_sharing.plan import Plan, dense_parameters
+from basis_sharing.plan import Plan, dense_parameters, structure_of
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
@@ -99,11 +99,14 @@ def plan_model(
     model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
     training = model.training
     model.eval()
-    decoder = describe(model)
+    whole = describe(model)
+    decoder = with_roles(whole, recipe.roles)
     calibration = calibration_text(recipe, model, tokenizer, progress)
     try:
         with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
-            return _forecast(recipe, source, model, tokenizer, decoder, weigher, baselines, progress)
+            return _forecast(
+                recipe, source, model, tokenizer, decoder, structure_of(whole), weigher, baselines, progress
+            )
     finally:
         model.train(training)
 
@@ -114,11 +117,12 @@ def _forecast(
     model: Any,
     tokenizer: Any,
     decoder: Decoder,
+    structure: str,
     weigher: Weigher,
     baselines: Sequence[str],
     progress: ProgressCallback,
 ) -> Forecast:
-    planner = planner_for(recipe, source, model, decoder, weigher, progress)
+    planner = planner_for(recipe, source, model, decoder, weigher, progress, structure)
     plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
     unrounded = None
     if planner.rank_multiple > 1:

@@ -18,7 +18,7 @@ from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
 from basis_sharing.factorization.execute import factorize, refit
 from basis_sharing.layers.surgery import declare_compressed, install_factors, projection_parameters
-from basis_sharing.models.decoder import describe, weight
+from basis_sharing.models.decoder import describe, weight, with_roles
 from basis_sharing.models.families import FAMILIES
 from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
@@ -38,6 +38,7 @@ from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
+from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.targets import plan_for, plan_for_increase
@@ -83,6 +84,7 @@ def compress(
         return _run(recipe, source, model, tokenizer, None, progress, on_plan)
     with reserve(Path(output), overwrite=overwrite, inputs=_input_paths(recipe, source)) as staging:
         compressed, result = _run(recipe, source, model, tokenizer, staging, progress, on_plan)
+        _write_card(staging, source, result)
         publish(staging, Path(output))
     return compressed, result
 
@@ -120,13 +122,14 @@ def _run(
     model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
     training = model.training
     model.eval()
-    decoder = describe(model)
+    whole = describe(model)
+    decoder = with_roles(whole, recipe.roles)
     shared_roles = shared_roles_of(recipe, decoder)
     plan = given if given is not None or recipe.preset.planned else fixed_plan(recipe, decoder)
     before = _sizes(model, decoder, None, stored_bytes(source) if source is not None else None)
 
     def announce(plan: Plan) -> None:
-        plan.check(decoder)
+        plan.check(whole)
         _check_space(staging, plan, model, decoder, before)
         count = len(plan.groups)
         progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
@@ -149,7 +152,7 @@ def _run(
     groups, entries = [], []
     with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
         if plan is None:
-            planner = planner_for(recipe, source, model, decoder, weigher, progress)
+            planner = planner_for(recipe, source, model, decoder, weigher, progress, structure_of(whole))
             plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
             announce(plan)
         predicts = recipe.preset.planned
@@ -242,6 +245,7 @@ def planner_for(
     decoder: Decoder,
     weigher: Weigher,
     progress: ProgressCallback,
+    structure: str,
 ) -> Planner:
     """Measure all candidates of a model."""
     candidates = find_candidates(
@@ -262,7 +266,7 @@ def planner_for(
         planned_for=PlannedFor(
             model=source.given if source is not None else type(model).__name__,
             fingerprint=fingerprint(source) if source is not None else None,
-            structure=structure_of(decoder),
+            structure=structure,
         ),
     )
 
@@ -341,6 +345,12 @@ def shared_roles_of(recipe: Recipe, decoder: Decoder) -> tuple[str, ...]:
                 f"unknown role {role!r} to share: name roles of {', '.join(ROLES)}, or a family of {', '.join(tables)}."
             )
     return tuple(role for role in ROLES if role in roles and role in present)
+
+
+def _write_card(staging: Path, source: ModelSource | None, result: CompressionResult) -> None:
+    hub_id = source.given if source is not None and source.kind == "hub" else None
+    with output_errors(staging):
+        (staging / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
 
 
 def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None) -> Sizes:

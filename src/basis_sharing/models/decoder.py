@@ -2,7 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -58,6 +59,21 @@ def weight(model: nn.Module, projection: Projection) -> Tensor:
     """
     stored = parameter(model, projection)
     return stored if projection.transposed else stored.T
+
+
+def with_roles(decoder: Decoder, roles: Sequence[str] | None) -> Decoder:
+    """Return a decoder with the projections of some roles only; all for None.
+
+    Raises:
+        ModelError: The model has no projections of a role.
+    """
+    if roles is None:
+        return decoder
+    present = list(dict.fromkeys(p.role for p in decoder.projections))
+    for role in roles:
+        if role not in present:
+            raise ModelError(f"this model has no projections of role {role!r}: choose from {', '.join(present)}.")
+    return replace(decoder, projections=tuple(p for p in decoder.projections if p.role in roles))
 
 
 def parameter(model: nn.Module, projection: Projection) -> Tensor:
