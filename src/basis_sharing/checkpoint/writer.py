@@ -33,6 +33,23 @@ def reserve(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> Iterato
     folder = folder.absolute()
     _check(folder, overwrite=overwrite, inputs=inputs)
     staging = folder.parent / f".{folder.name}.partial"
+    with locked(folder):
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the folders above it are made, and removed again where it was not.
+
+    Raises:
+        OutputError: The folder is in use, or cannot be created.
+    """
+    folder = folder.absolute()
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     created = [path for path in folder.parents if not path.exists()]
     try:
@@ -43,11 +60,8 @@ def reserve(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> Iterato
     except OSError as error:
         raise OutputError(f"cannot write to {folder.parent} ({error.strerror}): choose another folder.") from None
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         if not folder.exists():
