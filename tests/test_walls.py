@@ -25,8 +25,10 @@ ALLOWED = {
     "planning": {"models", "plan", "recipe", "linalg", "calibration", "weighting"},
     "factorization": {"models", "plan", "linalg", "layers", "calibration", "weighting"},
     "checkpoint": {"layers", "models"},
+    "benchmark": {"evaluation", "models", "recipe", "results"},
     "evaluation": {"models", "calibration", "checkpoint", "results"},
-    "report": {"forecast", "models", "plan", "planning", "recipe", "results"},
+    "serving": {"checkpoint", "layers", "models"},
+    "report": {"checkpoint", "evaluation", "forecast", "models", "plan", "planning", "recipe", "results"},
     "calibrate": {
         "calibration",
         "evaluation",
@@ -59,6 +61,16 @@ ALLOWED = {
         "recipe",
         "targets",
         "weighting",
+    },
+    "rollout": {
+        "benchmark",
+        "calibration",
+        "checkpoint",
+        "evaluation",
+        "models",
+        "pipeline",
+        "recipe",
+        "results",
     },
     "studying": {"calibrate", "models", "pipeline", "planning", "recipe", "results"},
     "pipeline": {

@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING, Any
 from basis_sharing._registration import register_with_transformers
 
 if TYPE_CHECKING:
+    from basis_sharing.benchmark.bench import bench
+    from basis_sharing.evaluation.comparison import compare, recheck
     from basis_sharing.evaluation.perplexity import evaluate
     from basis_sharing.forecast import plan_model
     from basis_sharing.pipeline import compress
     from basis_sharing.recipe import Recipe
+    from basis_sharing.report.html import write_report
+    from basis_sharing.results.comparison import Limits
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "compress", "evaluate", "plan_model"]
+__all__ = ["Limits", "Recipe", "bench", "compare", "compress", "evaluate", "plan_model", "recheck", "write_report"]
 
 _LAZY = {
+    "Limits": "basis_sharing.results.comparison",
     "Recipe": "basis_sharing.recipe",
+    "bench": "basis_sharing.benchmark.bench",
+    "compare": "basis_sharing.evaluation.comparison",
     "compress": "basis_sharing.pipeline",
     "evaluate": "basis_sharing.evaluation.perplexity",
     "plan_model": "basis_sharing.forecast",
+    "recheck": "basis_sharing.evaluation.comparison",
+    "write_report": "basis_sharing.report.html",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import basis_sharing
-from basis_sharing.cli import compress, evaluate, inspect, plan, study
+from basis_sharing.cli import bench, compare, compress, densify, evaluate, inspect, plan, report, rollout, study
 from basis_sharing.errors import BasisSharingError
 
 app = typer.Typer(
@@ -19,8 +19,13 @@ app = typer.Typer(
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("study")(study.study)
+app.command("densify")(densify.densify)
+app.command("rollout")(rollout.rollout)
 
 
 def _version(show: bool) -> None:
@@ -43,7 +48,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0, 2 for anything the user can mend, 130 after an interrupt."""
+    """Run the command line and exit: 0, 1 for a broken limit, 2 for what the user can mend, 130 after an interrupt."""
     try:
         code = app(arguments, standalone_mode=False)
     except _UsageError as error:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from basis_sharing.errors import RecipeError
 from basis_sharing.presets import PRESETS
 from basis_sharing.recipe import DTYPES, Recipe
 
@@ -12,6 +13,9 @@ _CALIBRATION = (
     "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "
     "or .jsonl file (gzipped or not), or token windows in an .npz or .safetensors file"
 )
+
+
+_TASKS = "Zero-shot tasks (of the extra eval)"
 
 
 def option(help_text: str, setting: str, metavar: str, default: str | None = None) -> Any:
@@ -26,6 +30,27 @@ def _target(help_text: str, metavar: str) -> Any:
 
 def _planner(help_text: str, flag: str) -> Any:
     return typer.Option(flag, help=help_text, show_default=False, rich_help_panel="Planner (method auto)")
+
+
+def _tasks(help_text: str, metavar: str) -> Any:
+    return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel=_TASKS)
+
+
+def check_task_options(tasks: str | None, task_data: Path | None, limit: int | None, no_cache: bool) -> None:
+    """Make sure that the options about tasks come with tasks.
+
+    Raises:
+        RecipeError: They do not, or the limit is too small.
+    """
+    if tasks is None and (task_data is not None or limit is not None or no_cache):
+        raise RecipeError("--task-data, --limit and --no-cache are about tasks: name some with --tasks.")
+    if limit is not None and limit < 1:
+        raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
+
+
+def limit(help_text: str, metavar: str) -> Any:
+    """Return an option that limits how far a compressed model may be from the original."""
+    return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel="Limits")
 
 
 Ratio = Annotated[
@@ -61,6 +86,9 @@ RankMultiple = Annotated[
         rich_help_panel="Planner (method auto)",
     ),
 ]
+Roles = Annotated[
+    str | None, option("Compress the projections of these roles only, e.g. gate,up,down", "roles", "ROLES", "all")
+]
 Method = Annotated[str | None, option(f"One of {', '.join(PRESETS)}", "method", "NAME")]
 Calibration = Annotated[str | None, option(_CALIBRATION, "calibration", "TEXT")]
 Windows = Annotated[int | None, option("Number of calibration windows; more is better and slower", "windows", "N")]
@@ -86,6 +114,41 @@ CalibrationDtype = Annotated[
 ]
 EvaluationWindows = Annotated[
     int | None, option("Use only the first windows of each text", "evaluation_windows", "N", "all")
+]
+Tasks = Annotated[
+    str | None,
+    _tasks(
+        "Tasks to score, separated by commas: paper (the seven of the paper), openbookqa, arc_easy, winogrande, "
+        "hellaswag, arc_challenge, piqa, mathqa, boolq, lambada_openai, or any of lm-eval's.",
+        "TASK,...",
+    ),
+]
+TaskData = Annotated[
+    Path | None,
+    _tasks("Folder with the examples of the nine tasks above (default: lm-eval fetches them from the hub).", "DIR"),
+]
+TaskLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        help="Score only the first examples of each task (default: all).",
+        metavar="N",
+        show_default=False,
+        rich_help_panel=_TASKS,
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache", help="Measure again what an earlier run has measured, and keep nothing.", rich_help_panel=_TASKS
+    ),
+]
+MaxKl = Annotated[float | None, limit("Most nats per token that the mean KL divergence may reach, e.g. 0.05.", "NATS")]
+MaxIncrease = Annotated[
+    str | None, limit("How much the perplexity may be above the original's (the first model's), e.g. 5%.", "P")
+]
+MinAgreement = Annotated[
+    str | None, limit("Least share of positions where both find the same token most probable, e.g. 90%.", "P")
 ]
 RecipeFile = Annotated[
     Path | None,
