@@ -1,0 +1,121 @@
+"""The documentation names only what exists: verbs, flags, files."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from basis_sharing.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+TEXTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted(DOCS.glob("*.md"))]
+GROUP: Any = typer.main.get_command(app)
+FLAGS = {
+    verb: {flag for p in command.params if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)}
+    | {"--help", "-h"}
+    for verb, command in GROUP.commands.items()
+}
+FOREIGN = {"--strict", "--version"}
+"""Flags of mkdocs and of the command itself."""
+
+
+def load_hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def commands(markdown: str) -> Iterator[str]:
+    """Yield every command in fenced blocks and in code spans that calls ``basis-sharing``."""
+    fenced = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = [line for block in fenced.findall(markdown) for line in block.replace("\\\n", " ").splitlines()]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", fenced.sub("", markdown))]
+    for text in [*lines, *spans]:
+        if text.strip().startswith("basis-sharing "):
+            yield text.strip()
+
+
+def mistakes(markdown: str) -> list[str]:
+    """Say which verbs and flags in ``markdown`` do not exist."""
+    found = []
+    for command in commands(markdown):
+        _, verb, *rest = shlex.split(command, comments=True)
+        if verb.startswith("-") or verb == "X":
+            continue
+        if verb not in FLAGS:
+            found.append(f"no verb {verb}: {command}")
+            continue
+        used = {token.partition("=")[0] for token in rest if re.match(r"--?[a-z]", token)}
+        found += [f"{verb} has no {flag}: {command}" for flag in sorted(used - FLAGS[verb])]
+    known = FOREIGN.union(*FLAGS.values())
+    spans = " ".join(re.findall(r"`(--[^`]+)`", markdown))
+    found += [f"no verb has {flag}" for flag in sorted(set(re.findall(r"--[a-z][a-z-]*", spans)) - known)]
+    return found
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_commands_and_flags_exist(path: Path) -> None:
+    assert mistakes(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_wrong_verb_or_flag_is_found() -> None:
+    text = "```sh\nbasis-sharing squeeze ./m\nbasis-sharing plan ./m \\\n    --quickly  # --ignored\n```\nand `--never`"
+    assert mistakes(text) == [
+        "no verb squeeze: basis-sharing squeeze ./m",
+        "plan has no --quickly: basis-sharing plan ./m      --quickly  # --ignored",
+        "no verb has --never",
+    ]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(path: Path) -> None:
+    generated = {DOCS / page for page in load_hooks().pages()}
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target or target.startswith("#"):
+            continue
+        file = (path.parent / target.partition("#")[0]).resolve()
+        assert file.exists() or file in generated, f"{path.name} links to {target}"
+
+
+def test_every_verb_has_a_page_with_all_its_flags() -> None:
+    pages = load_hooks().pages()
+    assert set(pages) == {"cli/index.md", *(f"cli/{verb}.md" for verb in FLAGS)}
+    for verb, flags in FLAGS.items():
+        page = pages[f"cli/{verb}.md"]
+        assert f"({verb}.md)" in pages["cli/index.md"]
+        assert [flag for flag in flags - {"--help", "-h"} if f"`{flag}`" not in page] == []
+        assert mistakes(page) == []
+
+
+def test_the_navigation_names_every_page() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    named = {file for section in nav for pages in section.values() for page in pages for file in page.values()}
+    assert named == {path.name for path in DOCS.glob("*.md")}
+
+
+def test_building_the_pages_does_not_import_torch() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(DOCS)!r}); sys.dont_write_bytecode = True\n"
+        "import hooks; hooks.pages(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_two_readmes_know_each_other() -> None:
+    english, japanese = (ROOT / name for name in ("README.md", "README.ja.md"))
+    assert "(README.ja.md)" in english.read_text(encoding="utf-8").partition("## ")[0]
+    assert "(README.md)" in japanese.read_text(encoding="utf-8").partition("## ")[0]
