@@ -41,8 +41,8 @@ def pages() -> dict[str, str]:
     rows = "\n".join(f"| [`{verb}`]({verb}.md) | {_cell(_summary(verb_))} |" for verb, verb_ in described.items())
     index = (
         "# All verbs\n\nEvery verb answers `--help`, most answer `--json`. Errors are one sentence and exit code 2; "
-        f"what the other codes mean stands under [exit codes](../production.md#exit-codes).\n\n| verb | what it does |\n"
-        f"|---|---|\n{rows}\n"
+        f"what the other codes mean stands under [exit codes](../production.md#exit-codes).\n\n"
+        f"| verb | what it does |\n|---|---|\n{rows}\n"
     )
     return {f"{FOLDER}/index.md": index} | {f"{FOLDER}/{verb}.md": _page(verb, it) for verb, it in described.items()}
 
