@@ -17,7 +17,7 @@ from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.evaluation.perplexity import window_length
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import named_dtype
+from basis_sharing.models.source import dtype_name, named_dtype
 from basis_sharing.planning.sensitivity import measure_sensitivity
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import ProgressCallback
@@ -43,7 +43,7 @@ class Calibration:
             fingerprint=self.windows.fingerprint,
             windows=count,
             length=length,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=dtype_name(self.dtype),
         )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
+from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport
 from basis_sharing.results.measures import Perplexity, Sizes
@@ -203,7 +203,7 @@ def _run(
         perplexity_before=perplexity_before,
         perplexity_after=perplexity_after,
         notes=tuple(notes),
-        versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")},
+        versions=software_versions(),
     )
     model.train(training)
     if staging is not None:

@@ -1,7 +1,7 @@
 """Progress events: the library reports, the command line draws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -26,3 +26,8 @@ ProgressCallback = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """Ignore progress events."""
+
+
+def titled(progress: ProgressCallback, title: str) -> ProgressCallback:
+    """Return a callback that puts a title before every stage, to tell those of several steps or models apart."""
+    return lambda event: progress(replace(event, stage=f"{title}: {event.stage}"))

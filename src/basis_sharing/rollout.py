@@ -11,8 +11,6 @@ so that a rollout that was killed goes on where it stopped and ends with the sam
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,9 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
 from basis_sharing.models.source import fingerprint, load_skeleton, named_dtype, refuse_compressed, resolve
 from basis_sharing.pipeline import compress
-from basis_sharing.progress import ProgressCallback, silent
+from basis_sharing.progress import ProgressCallback, silent, titled
 from basis_sharing.recipe import TARGETS, Recipe
+from basis_sharing.results.base import software_versions
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison, Limits
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
@@ -152,9 +151,7 @@ def _begin(output: Path, asked: RolloutSettings, *, overwrite: bool) -> Rollout:
             state_file.unlink()  # first, so that an interruption here leaves no rollout that looks finished
             for name in ("steps", "best"):
                 shutil.rmtree(output / name, ignore_errors=True)
-    state = Rollout(
-        settings=asked, versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")}
-    )
+    state = Rollout(settings=asked, versions=software_versions())
     _write(output, state)
     return state
 
@@ -191,7 +188,7 @@ def _step(
     folder = output / "steps" / name
     compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
     if not compressed.exists():
-        compress(asked.model, ratio, output=compressed, roles=roles, progress=_titled(progress, name), **settings)
+        compress(asked.model, ratio, output=compressed, roles=roles, progress=titled(progress, name), **settings)
     result = CompressionResult.read(compressed / RESULT_FILE)
     dtype = named_dtype(result.recipe.dtype)
     if not compared.exists():
@@ -202,13 +199,13 @@ def _step(
             limits=asked.limits,
             windows=asked.evaluation_windows,
             dtype=dtype,
-            progress=_titled(progress, name),
+            progress=titled(progress, name),
         )
         write_file(compared, comparison.write)
     comparison = Comparison.read(compared)
     if asked.benchmark and not benchmarked.exists():
         speed = bench(
-            [asked.model, compressed], batch_sizes=(1,), dtype=result.recipe.dtype, progress=_titled(progress, name)
+            [asked.model, compressed], batch_sizes=(1,), dtype=result.recipe.dtype, progress=titled(progress, name)
         )
         write_file(benchmarked, speed.write)
     assert comparison.difference is not None
@@ -228,11 +225,6 @@ def _step(
         decode_speed=_speed(benchmarked, "decode"),
         verdict=comparison.verdict,
     )
-
-
-def _titled(progress: ProgressCallback, name: str) -> ProgressCallback:
-    """Return a callback that tells the stages of one step from those of the others."""
-    return lambda event: progress(replace(event, stage=f"{name}: {event.stage}"))
 
 
 def _speed(file: Path, workload: str) -> float | None:

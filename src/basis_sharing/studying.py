@@ -1,6 +1,5 @@
 """The story of one sharing study, from a model to what may share a basis in it."""
 
-from importlib.metadata import version
 from typing import Any, Literal
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
@@ -11,7 +10,7 @@ from basis_sharing.pipeline import loaded, source_of
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
 from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.recipe import Recipe
-from basis_sharing.results.base import Result
+from basis_sharing.results.base import Result, software_versions
 from basis_sharing.results.compression import CalibrationReport
 
 SETTINGS = ("gradients", "calibration", "windows", "length", "seed", "dtype", "calibration_dtype")
@@ -91,5 +90,5 @@ def study(
         calibration=calibration.report(),
         study=found,
         notes=calibration.windows.notes,
-        versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")},
+        versions=software_versions(),
     )

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from basis_sharing.benchmark.workloads import Decode, FirstToken, Prefill
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.perplexity import load
 from basis_sharing.models.sizes import memory_bytes, parameter_count
-from basis_sharing.models.source import load_config, named_dtype, resolve, stored_bytes
+from basis_sharing.models.source import dtype_name, load_config, named_dtype, resolve, stored_bytes
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import DTYPES
+from basis_sharing.results.base import software_versions
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
@@ -118,7 +118,7 @@ def bench(
         BenchmarkedModel(
             model=name,
             label=label,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
             parameters=parameter_count(model),
             bytes_in_memory=memory_bytes(model),
             bytes_on_disk=stored_bytes(resolve(given)),
@@ -136,7 +136,7 @@ def bench(
         threads=used,
         models=found,
         notes=tuple(_notes(found, loaded, settings, load_before)),
-        versions={name: version(name) for name in ("basis-sharing", "torch", "transformers")},
+        versions=software_versions(),
     )
 
 

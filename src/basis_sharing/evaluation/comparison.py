@@ -5,7 +5,6 @@ The story of :func:`compare` and :func:`recheck`; the measures are in the module
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from basis_sharing.evaluation.perplexity import (
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, continue_prompt, encode_prompts
 from basis_sharing.evaluation.tasks import evaluate_tasks
 from basis_sharing.evaluation.verdict import Missing, judge, refuse_unanswerable
-from basis_sharing.models.source import named_dtype
-from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.models.source import dtype_name, named_dtype
+from basis_sharing.progress import Progress, ProgressCallback, silent, titled
+from basis_sharing.results.base import software_versions
 from basis_sharing.results.comparison import (
     Agreement,
     Comparison,
@@ -141,7 +141,7 @@ def compare(
             limit=task_limit,
             dtype=dtype,
             cache=task_cache,
-            progress=_titled(progress, name),
+            progress=titled(progress, name),
         )
         scored.append(results)
     found = _compare(_side(a, tokenizer, dtype), _side(b, tokenizer, dtype), task, None, progress)
@@ -151,10 +151,6 @@ def compare(
     return found.model_copy(
         update={"tasks": task_differences(*scored), "notes": tuple(dict.fromkeys((*found.notes, *notes)))}
     )
-
-
-def _titled(progress: ProgressCallback, name: str) -> ProgressCallback:
-    return lambda event: progress(replace(event, stage=f"{event.stage}, {name}"))
 
 
 def recheck(
@@ -371,7 +367,7 @@ def _result(
     notes: tuple[str, ...],
 ) -> Comparison:
     first, second = measured
-    versions = {name: version(name) for name in ("basis-sharing", "torch", "transformers")}
+    versions = software_versions()
     difference = None
     if paired:
         difference = loss_difference(first.perplexity.window_nats, second.perplexity.window_nats)
@@ -391,7 +387,7 @@ def _result(
         agreement=agreement,
         generations=generations,
         new_tokens=task.new_tokens,
-        dtype="auto" if task.dtype is None else str(task.dtype).removeprefix("torch."),
+        dtype="auto" if task.dtype is None else dtype_name(task.dtype),
         limits=task.limits,
         verdict=judge(task.limits, first, second, difference, agreement, drift),
         drift=drift,

@@ -14,7 +14,7 @@ from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Family
 from basis_sharing.models.refusals import is_compressed
-from basis_sharing.models.source import load_config, load_model, load_tokenizer, resolve
+from basis_sharing.models.source import dtype_name, load_config, load_model, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.results.measures import Perplexity
 
@@ -159,6 +159,6 @@ def from_losses(losses: Sequence[float], text: EvaluationText, dtype: torch.dtyp
         length=length,
         tokens=tokens,
         bos=text.bos,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype),
         notes=text.notes,
     )

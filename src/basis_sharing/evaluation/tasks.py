@@ -14,7 +14,7 @@ from basis_sharing.evaluation import harness
 from basis_sharing.evaluation.perplexity import load
 from basis_sharing.evaluation.score_cache import ScoreCache, question_key, tokenizer_fingerprint
 from basis_sharing.evaluation.task_data import LOCAL_TASKS, fingerprint_examples, write_task
-from basis_sharing.models.source import fingerprint, load_skeleton, load_tokenizer, resolve
+from basis_sharing.models.source import dtype_name, fingerprint, load_skeleton, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.results.tasks import TaskResults, TaskScore
 
@@ -92,7 +92,7 @@ def evaluate_tasks(
     if isinstance(model, (str, Path)):
         subject = _stored(model, dtype)
     else:
-        subject = _Subject(type(model).__name__, None, _short(model.dtype), tokenizer, lambda: model)
+        subject = _Subject(type(model).__name__, None, dtype_name(model.dtype), tokenizer, lambda: model)
     with tempfile.TemporaryDirectory() as folder, harness.quiet():
         prepared = _from_hub(names) if data is None else _from_folder(names, data, Path(folder))
         scores, notes = _scores(subject, prepared, limit, cache, progress)
@@ -126,12 +126,8 @@ def _stored(model: str | Path, dtype: torch.dtype | None) -> _Subject:
     tokenizer = load_tokenizer(source)
     stored = load_skeleton(source).dtype
     return _Subject(
-        source.given, fingerprint(source), _short(dtype or stored), tokenizer, lambda: load(model, dtype)[0]
+        source.given, fingerprint(source), dtype_name(dtype or stored), tokenizer, lambda: load(model, dtype)[0]
     )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_local(names: Sequence[str]) -> None:

@@ -201,6 +201,11 @@ def named_dtype(name: str) -> torch.dtype | None:
     return dtype
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, such as ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def stored_bytes(source: ModelSource) -> int:
     """Return the bytes of a model's weight files.
 

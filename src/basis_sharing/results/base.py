@@ -1,6 +1,7 @@
 """What all results have in common: a kind, a version of their schema, and one way to be read."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -81,3 +82,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "schema_version" not in data:
         raise ResultError(f"{path} holds no results of basis-sharing: give a file that one of its verbs wrote.")
     return data
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of the software that a result depends on."""
+    return {name: version(name) for name in ("basis-sharing", "torch", "transformers")}
