@@ -174,12 +174,15 @@ def test_a_device_that_is_not_there(folders, monkeypatch):
         basis_sharing.bench(folders, **{**FAST, "device": "cuda"})
 
 
-def test_no_compiler(folders, monkeypatch):
+def test_no_compiler(folders):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(
-        RecipeError, match=r"--compile needs a C\+\+ compiler, and PyTorch finds none: .* or leave out --compile"
+    # Its own patch: what monkeypatch puts back, PyTorch takes for deleted, and nothing compiles in this process again.
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(
+            RecipeError, match=r"--compile needs a C\+\+ compiler, and PyTorch finds none: .* or leave out --compile"
+        ),
     ):
         basis_sharing.bench(folders, **FAST, compiled=True)
 

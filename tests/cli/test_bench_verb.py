@@ -52,8 +52,8 @@ def test_devices_and_compilers_that_are_not_there(space, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "finds no cuda device here" in space.refused("bench", space.model, "--device=cuda")
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    assert "needs a C++ compiler" in space.refused("bench", space.model, "--compile")
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert "needs a C++ compiler" in space.refused("bench", space.model, "--compile")
 
 
 def test_a_damaged_model_is_told_by_the_process_that_measures_memory(space):
