@@ -1,17 +1,20 @@
 """What each ingredient of the planner is worth: ``auto`` against the published methods and against itself without one.
 
-``python benchmarks/ablation.py [--model gemma]`` (hours on two cores; ``--rows`` and ``--ratios`` choose some, and
-rows that are in the results already are skipped, so that it can be stopped at any time). Calibration is on 64 windows
-of 2048 tokens of ``wiki.valid.raw``, perplexity on ``wiki.test.raw``; everything in fp32. ``--cache DIR`` keeps the
-second moments for the next start. Prints rank correlation and error of the prediction at the end, and draws
-``docs/ablation-MODEL.png``.
+``python benchmarks/ablation.py [--model gemma]`` (a day on two cores; ``--rows`` and ``--ratios`` choose some, and it
+can be stopped at any time: what the results hold is not measured again). Calibration is on 64 windows of 2048 tokens of
+``wiki.valid.raw``, perplexity on the first ``--evaluation-windows`` of ``wiki.test.raw``; everything in fp32. A row
+that was measured on fewer windows than asked is measured on the others too. ``--cache DIR`` keeps second moments and
+candidates for the next start. Prints rank correlation and error of the prediction at the end, and draws
+``docs/images/ablation-MODEL.png``.
 """
 
 import argparse
 import copy
+import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.layers.surgery import install_factors, projection_parameters
-from basis_sharing.linalg.truncation import losses
+from basis_sharing.linalg.truncation import Truncation, losses
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import load_model, load_tokenizer, resolve
@@ -45,6 +48,7 @@ from common import DATA, ROOT, TEST_TEXT, gemma, machine, need_data, read, save,
 
 MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma": gemma}
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
+SHARING_RATIOS = ("0.2", "0.3", "0.4", "0.5", "0.6", "0.7")
 FISHER_WINDOWS = 8
 VARIANTS = (
     "auto",
@@ -71,9 +75,12 @@ class Bench:
     calibration: Calibration
     text: EvaluationText
     store: MomentStore
+    folder: Path
     progress: ProgressCallback
     candidates: dict[bool, Candidates] = field(default_factory=dict)
     weighers: dict[Weighting, Weigher] = field(default_factory=dict)
+    decompositions: dict[tuple[str, ...], Truncation] = field(default_factory=dict)
+    decomposed_for: Weighting | None = None
 
     def weigher(self, weighting: Weighting) -> Weigher:
         """Return the weigher of a weighting, measured when it is first asked for."""
@@ -96,10 +103,37 @@ class Bench:
     def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
         """Return a planner with these ingredients."""
         if gradients not in self.candidates:
-            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
-            self.candidates[gradients] = find_candidates(self.model, self.decoder, weigher, progress=self.progress)
+            self.candidates[gradients] = self._found_candidates(gradients)
         candidates = self.candidates[gradients].restricted(across_roles=roles, across_depth=depth)
         return Planner(self.decoder, candidates, "auto", gradients, form)
+
+    def _found_candidates(self, gradients: bool) -> Candidates:
+        """Return all candidates, and keep them and the time they took for the next start."""
+        file = self.folder / f"candidates-{'with' if gradients else 'without'}-gradients.pickle"
+        if not file.exists():
+            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
+            start = time.monotonic()
+            found = find_candidates(self.model, self.decoder, weigher, progress=self.progress)
+            print(f"candidates measured in {time.monotonic() - start:.0f} s", flush=True)
+            file.write_bytes(pickle.dumps(found))
+        candidates: Candidates = pickle.loads(file.read_bytes())
+        return candidates
+
+    def compressed(self, plan: Plan, weigher: Weigher) -> Any:
+        """Return the model that a plan makes; rows with one weighting share their decompositions."""
+        if self.decomposed_for != weigher.weighting:
+            self.decompositions, self.decomposed_for = {}, weigher.weighting
+        model = copy.deepcopy(self.model)
+        for outcome in factorize(
+            self.model, self.decoder, plan, weigher, remembered=self.decompositions, progress=self.progress
+        ):
+            install_factors(model, outcome.factors)
+        return model
+
+    def window_nats(self, model: Any, known: Sequence[float] = ()) -> list[float]:
+        """Return the nats per token of every evaluation window, of which the first are known."""
+        left = replace(self.text, input_ids=self.text.input_ids[len(known) :])
+        return [*known, *(measure(model, left, progress=self.progress).window_nats if len(left.input_ids) else ())]
 
     def plan(self, variant: str, ratio: Fraction) -> tuple[Plan, Weigher]:
         """Return the plan of a row and the weigher that executes it."""
@@ -157,62 +191,115 @@ def bench_for(
             store.put(block, moments)
         (folder / "complete").write_text(f"{time.monotonic() - start:.0f} s\n", encoding="utf-8")
     prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    return Bench(model, decoder, calibration, prepared, store, progress)
+    return Bench(model, decoder, calibration, prepared, store, folder, progress)
 
 
-def run_row(bench: Bench, variant: str, ratio: str, dense: float) -> dict[str, Any]:
-    """Compress, measure, and return what was found."""
+def run_row(bench: Bench, variant: str, ratio: str, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Compress, measure the windows that ``earlier`` lacks, and return what was found."""
     start = time.monotonic()
     plan, weigher = bench.plan(variant, Fraction(ratio))
     planned = time.monotonic()
-    model = copy.deepcopy(bench.model)
-    for outcome in factorize(bench.model, bench.decoder, plan, weigher, progress=bench.progress):
-        install_factors(model, outcome.factors)
+    model = bench.compressed(plan, weigher)
     factorized = time.monotonic()
-    found = measure(model, bench.text, progress=bench.progress)
-    predicts = variant.startswith("auto")
+    window_nats = bench.window_nats(model, earlier.get("window_nats", ()))
     return {
         "method": variant,
         "ratio": float(ratio),
         "parameters": projection_parameters(model, [p.name for p in bench.decoder.projections]),
         "multiplications": plan.multiplications(bench.decoder),
         "shared_groups": sum(len(group.members) > 1 for group in plan.groups),
-        "expected_loss": sum(group.loss or 0.0 for group in plan.groups) if predicts else None,
-        "loss_rise": found.nats_per_token - dense,
-        "times_dense": float(np.exp(found.nats_per_token - dense)),
-        "seconds": {"plan": planned - start, "factorize": factorized - planned},
+        "expected_loss": sum(group.loss or 0.0 for group in plan.groups) if variant.startswith("auto") else None,
+        "seconds": {
+            "plan": planned - start,
+            "factorize": factorized - planned,
+            "evaluate": time.monotonic() - factorized,
+        },
+        "window_nats": window_nats,
     }
 
 
-def prediction_quality(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Compare expected and true loss rises of the planned rows with gradients."""
+def against_dense(row: dict[str, Any], dense: Sequence[float]) -> dict[str, Any]:
+    """Return a row with what it means: the dense model's loss on the same windows taken off."""
+    rises = np.array(row["window_nats"]) - np.array(dense[: len(row["window_nats"])])
+    standard_error = float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else None
+    found = {
+        "windows": len(rises),
+        "loss_rise": float(rises.mean()),
+        "standard_error": standard_error,
+        "times_dense": float(np.exp(rises.mean())),
+    }
+    return {
+        **{key: value for key, value in row.items() if key != "window_nats"},
+        **found,
+        "window_nats": row["window_nats"],
+    }
+
+
+def common_rises(rows: Sequence[dict[str, Any]], dense: Sequence[float]) -> list[float]:
+    """Return the loss rises of rows over the windows that all of them were measured on."""
+    windows = min(len(row["window_nats"]) for row in rows)
+    return [float(np.mean(row["window_nats"][:windows]) - np.mean(dense[:windows])) for row in rows]
+
+
+def prediction_quality(rows: Sequence[dict[str, Any]], dense: Sequence[float]) -> dict[str, Any]:
+    """Compare expected and true loss rises of the planned rows with gradients.
+
+    One point, ``auto`` at 0.2, gives the scale between expected and true rises, as ``--max-perplexity-increase`` does.
+    """
     known = [r for r in rows if r["expected_loss"] and "without gradients" not in r["method"]]
-    if len(known) < 3:
+    points = [i for i, r in enumerate(known) if r["method"] == "auto" and r["ratio"] == 0.2]
+    if len(known) < 3 or not points:
         return {}
-    expected, true = (np.array([r[key] for r in known]) for key in ("expected_loss", "loss_rise"))
+    expected = np.array([r["expected_loss"] for r in known])
+    true = np.array(common_rises(known, dense))
     ranks = [values.argsort().argsort() for values in (expected, true)]
-    point = next((r for r in known if r["method"] == "auto" and r["ratio"] == 0.2), known[0])
-    scale = point["loss_rise"] / point["expected_loss"]
-    low = [r for r in known if r["ratio"] <= 0.4]
-    errors = [r["expected_loss"] * scale / r["loss_rise"] - 1 for r in low]
-    perplexity = [abs(r["expected_loss"] * scale - r["loss_rise"]) for r in low]
+    scale = float(true[points[0]] / expected[points[0]])
+    low = np.array([r["ratio"] <= 0.4 for r in known])
+    errors = (expected * scale / true - 1)[low]
+    perplexity = np.expm1(np.abs(expected * scale - true)[low])
+    worst = int(np.abs(errors).argmax())
     return {
         "plans": len(known),
         "rank_correlation": float(np.corrcoef(ranks[0], ranks[1])[0, 1]),
         "scale": scale,
-        "largest_error_of_loss_rise": float(max(errors, key=abs)),
-        "largest_error_of_perplexity": float(np.expm1(max(perplexity))),
+        "plans_up_to_0.4": int(low.sum()),
+        "largest_error_of_loss_rise": float(errors[worst]),
+        "largest_error_at": [r["method"] + " " + str(r["ratio"]) for r in np.array(known, object)[low]][worst],
+        "median_error_of_loss_rise": float(np.median(np.abs(errors))),
+        "largest_error_of_perplexity": float(perplexity.max()),
     }
 
 
-def draw(name: str, rows: list[dict[str, Any]]) -> None:
-    """Draw perplexity against ratio for every row."""
+def sharing_gains(bench: Bench) -> list[dict[str, Any]]:
+    """Return what sharing is expected to gain at each ratio, and which roles the plans share across layers."""
+    found = []
+    for ratio in SHARING_RATIOS:
+        plans = {
+            variant: bench.plan(variant, Fraction(ratio))[0]
+            for variant in ("auto", "auto without sharing across layers", "auto without any sharing")
+        }
+        block = {p.name: p.block for p in bench.decoder.projections}
+        role = {p.name: p.role for p in bench.decoder.projections}
+        across = Counter(
+            role[name]
+            for group in plans["auto"].groups
+            if len({block[name] for name in group.members}) > 1
+            for name in group.members
+        )
+        expected = {variant: sum(group.loss or 0.0 for group in plan.groups) for variant, plan in plans.items()}
+        found.append({"ratio": float(ratio), "expected_loss": expected, "projections_shared_across_layers": across})
+    return found
+
+
+def draw(name: str, rows: Sequence[dict[str, Any]], dense: Sequence[float]) -> None:
+    """Draw perplexity against ratio for every row, on the windows that all rows were measured on."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
+    times = dict(zip([(r["method"], r["ratio"]) for r in rows], np.exp(common_rises(rows, dense)), strict=True))
     for variant in VARIANTS:
-        points = sorted((r["ratio"], r["times_dense"]) for r in rows if r["method"] == variant)
+        points = sorted((ratio, value) for (method, ratio), value in times.items() if method == variant)
         if points:
             style = "-o" if variant == "auto" else ("--." if variant.startswith("auto") else ":s")
             axes.plot(*zip(*points, strict=True), style, label=variant, linewidth=2.5 if variant == "auto" else 1.2)
@@ -225,8 +312,9 @@ def draw(name: str, rows: list[dict[str, Any]]) -> None:
     axes.set_title(f"{name}: what each ingredient is worth", loc="left")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    (ROOT / "docs").mkdir(exist_ok=True)
-    figure.savefig(ROOT / "docs" / f"ablation-{name}.png", dpi=150)
+    images = ROOT / "docs" / "images"
+    images.mkdir(exist_ok=True)
+    figure.savefig(images / f"ablation-{name}.png", dpi=150)
 
 
 def main() -> None:
@@ -248,24 +336,32 @@ def main() -> None:
         setting = {
             "windows": len(bench.calibration.windows.input_ids),
             "calibration": bench.calibration.windows.fingerprint,
-            "evaluation_windows": len(bench.text.input_ids),
         }
         earlier = read(name)
         if {key: earlier.get(key) for key in setting} != setting:
             earlier = {}
-        dense = earlier.get("dense_nats") or measure(bench.model, bench.text, progress=progress).nats_per_token
+        dense = bench.window_nats(bench.model, earlier.get("dense_window_nats", ()))
         rows = {(row["method"], row["ratio"]): row for row in earlier.get("rows", [])}
-        for ratio in options.ratios.split(","):
-            for variant in VARIANTS:
-                if (variant, float(ratio)) in rows or variant not in options.rows.split(","):
-                    continue
-                rows[variant, float(ratio)] = run_row(bench, variant, ratio, dense)
-                print(rows[variant, float(ratio)], flush=True)
-                listed = sorted(rows.values(), key=lambda r: (r["ratio"], VARIANTS.index(r["method"])))
-                result = {"machine": machine(), **setting, "dense_nats": dense, "rows": listed}
-                save(name, {**result, "prediction": prediction_quality(listed)})
-    draw(options.model, list(rows.values()))
-    print(prediction_quality(list(rows.values())))
+        keep(name, setting, rows.values(), dense)
+        # One weighting after the other, so that its decompositions serve all ratios.
+        chosen = [variant for variant in VARIANTS if variant in options.rows.split(",")]
+        for variant, ratio in [(variant, ratio) for variant in chosen for ratio in options.ratios.split(",")]:
+            known = rows.get((variant, float(ratio)), {})
+            if len(known.get("window_nats", ())) >= len(bench.text.input_ids):
+                continue
+            rows[variant, float(ratio)] = row = against_dense(run_row(bench, variant, ratio, known), dense)
+            print({key: value for key, value in row.items() if key != "window_nats"}, flush=True)
+            keep(name, setting, rows.values(), dense)
+        keep(name, {**setting, "sharing": sharing_gains(bench)}, rows.values(), dense)
+    draw(options.model, list(rows.values()), dense)
+    print(prediction_quality(list(rows.values()), dense))
+
+
+def keep(name: str, setting: dict[str, Any], rows: Iterable[dict[str, Any]], dense: Sequence[float]) -> None:
+    """Write what is known so far."""
+    listed = sorted(rows, key=lambda r: (r["ratio"], VARIANTS.index(r["method"])))
+    prediction = prediction_quality(listed, dense)
+    save(name, {"machine": machine(), **setting, "prediction": prediction, "dense_window_nats": dense, "rows": listed})
 
 
 if __name__ == "__main__":

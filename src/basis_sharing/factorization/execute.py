@@ -1,6 +1,6 @@
 """Carry out a plan: bases and coefficients for every group, and the later refit of the coefficients."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,19 @@ def factorize(
     plan: Plan,
     weigher: Weigher,
     *,
+    remembered: MutableMapping[tuple[str, ...], Truncation] | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[GroupOutcome]:
     """Yield the factors of every group of a plan; the model is not changed.
+
+    Args:
+        model: The dense model.
+        decoder: Its structure.
+        plan: What to make.
+        weigher: Poses the problem of each group.
+        remembered: Decompositions by members, read and added to: plans of several ratios share most of theirs. All of
+            them come from one model and one weigher.
+        progress: Receives one event per group.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
@@ -56,7 +66,9 @@ def factorize(
     for done, group in enumerate(plan.groups, start=1):
         members = [known[name] for name in group.members]
         problem = weigher.problem(model, members)
-        found = truncate(problem)
+        found = truncate(problem) if remembered is None else remembered.get(group.members) or truncate(problem)
+        if remembered is not None:
+            remembered[group.members] = found
         factors, not_pivoted = _plain(group.members, found, group.rank), None
         if group.form == "pivoted":
             factors, not_pivoted = _pivot(group, problem, found, weight(model, members[0]).dtype)
@@ -103,7 +115,10 @@ def _pivot(
 
     coefficients = tuple(pivoting.transform @ C for C in found.coefficients(group.rank))
     larger = plain_rank * (d_in + outputs) > stored_parameters(d_in, outputs, group.rank, "pivoted")  # rank 1
-    if not larger and stored_error(pivoting.basis(), coefficients) > stored_error(plain.basis, plain.coefficients):
+    error = stored_error(pivoting.basis(), coefficients)
+    # Rounding never gains anything worth having: what plain factors lose before it settles most cases.
+    surely_better = error <= found.losses[plain.rank].item()
+    if not (larger or surely_better) and error > stored_error(plain.basis, plain.coefficients):
         return plain, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
     return GroupFactors(group.members, pivoting.stored, coefficients, pivoting.pivots), None
 
