@@ -3,14 +3,13 @@
 ``python benchmarks/ablation.py [--model gemma]`` (a day on two cores; ``--rows`` and ``--ratios`` choose some, and it
 can be stopped at any time: what the results hold is not measured again). Calibration is on 64 windows of 2048 tokens of
 ``wiki.valid.raw``, perplexity on the first ``--evaluation-windows`` of ``wiki.test.raw``; everything in fp32. A row
-that was measured on fewer windows than asked is measured on the others too. ``--cache DIR`` keeps second moments and
-candidates for the next start. Prints rank correlation and error of the prediction at the end, and draws
+that was measured on fewer windows than asked is measured on the others too. What is measured on the original is kept
+in ``--work DIR`` for the next start. Prints rank correlation and error of the prediction at the end, and draws
 ``docs/images/ablation-MODEL.png``.
 """
 
 import argparse
 import copy
-import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,8 +22,6 @@ import numpy as np
 import torch
 
 from basis_sharing.calibrate import Calibration, calibrated
-from basis_sharing.calibration.backward import backward_sweep
-from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.calibration.windows import EvaluationText, calibration_windows
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
@@ -33,17 +30,17 @@ from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.truncation import Truncation, losses
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
-from basis_sharing.pipeline import fixed_plan
+from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
+from basis_sharing.pipeline import candidates_for, fixed_plan
 from basis_sharing.plan import Plan
-from basis_sharing.planning.candidates import Candidates, find_candidates
+from basis_sharing.planning.candidates import Candidates
 from basis_sharing.planning.planner import Planner
-from basis_sharing.planning.sensitivity import measure_sensitivity
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import PRESETS, Weighting
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Form, Recipe
 from basis_sharing.weighting import Weigher
+from basis_sharing.work import WorkFolder
 from common import DATA, ROOT, TEST_TEXT, gemma, machine, need_data, read, save, smollm2
 
 MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma": gemma}
@@ -73,9 +70,9 @@ class Bench:
     model: Any
     decoder: Decoder
     calibration: Calibration
+    short_calibration: Calibration
     text: EvaluationText
-    store: MomentStore
-    folder: Path
+    work: WorkFolder
     progress: ProgressCallback
     candidates: dict[bool, Candidates] = field(default_factory=dict)
     weighers: dict[Weighting, Weigher] = field(default_factory=dict)
@@ -83,41 +80,24 @@ class Bench:
     decomposed_for: Weighting | None = None
 
     def weigher(self, weighting: Weighting) -> Weigher:
-        """Return the weigher of a weighting, measured when it is first asked for."""
+        """Return the weigher of a weighting, measured when it is first asked for and kept in the work folder."""
         if weighting not in self.weighers:
-            ids, dtype = self.calibration.windows.input_ids, self.calibration.dtype
-            sensitivity, fisher = None, None
-            if weighting == Weighting.SENSITIVITY:
-                unscaled = Weigher(weighting, self.store, sensitivity={p.name: 1.0 for p in self.decoder.projections})
-                sensitivity = measure_sensitivity(
-                    self.model, self.decoder, unscaled, ids, dtype=dtype, progress=self.progress
-                )
-            if weighting == Weighting.FISHER:
-                windows = copy.copy(self.calibration.windows)
-                object.__setattr__(windows, "input_ids", ids[:FISHER_WINDOWS])
-                with calibrated(weighting, self.model, self.decoder, Calibration(windows, dtype), self.progress) as w:
-                    fisher = w.fisher
-            self.weighers[weighting] = Weigher(weighting, self.store, fisher=fisher, sensitivity=sensitivity)
+            # Gradients of all weights take their time.
+            calibration = self.short_calibration if weighting == Weighting.FISHER else self.calibration
+            with calibrated(weighting, self.model, self.decoder, calibration, self.progress, self.work) as weigher:
+                self.weighers[weighting] = weigher
         return self.weighers[weighting]
 
     def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
         """Return a planner with these ingredients."""
         if gradients not in self.candidates:
-            self.candidates[gradients] = self._found_candidates(gradients)
+            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
+            recipe = Recipe.create(ratio=0.5, gradients=gradients)
+            self.candidates[gradients] = candidates_for(
+                recipe, self.model, self.decoder, weigher, self.calibration, self.progress, self.work
+            )
         candidates = self.candidates[gradients].restricted(across_roles=roles, across_depth=depth)
         return Planner(self.decoder, candidates, "auto", gradients, form)
-
-    def _found_candidates(self, gradients: bool) -> Candidates:
-        """Return all candidates, and keep them and the time they took for the next start."""
-        file = self.folder / f"candidates-{'with' if gradients else 'without'}-gradients.pickle"
-        if not file.exists():
-            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
-            start = time.monotonic()
-            found = find_candidates(self.model, self.decoder, weigher, progress=self.progress)
-            print(f"candidates measured in {time.monotonic() - start:.0f} s", flush=True)
-            file.write_bytes(pickle.dumps(found))
-        candidates: Candidates = pickle.loads(file.read_bytes())
-        return candidates
 
     def compressed(self, plan: Plan, weigher: Weigher) -> Any:
         """Return the model that a plan makes; rows with one weighting share their decompositions."""
@@ -166,32 +146,28 @@ class Bench:
 
 
 def bench_for(
-    name: str, windows: int, evaluation_windows: int | None, cache: Path, device: str, progress: ProgressCallback
+    name: str, windows: int, evaluation_windows: int | None, work: Path, device: str, progress: ProgressCallback
 ) -> Bench:
-    """Load a model, and collect or find its second moments."""
+    """Load a model and both texts."""
     source = resolve(MODELS[name]())
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32).to(device).eval()
-    decoder = describe(model)
-    text = calibration_windows(
-        f"{DATA}/wikitext2/wiki.valid.raw",
-        tokenizer=tokenizer,
-        windows=windows,
-        length=2048,
-        seed=2023,
-        vocab_size=model.config.vocab_size,
-        progress=progress,
-    )
-    calibration = Calibration(text, torch.float32)
-    folder = cache / f"{name}-{text.fingerprint}"
-    folder.mkdir(parents=True, exist_ok=True)
-    store = MomentStore(folder)
-    if not (folder / "complete").exists():
-        start = time.monotonic()
-        for block, moments in backward_sweep(model, decoder, text.input_ids, dtype=torch.float32, progress=progress):
-            store.put(block, moments)
-        (folder / "complete").write_text(f"{time.monotonic() - start:.0f} s\n", encoding="utf-8")
+
+    def calibration(count: int) -> Calibration:
+        text = calibration_windows(
+            f"{DATA}/wikitext2/wiki.valid.raw",
+            tokenizer=tokenizer,
+            windows=count,
+            length=2048,
+            seed=2023,
+            vocab_size=model.config.get_text_config().vocab_size,
+            progress=progress,
+        )
+        return Calibration(text, torch.float32)
+
     prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    return Bench(model, decoder, calibration, prepared, store, folder, progress)
+    kept = WorkFolder(work, fingerprint(source), "float32")
+    short = calibration(min(windows, FISHER_WINDOWS))
+    return Bench(model, describe(model), calibration(windows), short, prepared, kept, progress)
 
 
 def run_row(bench: Bench, variant: str, ratio: str, earlier: dict[str, Any]) -> dict[str, Any]:
@@ -325,13 +301,13 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(VARIANTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ratios", default=",".join(RATIOS))
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/basis-sharing-ablation"))
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
     need_data()
     name = f"ablation-{options.model}"
     with progress_bars() as progress:
         bench = bench_for(
-            options.model, options.windows, options.evaluation_windows, options.cache, options.device, progress
+            options.model, options.windows, options.evaluation_windows, options.work, options.device, progress
         )
         setting = {
             "windows": len(bench.calibration.windows.input_ids),

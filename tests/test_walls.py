@@ -29,6 +29,7 @@ ALLOWED = {
     "evaluation": {"models", "calibration", "checkpoint", "results"},
     "serving": {"checkpoint", "layers", "models"},
     "report": {"checkpoint", "evaluation", "forecast", "models", "plan", "planning", "recipe", "results"},
+    "work": {"checkpoint", "results"},
     "calibrate": {
         "calibration",
         "evaluation",
@@ -38,6 +39,7 @@ ALLOWED = {
         "recipe",
         "results",
         "weighting",
+        "work",
     },
     "targets": {
         "calibration",
@@ -87,6 +89,7 @@ ALLOWED = {
         "results",
         "targets",
         "weighting",
+        "work",
     },
 }
 

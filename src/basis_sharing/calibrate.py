@@ -1,5 +1,6 @@
 """From a recipe's calibration text to the weigher its method needs."""
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.fisher import row_fisher
@@ -24,6 +27,7 @@ from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.weighting import Weigher
+from basis_sharing.work import WorkFolder
 
 _MEMORY_SHARE = 0.5
 
@@ -34,6 +38,14 @@ class Calibration:
 
     windows: TokenWindows
     dtype: torch.dtype
+
+    def about(self, decoder: Decoder) -> dict[str, object]:
+        """Return what the statistics of a structure depend on besides the model."""
+        return {
+            "text": self.windows.fingerprint,
+            "calibration_dtype": dtype_name(self.dtype),
+            "projections": [p.name for p in decoder.projections],
+        }
 
     def report(self) -> CalibrationReport:
         """Return what the result says about it."""
@@ -77,32 +89,98 @@ def calibrated(
     decoder: Decoder,
     calibration: Calibration | None,
     progress: ProgressCallback,
+    work: WorkFolder | None = None,
 ) -> Iterator[Weigher]:
-    """Collect the statistics a weighting needs; they exist as long as the context."""
+    """Collect the statistics a weighting needs.
+
+    They exist as long as the context, or stay in a work folder, from which they are taken where they are there.
+    """
     if calibration is None or weighting == Weighting.NONE:
         yield Weigher(weighting)
-    elif weighting == Weighting.FISHER:
-        fisher = row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
-        yield Weigher(weighting, fisher=fisher)
-    elif weighting == Weighting.LOSS:
-        with _store(decoder, Statistics(gram=True), gradients=True) as store:
-            blocks = backward_sweep(
-                model, decoder, calibration.windows.input_ids, dtype=calibration.dtype, progress=progress
-            )
-            for block, moments in blocks:
-                store.put(block, moments)
-            yield Weigher(weighting, moments=store)
-    else:
-        statistics = Statistics(gram=weighting != Weighting.MEAN_ABSOLUTE, abs_sum=weighting != Weighting.SECOND_MOMENT)
-        with swept(model, decoder, calibration, statistics, "calibrating", progress) as store:
-            sensitivity = None
-            if weighting == Weighting.SENSITIVITY:
-                unscaled = Weigher(weighting, moments=store, sensitivity={p.name: 1.0 for p in decoder.projections})
-                ids = calibration.windows.input_ids
-                sensitivity = measure_sensitivity(
-                    model, decoder, unscaled, ids, dtype=calibration.dtype, progress=progress
-                )
-            yield Weigher(weighting, moments=store, sensitivity=sensitivity)
+        return
+    if weighting == Weighting.FISHER:
+        yield Weigher(weighting, fisher=_fisher(model, decoder, calibration, progress, work))
+        return
+    statistics = Statistics(gram=weighting != Weighting.MEAN_ABSOLUTE, abs_sum=weighting != Weighting.SECOND_MOMENT)
+    with _moments(weighting, statistics, model, decoder, calibration, progress, work) as store:
+        sensitivity = None
+        if weighting == Weighting.SENSITIVITY:
+            sensitivity = _sensitivity(store, model, decoder, calibration, progress, work)
+        yield Weigher(weighting, moments=store, sensitivity=sensitivity)
+
+
+@contextmanager
+def _moments(
+    weighting: Weighting,
+    statistics: Statistics,
+    model: Any,
+    decoder: Decoder,
+    calibration: Calibration,
+    progress: ProgressCallback,
+    work: WorkFolder | None,
+) -> Iterator[MomentStore]:
+    ids, dtype, gradients = calibration.windows.input_ids, calibration.dtype, weighting == Weighting.LOSS
+
+    def fill(store: MomentStore, statistics: Statistics) -> None:
+        blocks = (
+            backward_sweep(model, decoder, ids, dtype=dtype, progress=progress)
+            if gradients
+            else sweep(model, decoder, ids, statistics, dtype=dtype, stage="calibrating", progress=progress)
+        )
+        for block, moments in blocks:
+            store.put(block, moments)
+
+    if work is None:
+        with _store(decoder, statistics, gradients) as store:
+            fill(store, statistics)
+            yield store
+        return
+    # What is kept serves every method, and what gradients were measured with serves those without as well.
+    everything, about = Statistics(gram=True, abs_sum=True), calibration.about(decoder)
+    folder = None if gradients else work.find("gradients", about)
+    if folder is None:
+        kind = "gradients" if gradients else "moments"
+        folder = work.measured(kind, about, lambda empty: fill(MomentStore(empty), everything))
+    yield MomentStore(folder)
+
+
+def _fisher(
+    model: Any, decoder: Decoder, calibration: Calibration, progress: ProgressCallback, work: WorkFolder | None
+) -> dict[str, Tensor]:
+    def measure() -> dict[str, Tensor]:
+        return row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
+
+    if work is None:
+        return measure()
+    folder = work.measured(
+        "fisher", calibration.about(decoder), lambda empty: save_file(measure(), empty / "fisher.safetensors")
+    )
+    found: dict[str, Tensor] = load_file(folder / "fisher.safetensors")
+    return found
+
+
+def _sensitivity(
+    store: MomentStore,
+    model: Any,
+    decoder: Decoder,
+    calibration: Calibration,
+    progress: ProgressCallback,
+    work: WorkFolder | None,
+) -> dict[str, float]:
+    def measure() -> dict[str, float]:
+        unscaled = Weigher(Weighting.SENSITIVITY, store, sensitivity={p.name: 1.0 for p in decoder.projections})
+        ids = calibration.windows.input_ids
+        return measure_sensitivity(model, decoder, unscaled, ids, dtype=calibration.dtype, progress=progress)
+
+    if work is None:
+        return measure()
+
+    def keep(empty: Path) -> None:
+        (empty / "sensitivity.json").write_text(json.dumps(measure()), encoding="utf-8")
+
+    folder = work.measured("sensitivity", calibration.about(decoder), keep)
+    found: dict[str, float] = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
+    return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,9 +15,17 @@ from basis_sharing.linalg.truncation import losses_under, truncate
 from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import parameter_count
-from basis_sharing.models.source import ModelSource
-from basis_sharing.pipeline import fixed_plan, loaded, planner_for, source_of, target_plan
+from basis_sharing.pipeline import (
+    candidates_for,
+    fixed_plan,
+    loaded,
+    planner_for,
+    source_of,
+    target_plan,
+    work_folder_for,
+)
 from basis_sharing.plan import Plan, dense_parameters, structure_of
+from basis_sharing.planning.planner import Planner
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
@@ -75,6 +84,7 @@ def plan_model(
     *,
     tokenizer: Any = None,
     baselines: Sequence[str] = ("basis-sharing", "svd-llm", "asvd", "fwsvd", "svd"),
+    work: str | Path | None = None,
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> Forecast:
@@ -85,6 +95,7 @@ def plan_model(
         ratio: Fraction of the parameters to remove from the compressible projections, or None and another target.
         tokenizer: The tokenizer of a model given in memory.
         baselines: Published methods whose expected loss is computed as well.
+        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         progress: Receives progress events.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`. With ``evaluate`` the plan is measured on
             the first text, which scales the prediction.
@@ -97,32 +108,32 @@ def plan_model(
         raise PlanError("only method auto is planned: leave out --method and --plan.")
     source = source_of(model, tokenizer)
     model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
+    kept = work_folder_for(None if work is None else Path(work), source, model)
     training = model.training
     model.eval()
     whole = describe(model)
     decoder = with_roles(whole, recipe.roles)
     calibration = calibration_text(recipe, model, tokenizer, progress)
+    collected = decoder if kept is None else whole
     try:
-        with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
-            return _forecast(
-                recipe, source, model, tokenizer, decoder, structure_of(whole), weigher, baselines, progress
-            )
+        with calibrated(weighting_of(recipe), model, collected, calibration, progress, kept) as weigher:
+            candidates = candidates_for(recipe, model, decoder, weigher, calibration, progress, kept)
+            planner = planner_for(recipe, source, model, decoder, candidates, structure_of(whole))
+            return _forecast(recipe, model, tokenizer, planner, weigher, baselines, progress)
     finally:
         model.train(training)
 
 
 def _forecast(
     recipe: Recipe,
-    source: ModelSource | None,
     model: Any,
     tokenizer: Any,
-    decoder: Decoder,
-    structure: str,
+    planner: Planner,
     weigher: Weigher,
     baselines: Sequence[str],
     progress: ProgressCallback,
 ) -> Forecast:
-    planner = planner_for(recipe, source, model, decoder, weigher, progress, structure)
+    decoder = planner.decoder
     plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
     unrounded = None
     if planner.rank_multiple > 1:

@@ -23,6 +23,7 @@ from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
 from basis_sharing.models.source import (
     ModelSource,
+    dtype_name,
     fingerprint,
     load_model,
     load_tokenizer,
@@ -32,7 +33,8 @@ from basis_sharing.models.source import (
     stored_bytes,
 )
 from basis_sharing.plan import Plan, PlannedFor, dense_parameters, structure_of
-from basis_sharing.planning.candidates import find_candidates
+from basis_sharing.planning.candidate_files import read_candidates, write_candidates
+from basis_sharing.planning.candidates import Candidates, find_candidates
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -43,6 +45,7 @@ from basis_sharing.results.compression import RESULT_FILE, CompressionResult, Gr
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.targets import plan_for, plan_for_increase
 from basis_sharing.weighting import Weigher
+from basis_sharing.work import WorkFolder
 
 _TRIAL_WINDOWS = 8
 
@@ -54,6 +57,7 @@ def compress(
     output: str | Path | None = None,
     overwrite: bool = False,
     tokenizer: Any = None,
+    work: str | Path | None = None,
     progress: ProgressCallback = silent,
     on_plan: Callable[[Plan], None] | None = None,
     **settings: Any,
@@ -67,6 +71,7 @@ def compress(
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
         tokenizer: The tokenizer of a model given in memory.
+        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         progress: Receives progress events.
         on_plan: Receives the plan before it is executed.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`, e.g. ``method="svd-llm"``.
@@ -80,10 +85,11 @@ def compress(
     """
     recipe = Recipe.create(ratio=ratio, **settings)
     source = source_of(model, tokenizer)
+    kept = None if work is None else Path(work)
     if output is None:
-        return _run(recipe, source, model, tokenizer, None, progress, on_plan)
+        return _run(recipe, source, model, tokenizer, None, kept, progress, on_plan)
     with reserve(Path(output), overwrite=overwrite, inputs=_input_paths(recipe, source)) as staging:
-        compressed, result = _run(recipe, source, model, tokenizer, staging, progress, on_plan)
+        compressed, result = _run(recipe, source, model, tokenizer, staging, kept, progress, on_plan)
         _write_card(staging, source, result)
         publish(staging, Path(output))
     return compressed, result
@@ -112,6 +118,7 @@ def _run(
     model: Any,
     tokenizer: Any,
     staging: Path | None,
+    work: Path | None,
     progress: ProgressCallback,
     on_plan: Callable[[Plan], None] | None,
 ) -> tuple[Any, CompressionResult]:
@@ -120,6 +127,7 @@ def _run(
     if given is not None:
         recipe = recipe.model_copy(update={"method": given.method, "gradients": given.gradients})
     model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
+    work_folder = work_folder_for(work, source, model)
     training = model.training
     model.eval()
     whole = describe(model)
@@ -150,9 +158,12 @@ def _run(
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
     groups, entries = [], []
-    with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
+    # What is kept is of all projections: it serves any choice of roles.
+    collected = decoder if work_folder is None else whole
+    with calibrated(weighting_of(recipe), model, collected, calibration, progress, work_folder) as weigher:
         if plan is None:
-            planner = planner_for(recipe, source, model, decoder, weigher, progress, structure_of(whole))
+            candidates = candidates_for(recipe, model, decoder, weigher, calibration, progress, work_folder)
+            planner = planner_for(recipe, source, model, decoder, candidates, structure_of(whole))
             plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
             announce(plan)
         predicts = recipe.preset.planned
@@ -238,24 +249,57 @@ def fixed_plan(recipe: Recipe, decoder: Decoder, ratio: Fraction | None = None) 
     )
 
 
-def planner_for(
+def work_folder_for(path: Path | None, source: ModelSource | None, model: Any) -> WorkFolder | None:
+    """Return the work folder of a model.
+
+    Raises:
+        RecipeError: The model is in memory, so that nothing tells whether a later one is the same.
+        OutputError: There is a file of that name.
+    """
+    if path is None:
+        return None
+    if source is None:
+        raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
+    return WorkFolder(path, fingerprint(source), dtype_name(model.dtype))
+
+
+def candidates_for(
     recipe: Recipe,
-    source: ModelSource | None,
     model: Any,
     decoder: Decoder,
     weigher: Weigher,
+    calibration: Calibration | None,
     progress: ProgressCallback,
-    structure: str,
+    work: WorkFolder | None,
+) -> Candidates:
+    """Measure all candidates of a model, or take them from its work folder."""
+
+    def find() -> Candidates:
+        return find_candidates(
+            model,
+            decoder,
+            weigher,
+            across_roles=recipe.across_roles,
+            across_depth=recipe.across_depth,
+            progress=progress,
+        )
+
+    if work is None or calibration is None:
+        return find()
+    about = {
+        **calibration.about(decoder),
+        "weighting": str(weigher.weighting),
+        "across_roles": recipe.across_roles,
+        "across_depth": recipe.across_depth,
+    }
+    folder = work.measured("candidates", about, lambda empty: write_candidates(find(), empty / "candidates.npz"))
+    return read_candidates(folder / "candidates.npz", decoder)
+
+
+def planner_for(
+    recipe: Recipe, source: ModelSource | None, model: Any, decoder: Decoder, candidates: Candidates, structure: str
 ) -> Planner:
-    """Measure all candidates of a model."""
-    candidates = find_candidates(
-        model,
-        decoder,
-        weigher,
-        across_roles=recipe.across_roles,
-        across_depth=recipe.across_depth,
-        progress=progress,
-    )
+    """Return the planner of a recipe."""
     return Planner(
         decoder=decoder,
         candidates=candidates,

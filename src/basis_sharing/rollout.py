@@ -6,6 +6,7 @@ so that a rollout that was killed goes on where it stopped and ends with the sam
     DIR/rollout.json                    the steps so far
     DIR/steps/NAME/model                a compressed folder, until a later step is better
     DIR/steps/NAME/{comparison,benchmark}.json
+    DIR/work                            what was measured on the original, until there is no further step
     DIR/best                            the compressed folder that is kept, once there is no further step
 """
 
@@ -149,7 +150,7 @@ def _begin(output: Path, asked: RolloutSettings, *, overwrite: bool) -> Rollout:
     with output_errors(output):
         if state_file.is_file():
             state_file.unlink()  # first, so that an interruption here leaves no rollout that looks finished
-            for name in ("steps", "best"):
+            for name in ("steps", "work", "best"):
                 shutil.rmtree(output / name, ignore_errors=True)
     state = Rollout(settings=asked, versions=software_versions())
     _write(output, state)
@@ -172,6 +173,8 @@ def _tidy(output: Path, state: Rollout) -> None:
         for step in state.steps:
             if step is not best or state.finished:
                 shutil.rmtree(output / "steps" / step.name / "model", ignore_errors=True)
+        if state.finished:
+            shutil.rmtree(output / "work", ignore_errors=True)
 
 
 def _step(
@@ -188,7 +191,15 @@ def _step(
     folder = output / "steps" / name
     compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
     if not compressed.exists():
-        compress(asked.model, ratio, output=compressed, roles=roles, progress=titled(progress, name), **settings)
+        compress(
+            asked.model,
+            ratio,
+            output=compressed,
+            work=output / "work",
+            roles=roles,
+            progress=titled(progress, name),
+            **settings,
+        )
     result = CompressionResult.read(compressed / RESULT_FILE)
     dtype = named_dtype(result.recipe.dtype)
     if not compared.exists():

@@ -1,12 +1,13 @@
 """The story of one sharing study, from a model to what may share a basis in it."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.source import fingerprint
-from basis_sharing.pipeline import loaded, source_of
+from basis_sharing.pipeline import loaded, source_of, work_folder_for
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
 from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.recipe import Recipe
@@ -48,6 +49,7 @@ def study(
     ratio: float = 0.4,
     *,
     tokenizer: Any = None,
+    work: str | Path | None = None,
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> StudyResult:
@@ -58,6 +60,7 @@ def study(
         ratio: Fraction of the parameters removed that is shown; studied besides those of
             :data:`~basis_sharing.planning.study.RATIOS`.
         tokenizer: The tokenizer of a model given in memory.
+        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         progress: Receives progress events.
         **settings: Fields of :class:`~basis_sharing.recipe.Recipe`, those in :data:`SETTINGS`.
 
@@ -71,13 +74,14 @@ def study(
     assert recipe.ratio is not None
     source = source_of(model, tokenizer)
     model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
+    kept = work_folder_for(None if work is None else Path(work), source, model)
     training = model.training
     model.eval()
     try:
         decoder = describe(model)
         calibration = calibration_text(recipe, model, tokenizer, progress)
         assert calibration is not None
-        with calibrated(weighting_of(recipe), model, decoder, calibration, progress) as weigher:
+        with calibrated(weighting_of(recipe), model, decoder, calibration, progress, kept) as weigher:
             found = study_sharing(model, decoder, weigher, ratios=(*RATIOS, recipe.ratio), progress=progress)
     finally:
         model.train(training)

@@ -66,6 +66,7 @@ def compress(
     ] = None,
     evaluation_windows: options.EvaluationWindows = None,
     recipe: options.RecipeFile = None,
+    work: options.Work = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
 ) -> None:
@@ -108,7 +109,7 @@ def compress(
     from basis_sharing.report.tables import compression_table
 
     with progress_bars() as progress:
-        _, result = run(model, output=output, overwrite=overwrite, progress=progress, **settings)
+        _, result = run(model, output=output, overwrite=overwrite, work=work, progress=progress, **settings)
     if as_json:
         print(result.model_dump_json(indent=2))
         return

@@ -150,6 +150,15 @@ MaxIncrease = Annotated[
 MinAgreement = Annotated[
     str | None, limit("Least share of positions where both find the same token most probable, e.g. 90%.", "P")
 ]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        help="Keep what is measured (second moments, candidates) in this folder and take it from there: another ratio "
+        "of the same model and text needs no calibration. Takes a few times the size of the model.",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
 RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="A YAML or JSON file with the settings above; flags go before it.", metavar="FILE"),

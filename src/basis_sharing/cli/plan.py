@@ -44,6 +44,7 @@ def plan(
     ] = None,
     evaluation_windows: options.EvaluationWindows = None,
     recipe: options.RecipeFile = None,
+    work: options.Work = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as JSON on standard output.")] = False,
 ) -> None:
@@ -96,7 +97,7 @@ def plan(
     picture = output.with_suffix(".png")
     check_files([output, picture], overwrite=overwrite)
     with progress_bars() as progress:
-        forecast = plan_model(targets[0], progress=progress, **settings)
+        forecast = plan_model(targets[0], work=work, progress=progress, **settings)
     write_file(output, forecast.plan.write)
     write_file(picture, lambda path: draw_forecast(forecast, path))
     if as_json:

@@ -30,6 +30,7 @@ def study(
     seed: options.Seed = None,
     dtype: options.Dtype = None,
     calibration_dtype: options.CalibrationDtype = None,
+    work: options.Work = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier study.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the study as JSON on standard output.")] = False,
 ) -> None:
@@ -61,7 +62,7 @@ def study(
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
     with progress_bars() as progress:
-        result = run(model, progress=progress, **settings)
+        result = run(model, work=work, progress=progress, **settings)
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))
