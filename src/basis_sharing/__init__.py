@@ -11,8 +11,9 @@ from basis_sharing._registration import register_with_transformers
 
 if TYPE_CHECKING:
     from basis_sharing.benchmark.bench import bench
-    from basis_sharing.evaluation.comparison import compare, recheck
+    from basis_sharing.evaluation.comparison import compare
     from basis_sharing.evaluation.perplexity import evaluate
+    from basis_sharing.evaluation.recheck import recheck
     from basis_sharing.forecast import plan_model
     from basis_sharing.pipeline import compress
     from basis_sharing.recipe import Recipe
@@ -30,7 +31,7 @@ _LAZY = {
     "compress": "basis_sharing.pipeline",
     "evaluate": "basis_sharing.evaluation.perplexity",
     "plan_model": "basis_sharing.forecast",
-    "recheck": "basis_sharing.evaluation.comparison",
+    "recheck": "basis_sharing.evaluation.recheck",
     "write_report": "basis_sharing.report.html",
 }
 

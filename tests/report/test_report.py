@@ -10,6 +10,7 @@ import pytest
 
 from basis_sharing import compress, write_report
 from basis_sharing.errors import OutputError, ResultError
+from basis_sharing.evaluation.paired import task_differences
 from basis_sharing.models.source import fingerprint, resolve
 from basis_sharing.report.curve_figure import points_of
 from basis_sharing.report.layout import EMBEDDINGS, layout_of
@@ -36,6 +37,7 @@ from basis_sharing.results.comparison import (
     Verdict,
 )
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.tasks import CachedScore, TaskResults, TaskScore
 from pico import save_pico
 
@@ -325,6 +327,57 @@ def test_tasks_are_paired(root: Path, tmp_path: Path) -> None:
     )
 
 
+def test_tasks_of_a_comparison_are_shown(root: Path, tmp_path: Path) -> None:
+    scores = tasks(None, (True, True, True, False)), tasks(None, (True, False, True, False))
+    found = comparison(root).model_copy(update={"tasks": task_differences(*scores)})
+    found.write(tmp_path / "c.json")
+    write_report(root / "planned", [tmp_path / "c.json"], output=tmp_path / "r.html")
+    expected = "arc_easy 75.0 % 50.0 % \u221225.0 points \u00b1 25.0 1.000"
+    assert expected in Page(tmp_path / "r.html").text
+
+
+def staged(root: Path, weights: str | None, *steps: Step) -> Rollout:
+    settings = RolloutSettings(
+        model=str(root / "original"),
+        model_fingerprint=str(weights),
+        compression={},
+        ratios=(0.1, 0.3),
+        text="text.txt",
+        evaluation_windows=None,
+        limits=Limits(max_kl=0.2, min_agreement=0.9),
+        benchmark=False,
+    )
+    return Rollout(settings=settings, steps=steps, finished=True, versions={})
+
+
+def step(ratio: float, held: bool, speed: float | None = None) -> Step:
+    return Step(
+        name=f"{ratio:g}",
+        roles=("gate", "up"),
+        ratio=ratio,
+        parameters=900,
+        parameters_before=1000,
+        bytes_on_disk=2048,
+        perplexity_quotient=1 + ratio,
+        mean_kl=ratio / 2,
+        top1=1 - ratio,
+        prefill_speed=speed,
+        decode_speed=speed,
+        verdict=Verdict(held=held, sentence="", checks=()),
+    )
+
+
+def test_a_rollout_has_its_section(root: Path, tmp_path: Path) -> None:
+    steps = step(0.1, held=True, speed=1.25), step(0.3, held=False)
+    staged(root, own(root / "planned").model_fingerprint, *steps).write(tmp_path / "rollout.json")
+    write_report(root / "planned", [tmp_path / "rollout.json"], output=tmp_path / "r.html")
+    text = Page(tmp_path / "r.html").text
+    assert "Kept: 10% of gate, up removed" in text
+    assert "gate, up 10% 0.900 \u00d7 2.0 KiB 1.100 \u00d7 0.0500 90.0 % 1.25 / 1.25 kept" in text
+    assert "70.0 % \u2013 broken" in text
+    assert "limits: max kl 0.2, min agreement 0.9" in text
+
+
 def refused(tmp_path: Path, folder: Path, *results: Path) -> str:
     with pytest.raises(ResultError) as refusal:
         write_report(folder, results, output=tmp_path / "r.html")
@@ -351,6 +404,10 @@ def test_results_about_another_model_are_refused(root: Path, tmp_path: Path) -> 
         assert "neither those of this folder nor of its original" in refused(tmp_path, root / "planned", file)
     own(root / "paired").model_copy(update={"model_fingerprint": "other"}).write(file)
     assert "with other weights than this folder's original" in refused(tmp_path, root / "planned", file)
+    staged(root, "other", step(0.1, held=True)).write(file)
+    assert "is a rollout of original, with other weights" in refused(tmp_path, root / "planned", file)
+    staged(root, own(root / "planned").model_fingerprint).write(file)
+    assert "has no step yet" in refused(tmp_path, root / "planned", file)
     own_file = root / "planned" / RESULT_FILE
     assert refused(tmp_path, root / "planned", own_file) == (
         f"{own_file} holds the results of the folder itself: leave it out."
@@ -362,7 +419,7 @@ def test_unknown_kinds_are_refused(root: Path, tmp_path: Path) -> None:
     CachedScore(key="k", score=score).write(tmp_path / "f.json")
     assert refused(tmp_path, root / "planned", tmp_path / "f.json") == (
         f"{tmp_path / 'f.json'} holds the results of a cached score; a report shows those of: comparison, benchmark, "
-        "tasks, compression."
+        "tasks, compression, rollout."
     )
 
 

@@ -128,8 +128,8 @@ def compare(
     from basis_sharing.checkpoint.files import check_files, write_file
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.evaluation.comparison import compare as run
-    from basis_sharing.evaluation.comparison import recheck
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
+    from basis_sharing.evaluation.recheck import recheck
     from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, read_prompts
     from basis_sharing.evaluation.score_cache import default_folder
     from basis_sharing.models.source import named_dtype

@@ -14,8 +14,9 @@ def report(
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Results about the same model, of compare -o, bench -o or eval --tasks --json, or basis_sharing.json "
-            "of another compression of the same original, which becomes a point of the curve; may be repeated.",
+            help="Results about the same model, of compare -o, bench -o or eval --tasks --json, rollout.json of a "
+            "rollout, or basis_sharing.json of another compression of the same original, which becomes a point of the "
+            "curve; may be repeated.",
             metavar="FILE",
             show_default=False,
         ),

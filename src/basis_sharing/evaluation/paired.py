@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from basis_sharing.results.comparison import TaskDifference
-from basis_sharing.results.tasks import PairedDifference, TaskResults
+from basis_sharing.results.tasks import PairedDifference, TaskResults, TaskScore
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
@@ -45,13 +45,15 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDi
 
 def task_differences(first: TaskResults, second: TaskResults) -> tuple[TaskDifference, ...]:
     """Compare two models task by task; both were scored on the same tasks."""
-    found = []
-    for one, other in zip(first.scores, second.scores, strict=True):
-        paired = None
-        if one.prompt_fingerprint == other.prompt_fingerprint and one.correct and other.correct:
-            paired = paired_difference(one.correct, other.correct)
-        found.append(TaskDifference(task=one.task, first=one.accuracy, second=other.accuracy, paired=paired))
-    return tuple(found)
+    return tuple(task_difference(*scores) for scores in zip(first.scores, second.scores, strict=True))
+
+
+def task_difference(first: TaskScore, second: TaskScore) -> TaskDifference:
+    """Compare two models on one task, example by example where both read the same prompts."""
+    paired = None
+    if first.prompt_fingerprint == second.prompt_fingerprint and first.correct and second.correct:
+        paired = paired_difference(first.correct, second.correct)
+    return TaskDifference(task=first.task, first=first.accuracy, second=second.accuracy, paired=paired)
 
 
 def sign_test(first: int, second: int) -> float:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import basis_sharing
 from basis_sharing.checkpoint.files import check_files, write_file
-from basis_sharing.report import measured_parts, parts
+from basis_sharing.report import measured_parts, parts, rollout_parts
 from basis_sharing.report.curve_figure import curve_picture, points_of
 from basis_sharing.report.material import Material, gather
 from basis_sharing.report.picture import Picture
@@ -146,6 +146,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
                     for table in (
                         measured_parts.comparison_table(comparison),
                         measured_parts.checks_table(comparison),
+                        measured_parts.compared_tasks_table(comparison),
                         measured_parts.disagreement_table(comparison),
                     )
                     if table is not None
@@ -154,6 +155,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
             for comparison in material.comparisons
         ],
         tasks=measured_parts.task_table(material),
+        rollouts=[(rollout.sentence, rollout_parts.rollout_table(rollout)) for rollout in material.rollouts],
         benchmarks=[
             table
             for benchmark in material.benchmarks

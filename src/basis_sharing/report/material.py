@@ -13,10 +13,11 @@ from basis_sharing.results.base import kind_of
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.tasks import TaskResults
 from basis_sharing.results.words import short_name
 
-_KINDS = ("comparison", "benchmark", "tasks", "compression")
+_KINDS = ("comparison", "benchmark", "tasks", "compression", "rollout")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Material:
         tasks_before: Task scores of the original.
         tasks_after: Task scores of the compressed model.
         others: Other compressions of the same original, by name.
+        rollouts: Staged rollouts of the same original.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Material:
     tasks_before: tuple[TaskResults, ...]
     tasks_after: tuple[TaskResults, ...]
     others: tuple[tuple[str, CompressionResult], ...]
+    rollouts: tuple[Rollout, ...] = ()
 
 
 def gather(folder: Path, files: Sequence[Path]) -> Material:
@@ -62,6 +65,7 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
     before: list[TaskResults] = []
     after: list[TaskResults] = []
     others: list[tuple[str, CompressionResult]] = []
+    rollouts: list[Rollout] = []
     for file in files:
         kind = kind_of(file)
         if kind == "comparison":
@@ -77,6 +81,8 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
             (before if _is_original(file, tasks, folder, result) else after).append(tasks)
         elif kind == "compression":
             others.append(_other(file, result))
+        elif kind == "rollout":
+            rollouts.append(_rollout(file, result))
         else:
             raise ResultError(f"{file} holds the results of a {kind}; a report shows those of: {', '.join(_KINDS)}.")
     return Material(
@@ -89,6 +95,7 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
         tasks_before=tuple(before),
         tasks_after=tuple(after),
         others=tuple(others),
+        rollouts=tuple(rollouts),
     )
 
 
@@ -150,6 +157,18 @@ def _is_original(file: Path, tasks: TaskResults, folder: Path, result: Compressi
         f"{file} holds the scores of {short_name(tasks.model)}, whose weights are neither those of this folder nor of "
         "its original: measure again."
     )
+
+
+def _rollout(file: Path, result: CompressionResult) -> Rollout:
+    found = Rollout.read(file)
+    if result.model_fingerprint is None or found.settings.model_fingerprint != result.model_fingerprint:
+        raise ResultError(
+            f"{file} is a rollout of {short_name(found.settings.model)}, with other weights than this folder's "
+            "original: give the one that this folder comes from."
+        )
+    if not found.steps:
+        raise ResultError(f"{file} has no step yet: let the rollout go on first.")
+    return found
 
 
 def _other(file: Path, result: CompressionResult) -> tuple[str, CompressionResult]:

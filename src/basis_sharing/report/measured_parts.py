@@ -2,16 +2,20 @@
 
 from unicodedata import category
 
-from basis_sharing.evaluation.paired import paired_difference
+from basis_sharing.evaluation.paired import task_difference
 from basis_sharing.report.benchmark_table import conclusions
 from basis_sharing.report.material import Material
 from basis_sharing.report.parts import Table, Tile
 from basis_sharing.results.benchmark import BenchmarkedModel, BenchmarkResult, Timing
-from basis_sharing.results.comparison import Comparison, Interval
+from basis_sharing.results.comparison import Comparison, Interval, TaskDifference
 from basis_sharing.results.tasks import TaskScore
 from basis_sharing.results.words import amount_of_bytes, change, short_name
 
 _NOTHING = "\u2013"
+_PAIRED = (
+    "The difference is paired, example by example, where both models read the same prompts; p: how likely so uneven a "
+    "split of the disagreements is between equally good models."
+)
 
 
 def measured_tiles(material: Material) -> list[Tile]:
@@ -161,28 +165,40 @@ def task_table(material: Material) -> Table | None:
     rows = tuple(_task_row(task, before.get(task), after.get(task)) for task in dict.fromkeys([*before, *after]))
     runs = [*material.tasks_before, *material.tasks_after]
     notes = dict.fromkeys(note for run in runs for note in (*run.notes, *(n for s in run.scores for n in s.notes)))
-    told = (
-        f"lm-evaluation-harness {', '.join(sorted({run.harness for run in runs}))}; \u00b1 one standard error. The "
-        "difference is paired, example by example, where both models read the same prompts; p: how likely so uneven a "
-        "split of the disagreements is between equally good models."
-    )
+    harnesses = ", ".join(sorted({run.harness for run in runs}))
+    told = f"lm-evaluation-harness {harnesses}; \u00b1 one standard error. {_PAIRED}"
     head = ("task", "examples", "original", "compressed", "difference", "p")
     return Table("Accuracy on tasks without examples in the prompt", head, rows, (told, *notes))
 
 
 def _task_row(task: str, before: TaskScore | None, after: TaskScore | None) -> tuple[str, ...]:
-    difference, p = _NOTHING, _NOTHING
-    if before is not None and after is not None:
-        difference = _minus(f"{100 * (after.accuracy - before.accuracy):+.1f}") + " points"
-        same = before.prompt_fingerprint == after.prompt_fingerprint
-        if same and before.correct is not None and after.correct is not None:
-            paired = paired_difference(before.correct, after.correct)
-            p = f"{paired.p_value:.3f}"
-            if paired.standard_error is not None:
-                difference += f" \u00b1 {100 * paired.standard_error:.1f}"
+    difference = (
+        (_NOTHING, _NOTHING) if before is None or after is None else _difference(task_difference(before, after))
+    )
     score = after or before
     assert score is not None
-    return f"{task} ({score.split})", f"{score.examples:,}", _accuracy(before), _accuracy(after), difference, p
+    return f"{task} ({score.split})", f"{score.examples:,}", _accuracy(before), _accuracy(after), *difference
+
+
+def compared_tasks_table(comparison: Comparison) -> Table | None:
+    """Return the task accuracies that a comparison measured on both models; None where it did not."""
+    if not comparison.tasks:
+        return None
+    rows = tuple(
+        (task.task, f"{100 * task.first:.1f} %", f"{100 * task.second:.1f} %", *_difference(task))
+        for task in comparison.tasks
+    )
+    return Table("Accuracy on tasks", ("task", "original", "compressed", "difference", "p"), rows, (_PAIRED,))
+
+
+def _difference(task: TaskDifference) -> tuple[str, str]:
+    """Return the difference in points with its standard error, and the p-value."""
+    difference = _minus(f"{100 * (task.second - task.first):+.1f}") + " points"
+    if task.paired is None:
+        return difference, _NOTHING
+    if task.paired.standard_error is not None:
+        difference += f" \u00b1 {100 * task.paired.standard_error:.1f}"
+    return difference, f"{task.paired.p_value:.3f}"
 
 
 def _accuracy(score: TaskScore | None) -> str:
