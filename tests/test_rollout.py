@@ -94,8 +94,10 @@ def kill(event):
         os.kill(os.getpid(), signal.SIGKILL)
 
 text = sys.argv[1] + "/text.txt"
-rollout(sys.argv[1] + "/model", sys.argv[2], Limits(max_kl=100), ratios=(0.1, 0.3), benchmark=False, text=text,
-        calibration=text, windows=4, length=64, method="svd-llm", form="pivoted", progress=kill)
+benchmark = "speed" in sys.argv[3]
+rollout(sys.argv[1] + "/model", sys.argv[2], Limits(max_kl=100), ratios=(0.3,) if benchmark else (0.1, 0.3), text=text,
+        benchmark=benchmark, calibration=text, windows=4, length=64, method="svd-llm", form="pivoted",
+        progress=kill)
 """
 
 
@@ -112,6 +114,24 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     found = run(space, output, GENEROUS)
     assert found.steps == whole.steps
     assert weights(output / "best") == weights(space / "whole" / "best")
+
+
+def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(space: Path, tmp_path: Path) -> None:
+    output, stage = tmp_path / "out", "01-gate-up-down-0.3: measuring speed"
+    killed = subprocess.run([sys.executable, "-c", KILLER, str(space), str(output), stage], capture_output=True)
+    assert killed.returncode == -9
+    assert not Rollout.read(output / "rollout.json").steps
+    found = run(space, output, GENEROUS, ratios=(0.3,), benchmark=True)
+    assert all(step.prefill_speed and step.decode_speed for step in found.steps)
+    run(space, tmp_path / "whole", GENEROUS, ratios=(0.3,))
+    assert weights(output / "best") == weights(tmp_path / "whole" / "best")
+
+
+def test_steps_share_what_is_measured_and_the_end_leaves_none_of_it(space: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    run(space, tmp_path / "out", GENEROUS, progress=lambda event: stages.append(event.stage))
+    assert {stage.split(":")[0] for stage in stages if "calibrating" in stage} == {"01-gate-up-down-0.1"}
+    assert not (tmp_path / "out" / "work").exists()
 
 
 @pytest.mark.parametrize("moment", ["state written", "renamed", "half removed"])
@@ -155,8 +175,3 @@ def test_overwriting_starts_anew(space: Path, tmp_path: Path) -> None:
     found = run(space, tmp_path / "out", GENEROUS, ratios=(0.2,), overwrite=True)
     assert [step.ratio for step in found.steps] == [0.2, 0.2]
     assert (tmp_path / "out" / "best").is_dir()
-
-
-def test_every_step_is_benchmarked(space: Path, tmp_path: Path) -> None:
-    found = run(space, tmp_path / "out", GENEROUS, ratios=(0.2,), benchmark=True)
-    assert all(step.prefill_speed and step.decode_speed for step in found.steps)
