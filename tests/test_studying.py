@@ -47,6 +47,8 @@ def test_settings_that_mean_nothing_here(text: str) -> None:
         run(PICO["gpt2"](), text, method="svd")
     with pytest.raises(RecipeError, match="out of range"):
         run(PICO["gpt2"](), text, ratio=1.5)
+    with pytest.raises(RecipeError, match="--distance 0 is too small"):
+        run(PICO["gpt2"](), text, distance=0)
 
 
 def test_one_layer_has_no_pair(text: str) -> None:

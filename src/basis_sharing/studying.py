@@ -48,6 +48,7 @@ def study(
     model: Any,
     ratio: float = 0.4,
     *,
+    distance: int | None = None,
     tokenizer: Any = None,
     work: str | Path | None = None,
     progress: ProgressCallback = silent,
@@ -59,6 +60,7 @@ def study(
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
         ratio: Fraction of the parameters removed that is shown; studied besides those of
             :data:`~basis_sharing.planning.study.RATIOS`.
+        distance: Compare only layers that are at most so far apart; None: all.
         tokenizer: The tokenizer of a model given in memory.
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         progress: Receives progress events.
@@ -70,6 +72,8 @@ def study(
     wrong = next((name for name in settings if name not in SETTINGS), None)
     if wrong is not None:
         raise RecipeError(f"setting {wrong!r} has no meaning for a study: choose from {', '.join(SETTINGS)}.")
+    if distance is not None and distance < 1:
+        raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
     recipe = Recipe.create(ratio=ratio, **settings)
     assert recipe.ratio is not None
     source = source_of(model, tokenizer)
@@ -82,7 +86,9 @@ def study(
         calibration = calibration_text(recipe, model, tokenizer, progress)
         assert calibration is not None
         with calibrated(weighting_of(recipe), model, decoder, calibration, progress, kept) as weigher:
-            found = study_sharing(model, decoder, weigher, ratios=(*RATIOS, recipe.ratio), progress=progress)
+            found = study_sharing(
+                model, decoder, weigher, ratios=(*RATIOS, recipe.ratio), distance=distance, progress=progress
+            )
     finally:
         model.train(training)
     return StudyResult(

@@ -162,6 +162,16 @@ def test_only_equal_shapes_are_paired_and_neighbours_are_adjacent_blocks() -> No
     assert [(event.done, event.total) for event in events] == [(i, 7) for i in range(1, 8)]
 
 
+def test_distant_pairs_are_left_out() -> None:
+    weights = [decaying(24, seed) for seed in range(5)]
+    whole, near = plain_study(weights), plain_study(weights, distance=2)
+    for all_pairs, few in zip(whole.roles[0].quotients, near.roles[0].quotients, strict=True):
+        for i, j in np.ndindex(5, 5):
+            assert few[i][j] == (all_pairs[i][j] if abs(i - j) <= 2 else None)
+    assert near.roles[0].summaries[0].pairs == 4 + 3
+    assert near.roles[0].summaries[0].neighbours == 4
+
+
 def test_matrices_that_lose_nothing_are_equal() -> None:
     (role,) = plain_study([torch.zeros(WIDTH, 16), torch.zeros(WIDTH, 16)]).roles
     assert {matrix[0][1] for matrix in role.quotients} == {1.0}

@@ -16,6 +16,14 @@ def study(
     ratio: Annotated[
         str, typer.Option(help="Fraction of the parameters removed that table and maps show.", metavar="R")
     ] = "0.4",
+    distance: Annotated[
+        int | None,
+        typer.Option(
+            help="Compare only layers that are at most so far apart, which is quicker (default: all).",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     no_gradients: Annotated[
         bool,
         typer.Option(
@@ -62,7 +70,7 @@ def study(
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
     with progress_bars() as progress:
-        result = run(model, work=work, progress=progress, **settings)
+        result = run(model, distance=distance, work=work, progress=progress, **settings)
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))

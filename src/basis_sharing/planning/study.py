@@ -69,7 +69,8 @@ class RoleStudy(_Frozen):
         d_out: Number of output features.
         layers: Blocks that have the projection, ascending; rows and columns of the matrices stand for them.
         quotients: Per ratio, the loss of one shared basis divided by that of two private ones, ``[layers][layers]``,
-            symmetric; None on the diagonal, and where the ratio leaves fewer parameters than rank 1 needs.
+            symmetric; None on the diagonal, for pairs that are too far apart, and where the ratio leaves fewer
+            parameters than rank 1 needs.
         shared_losses: Per ratio, the expected loss rise of the shared basis, in nats per token, arranged alike.
         summaries: One per ratio.
         lowest_paying_ratio: The lowest studied ratio at which any pair pays; None: none pays at any.
@@ -115,6 +116,7 @@ def study_sharing(
     weigher: Weigher,
     *,
     ratios: Sequence[float] = RATIOS,
+    distance: int | None = None,
     progress: ProgressCallback = silent,
 ) -> SharingStudy:
     """Compare sharing with not sharing, for every role and every pair of blocks.
@@ -130,6 +132,7 @@ def study_sharing(
         decoder: Its structure.
         weigher: Poses the problem of each pair; its losses are in nats per token.
         ratios: Fractions between 0 and 1.
+        distance: Compare only blocks that are at most so far apart; None: all.
         progress: Receives one event per pair.
 
     Raises:
@@ -144,14 +147,14 @@ def study_sharing(
     if not lanes:
         raise ModelError("no projection has the same shape in two blocks, so there is no pair to share a basis.")
     names = _names(lanes, decoder)
-    total = sum(len(lane) * (len(lane) - 1) // 2 for lane in lanes)
-    done = 0
+    chosen = [_pairs(lane, distance) for lane in lanes]
+    done, total = 0, sum(map(len, chosen))
     roles = []
-    for name, lane in zip(names, lanes, strict=True):
+    for name, lane, pairs in zip(names, lanes, chosen, strict=True):
         private = [_candidate(model, weigher, (projection,)) for projection in lane]
         shape = (len(ratios), len(lane), len(lane))
         quotients, shared_losses = np.full(shape, np.nan), np.full(shape, np.nan)
-        for i, j in combinations(range(len(lane)), 2):
+        for i, j in pairs:
             shared = _candidate(model, weigher, (lane[i], lane[j]))
             found = _compare(shared, (private[i], private[j]), ratios)
             for matrices, values in zip((quotients, shared_losses), found, strict=True):
@@ -160,6 +163,12 @@ def study_sharing(
             progress(Progress("comparing pairs", done, total, "pairs"))
         roles.append(_role(name, lane, decoder, ratios, quotients, shared_losses))
     return SharingStudy(ratios=ratios, roles=tuple(roles))
+
+
+def _pairs(lane: Sequence[Projection], distance: int | None) -> list[tuple[int, int]]:
+    """Return the positions of the pairs to compare."""
+    pairs = combinations(range(len(lane)), 2)
+    return [(i, j) for i, j in pairs if distance is None or lane[j].block - lane[i].block <= distance]
 
 
 def _lanes(decoder: Decoder) -> list[list[Projection]]:

@@ -42,7 +42,7 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
     maps, lines = panels
     maps.suptitle(
         f"{title}: one basis for two layers against two private ones of the same stored size, at ratio {ratio:g}\n"
-        "blue with a dot: sharing loses less; red: it loses more; grey: nothing to compare",
+        "blue with a dot: sharing loses less; red: it loses more; grey: not compared",
         fontsize=11,
     )
     limit, extend = _limit(study, position)
