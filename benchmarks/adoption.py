@@ -67,7 +67,7 @@ def speeds(files: list[Path]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument("--evaluation-windows", type=int, default=5)
+    parser.add_argument("--evaluation-windows", type=int, default=4)
     parser.add_argument("--limit", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "adoption")
@@ -92,7 +92,9 @@ def main() -> None:
         verb(file, "compare", model, folder, *text, *tasks, "-o", file)
     benches = [output / f"bench-{number + 1}.json" for number in range(BENCHES)]
     for file in benches:
-        verb(file, "bench", model, *folders, "--dtype", "float32", "--threads", options.threads, "-o", file)
+        amount = ("--prompt-tokens", 256, "--new-tokens", 16, "--repeats", 3, "--threads", options.threads)
+        memory = () if file == benches[0] else ("--no-memory",)
+        verb(file, "bench", model, *folders, "--dtype", "float32", *amount, *memory, "-o", file)
     for folder in folders:
         page = folder.with_suffix(".html")
         verb(
