@@ -16,6 +16,7 @@ import torch
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.evaluation import harness
+from basis_sharing.evaluation.comparison import compare
 from basis_sharing.evaluation.task_data import write_task
 from basis_sharing.evaluation.tasks import PAPER, evaluate_tasks, task_names
 from basis_sharing.progress import Progress
@@ -164,6 +165,22 @@ class Loads:
             return original(*arguments)
 
         monkeypatch.setattr(module, "load", load)
+
+
+def test_a_comparison_pairs_examples_and_says_whose_note_it_is(tmp_path: Path, data: Path) -> None:
+    one, other = save_pico("llama", tmp_path / "one"), save_pico("llama", tmp_path / "other", dtype=torch.bfloat16)
+    text, cache = tmp_path / "text.txt", tmp_path / "cache"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 10)
+    evaluate_tasks(one, ["arc_easy"], data=data, cache=cache, limit=3)
+    settings: dict[str, Any] = {"tasks": ["arc_easy"], "task_data": data, "task_cache": cache, "task_limit": 3}
+    found = compare(one, other, text=str(text), length=64, prompts=(), **settings)
+    (task,) = found.tasks
+    assert task.task == "arc_easy"
+    assert task.paired is not None
+    assert task.paired.examples == 3
+    assert found.notes[0] == "only the first 3 examples of each task were scored (--limit)."
+    assert found.notes[1].startswith("arc_easy: arc_easy.jsonl has 30 examples")  # true of both: said once
+    assert found.notes[2:] == ("A: kept from an earlier run (--no-cache measures again): arc_easy.",)
 
 
 def test_scores_are_kept(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

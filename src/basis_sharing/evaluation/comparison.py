@@ -25,6 +25,7 @@ from basis_sharing.evaluation.tasks import evaluate_tasks
 from basis_sharing.evaluation.verdict import Missing, refuse_unanswerable
 from basis_sharing.progress import ProgressCallback, silent, titled
 from basis_sharing.results.comparison import Comparison, Generation, Limits, Measured
+from basis_sharing.results.tasks import TaskResults
 
 DISAGREEMENTS = 10
 
@@ -100,10 +101,16 @@ def compare(
     found = compare_sides(load_side(a, tokenizer, dtype), load_side(b, tokenizer, dtype), task, None, progress)
     if not scored:
         return found
-    notes = [note for results in scored for note in (*results.notes, *(n for s in results.scores for n in s.notes))]
-    return found.model_copy(
-        update={"tasks": task_differences(*scored), "notes": tuple(dict.fromkeys((*found.notes, *notes)))}
-    )
+    notes = dict.fromkeys((*found.notes, *_task_notes(*scored)))
+    return found.model_copy(update={"tasks": task_differences(*scored), "notes": tuple(notes)})
+
+
+def _task_notes(first: TaskResults, second: TaskResults) -> list[str]:
+    """Return what has to be said about the tasks; what is true of one model only is said of that one."""
+    a, b = ([*results.notes, *(note for s in results.scores for note in s.notes)] for results in (first, second))
+    both = [note for note in a if note in b]
+    only = [(name, note) for name, notes in (("A", a), ("B", b)) for note in notes if note not in both]
+    return [*both, *(f"{name}: {note}" for name, note in only)]
 
 
 def compare_sides(
