@@ -31,6 +31,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 1
 FORMS = ("plain", "pivoted")
+_BEYOND_CACHE = 2**19  # numbers
 
 
 class FormatError(ValueError):
@@ -107,9 +108,20 @@ class FactorizedLinear(nn.Module):
         if self.pivots is None or self.rest is None:
             hidden = self.basis(x)
         else:
-            hidden = x.index_select(-1, self.pivots) + self.basis(x.index_select(-1, self.rest))
+            hidden = _columns(x, self.pivots) + self.basis(_columns(x, self.rest))
         projected: torch.Tensor = self.coeff(hidden)
         return projected
+
+
+def _columns(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return ``x[..., indices]``, in the quicker of two ways that give the same numbers.
+
+    On a CPU ``index_select`` walks down the columns, which is slow once ``x`` exceeds the cache (4 times for 2048
+    tokens); indexing walks along the rows, but costs more to start, and its gradient is slow.
+    """
+    if torch.compiler.is_compiling() or not x.is_cpu or x.numel() < _BEYOND_CACHE or torch.is_grad_enabled():
+        return x.index_select(-1, indices)
+    return x[..., indices]
 
 
 class BasisSharingConfig(QuantizationConfigMixin):  # type: ignore[misc]
