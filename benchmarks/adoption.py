@@ -41,7 +41,7 @@ def told(folder: Path) -> dict[str, Any]:
         "parameters": compression.after.parameters,
         "parameters_before": compression.before.parameters,
         "times_dense": found.difference.quotient,
-        "times_dense_interval": found.difference.quotient_interval,
+        "times_dense_interval": found.difference.model_dump()["quotient_interval"],
         "windows": found.second.perplexity.windows,
         "mean_kl": found.agreement.mean_kl,
         "same_token": found.agreement.top1,

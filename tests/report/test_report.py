@@ -2,11 +2,13 @@
 
 import re
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
 from basis_sharing import compress, write_report
 from basis_sharing.errors import OutputError, ResultError
@@ -14,7 +16,9 @@ from basis_sharing.evaluation.paired import task_differences
 from basis_sharing.models.source import fingerprint, resolve
 from basis_sharing.report.curve_figure import points_of
 from basis_sharing.report.layout import EMBEDDINGS, layout_of
-from basis_sharing.report.measured_parts import visible
+from basis_sharing.report.measured_parts import visible, without_empty_lines
+from basis_sharing.report.parts import size_table
+from basis_sharing.report.tables import compression_table
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
@@ -169,7 +173,9 @@ def test_other_compressions_become_points_of_the_curve(root: Path, tmp_path: Pat
     alts = [str(image["alt"]) for image in Page(tmp_path / "r.html").all("img")]
     other = own(root / "paired")
     assert any(f"basis-sharing, {100 * other.ratio_reached:.0f} % less" in alt for alt in alts)
-    points = points_of(own(root / "planned"), label="planned")
+    result = own(root / "planned")
+    measured = tuple(zip(result.perplexity_before, result.perplexity_after, strict=True))
+    points = points_of(result, measured, label="planned")
     assert [point.label for point in points] == ["planned", "expected by the plan"]
 
 
@@ -222,6 +228,34 @@ def comparison(root: Path, first: str = "original", second: str = "planned") -> 
         notes=(),
         versions={},
     )
+
+
+def test_perplexity_that_only_a_comparison_measured_is_the_answer(root: Path, tmp_path: Path) -> None:
+    found = comparison(root, second="unmeasured")
+    found.write(tmp_path / "c.json")
+    write_report(root / "unmeasured", [tmp_path / "c.json"], output=tmp_path / "r.html")
+    page = Page(tmp_path / "r.html")
+    quotient = found.second.perplexity.perplexity / found.first.perplexity.perplexity
+    assert f"{quotient:.3f} times as high" in page.text
+    assert f"\u00d7 {quotient:.3f}" in page.text
+    assert "was not measured" not in page.text
+    assert len(page.all("img")) == 3
+
+
+def test_an_original_that_is_quantized_on_disk_is_said(root: Path, tmp_path: Path) -> None:
+    result = own(root / "planned")
+    assert not result.original_is_quantized
+    before = result.before.model_copy(update={"bytes_on_disk": result.before.parameters})
+    quantized = result.model_copy(update={"before": before})
+    assert quantized.original_is_quantized
+    assert "On disk the original is quantized" in " ".join(size_table(quantized).notes)
+    console = Console(file=StringIO(), width=120)
+    console.print(compression_table(quantized))
+    assert "the original on disk is quantized" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_many_empty_lines_become_a_word() -> None:
+    assert without_empty_lines("a\n\nb" + "\n" * 36 + "c") == "a\n\nb\n[35 empty lines]\nc"
 
 
 def test_a_comparison_has_its_section(root: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from basis_sharing.report.picture import FONT, OKABE_ITO, Picture
 from basis_sharing.results.compression import CompressionResult
+from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.words import without_folders
 
 _MARKERS = "os^Dv"
@@ -34,13 +35,19 @@ class Point:
     own: bool = True
 
 
-def points_of(result: CompressionResult, *, label: str, own: bool = True) -> list[Point]:
-    """Return what a compression measured and expected, as points of the curve."""
+def points_of(
+    result: CompressionResult, measured: Sequence[tuple[Perplexity, Perplexity]], *, label: str, own: bool = True
+) -> list[Point]:
+    """Return what a compression expected and what was measured on it, as points of the curve.
+
+    Args:
+        result: The compression.
+        measured: Perplexities of the original and of the compressed model.
+        label: Name of the compressed model.
+        own: Whether the report is about it.
+    """
     size = result.after.parameters
-    points = [
-        Point(label, size, small.perplexity / dense.perplexity, dense.text, own=own)
-        for dense, small in zip(result.perplexity_before, result.perplexity_after, strict=True)
-    ]
+    points = [Point(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured]
     prediction = result.prediction
     if prediction is not None and own:
         spread = None

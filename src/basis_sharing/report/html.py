@@ -92,9 +92,10 @@ def pictures_of(material: Material) -> list[Picture]:
     """Return the pictures that the material has something to show in."""
     result, layout = material.result, material.layout
     pictures = [size_picture(layout), rank_picture(layout)]
-    points = points_of(result, label=material.name)
+    points = points_of(result, material.perplexities, label=material.name)
     for label, other in material.others:
-        points += points_of(other, label=label, own=False)
+        measured = tuple(zip(other.perplexity_before, other.perplexity_after, strict=True))
+        points += points_of(other, measured, label=label, own=False)
     if points:
         pictures.append(curve_picture(result.before.parameters, points))
     if any(len(group.members) > 1 for group in result.groups):
@@ -117,6 +118,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["without_empty_lines"] = measured_parts.without_empty_lines
     environment.filters["without_controls"] = measured_parts.without_controls
     result = material.result
     images = {

@@ -13,6 +13,7 @@ from basis_sharing.results.base import kind_of
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.tasks import TaskResults
 from basis_sharing.results.words import short_name
@@ -47,6 +48,14 @@ class Material:
     tasks_after: tuple[TaskResults, ...]
     others: tuple[tuple[str, CompressionResult], ...]
     rollouts: tuple[Rollout, ...] = ()
+
+    @property
+    def perplexities(self) -> tuple[tuple[Perplexity, Perplexity], ...]:
+        """Perplexities of the original and of the compressed model, measured when it was made or by comparisons."""
+        measured = list(zip(self.result.perplexity_before, self.result.perplexity_after, strict=True))
+        compared = [(c.first.perplexity, c.second.perplexity) for c in self.comparisons if c.difference is not None]
+        known = {dense.fingerprint for dense, _ in measured}
+        return (*measured, *(pair for pair in compared if pair[0].fingerprint not in known))
 
 
 def gather(folder: Path, files: Sequence[Path]) -> Material:

@@ -1,5 +1,6 @@
 """The parts of a report about what other verbs measured: comparison, benchmark, tasks."""
 
+import re
 from unicodedata import category
 
 from basis_sharing.evaluation.paired import task_difference
@@ -108,6 +109,11 @@ def visible(text: str) -> str:
     """Return a text in one line, with marks for the line breaks, lone spaces and control characters in it."""
     shown = text.replace("\n", "\u21b5").replace("\t", "\u21e5")
     return without_controls(shown if shown.strip() else shown.replace(" ", "\u2423"))
+
+
+def without_empty_lines(text: str) -> str:
+    """Return a text with a word in place of many empty lines, which a model may write until it is stopped."""
+    return re.sub(r"\n{4,}", lambda found: f"\n[{len(found[0]) - 1} empty lines]\n", text)
 
 
 def without_controls(text: str) -> str:

@@ -50,9 +50,9 @@ def answer(material: Material) -> str:
         f"{material.name} has {100 * fewer:.1f} % fewer parameters than {material.original} and needs "
         f"{amount_of_bytes(saved)} less memory"
     )
-    if not result.perplexity_after:
+    if not material.perplexities:
         return f"{told}. What that costs in quality was not measured: compress with --evaluate, or use compare."
-    dense, small = result.perplexity_before[0], result.perplexity_after[0]
+    dense, small = material.perplexities[0]
     quotient = small.perplexity / dense.perplexity
     return (
         f"{told}; its perplexity on {without_folders(dense.text)} is {small.perplexity:,.3f} instead of "
@@ -63,6 +63,7 @@ def answer(material: Material) -> str:
 def tiles(material: Material) -> list[Tile]:
     """Return the numbers that decide."""
     before, after = material.result.before, material.result.after
+    on_disk = None if material.result.original_is_quantized else before.bytes_on_disk
     shown = [
         Tile(
             "parameters",
@@ -71,9 +72,9 @@ def tiles(material: Material) -> list[Tile]:
         ),
         _bytes_tile("memory of the weights", before.bytes_in_memory, after.bytes_in_memory),
     ]
-    if before.bytes_on_disk is not None and after.bytes_on_disk is not None:
-        shown.append(_bytes_tile("files on disk", before.bytes_on_disk, after.bytes_on_disk))
-    for dense, small in zip(material.result.perplexity_before, material.result.perplexity_after, strict=True):
+    if on_disk is not None and after.bytes_on_disk is not None:
+        shown.append(_bytes_tile("files on disk", on_disk, after.bytes_on_disk))
+    for dense, small in material.perplexities:
         shown.append(
             Tile(
                 f"perplexity, {without_folders(dense.text)}",
@@ -105,6 +106,7 @@ def size_table(result: CompressionResult) -> Table:
     if after.bytes_on_disk is not None:
         old = "an unknown number of" if before.bytes_on_disk is None else f"{before.bytes_on_disk:,}"
         exact += f", {old} and {after.bytes_on_disk:,} bytes on disk"
+    quantized = "On disk the original is quantized; in memory both models have one dtype."
     return Table(
         "Sizes before and after",
         ("", "original", "compressed", "change"),
@@ -124,6 +126,7 @@ def size_table(result: CompressionResult) -> Table:
             f"Projections: the matrices that can be compressed{only}; embeddings, head and norms are not. Shared and "
             "tied numbers count once.",
             f"{exact}.",
+            *([quantized] if result.original_is_quantized else []),
         ),
     )
 

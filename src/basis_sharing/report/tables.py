@@ -66,8 +66,8 @@ def compression_table(result: CompressionResult) -> RenderableType:
     )
     if result.prediction is not None:
         ratio.append(f"\n  {expectation(result.prediction)}")
-    if result.model.lower().endswith(".gguf"):
-        ratio.append("\n  the original on disk is a quantized GGUF file; in memory both models have one dtype")
+    if result.original_is_quantized:
+        ratio.append("\n  the original on disk is quantized; in memory both models have one dtype")
     return Group(table, ratio, *(Text(f"  note: {note}") for note in condensed(result.notes)))
 
 

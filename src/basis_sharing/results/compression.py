@@ -91,3 +91,9 @@ class CompressionResult(Result):
     perplexity_after: tuple[Perplexity, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+
+    @property
+    def original_is_quantized(self) -> bool:
+        """Whether the original's file stores fewer than two bytes per parameter, so that bytes on disk say nothing."""
+        on_disk = self.before.bytes_on_disk
+        return on_disk is not None and on_disk < 2 * self.before.parameters
