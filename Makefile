@@ -24,10 +24,14 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What the figures in the README were measured with; needs ../shared/data and about two hours on two cores.
+# What the figures in the README were measured with; needs ../shared/data and about ten hours on two cores.
 benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/faithful.py
 	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
+	$(BIN)/python benchmarks/ablation.py --evaluation-windows 8
+	$(BIN)/python benchmarks/adoption.py
+	$(BIN)/python benchmarks/eight_bits.py
+	$(BIN)/python benchmarks/planning_cost.py
 
 clean:
 	rm -rf $(VENV) demo-output
