@@ -319,6 +319,7 @@ def main() -> None:
         earlier = read(name)
         if {key: earlier.get(key) for key in setting} != setting:
             earlier = {}
+        setting |= {"sharing": earlier["sharing"]} if "sharing" in earlier else {}
         dense = bench.window_nats(bench.model, earlier.get("dense_window_nats", ()))
         rows = {(row["method"], row["ratio"]): row for row in earlier.get("rows", [])}
         keep(name, setting, rows.values(), dense)
