@@ -107,7 +107,7 @@ def compare(
 
 def _task_notes(first: TaskResults, second: TaskResults) -> list[str]:
     """Return what has to be said about the tasks; what is true of one model only is said of that one."""
-    a, b = ([*results.notes, *(note for s in results.scores for note in s.notes)] for results in (first, second))
+    a, b = first.all_notes, second.all_notes
     both = [note for note in a if note in b]
     only = [(name, note) for name, notes in (("A", a), ("B", b)) for note in notes if note not in both]
     return [*both, *(f"{name}: {note}" for name, note in only)]

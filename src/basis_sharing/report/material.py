@@ -47,7 +47,7 @@ class Material:
     tasks_before: tuple[TaskResults, ...]
     tasks_after: tuple[TaskResults, ...]
     others: tuple[tuple[str, CompressionResult], ...]
-    rollouts: tuple[Rollout, ...] = ()
+    rollouts: tuple[Rollout, ...]
 
     @property
     def perplexities(self) -> tuple[tuple[Perplexity, Perplexity], ...]:

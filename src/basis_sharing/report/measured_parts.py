@@ -170,7 +170,7 @@ def task_table(material: Material) -> Table | None:
         return None
     rows = tuple(_task_row(task, before.get(task), after.get(task)) for task in dict.fromkeys([*before, *after]))
     runs = [*material.tasks_before, *material.tasks_after]
-    notes = dict.fromkeys(note for run in runs for note in (*run.notes, *(n for s in run.scores for n in s.notes)))
+    notes = dict.fromkeys(note for run in runs for note in run.all_notes)
     harnesses = ", ".join(sorted({run.harness for run in runs}))
     told = f"lm-evaluation-harness {harnesses}; \u00b1 one standard error. {_PAIRED}"
     head = ("task", "examples", "original", "compressed", "difference", "p")

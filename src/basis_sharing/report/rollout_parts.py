@@ -30,5 +30,5 @@ def _row(step: Step, rollout: Rollout) -> tuple[str, ...]:
         f"{step.mean_kl:.4f}",
         f"{100 * step.top1:.1f} %",
         _NOTHING if step.prefill_speed is None and step.decode_speed is None else " / ".join(speeds),
-        ("kept" if step is rollout.best else "held") if step.held else "broken",
+        rollout.state(step),
     )

@@ -18,7 +18,7 @@ def rollout_table(rollout: Rollout) -> RenderableType:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("limits", no_wrap=True)
     for number, step in enumerate(rollout.steps, start=1):
-        table.add_row(str(number), ", ".join(step.roles), *_cells(step), _state(step, rollout))
+        table.add_row(str(number), ", ".join(step.roles), *_cells(step), rollout.state(step))
     return Group(table, Text(f"  {rollout.sentence}"))
 
 
@@ -45,9 +45,3 @@ def _cells(step: Step) -> tuple[str, ...]:
 
 def _times(speed: float | None) -> str:
     return "-" if speed is None else f"{speed:.2f} x"
-
-
-def _state(step: Step, rollout: Rollout) -> str:
-    if not step.held:
-        return "broken"
-    return "kept" if step is rollout.best else "held"

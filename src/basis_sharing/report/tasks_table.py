@@ -39,8 +39,7 @@ def tasks_table(results: TaskResults) -> RenderableType:
         f"  dtype {results.dtype}; lm-evaluation-harness {results.harness} and its prompts, {results.shots} solved "
         "examples"
     )
-    notes = [*results.notes, *(note for score in results.scores for note in score.notes)]
-    return Group(table, about, *(Text(f"  note: {note}") for note in notes))
+    return Group(table, about, *(Text(f"  note: {note}") for note in results.all_notes))
 
 
 def _mean(results: TaskResults) -> str:

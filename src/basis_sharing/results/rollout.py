@@ -88,6 +88,12 @@ class Rollout(Result):
         """The last step that holds the limits; None where the first one breaks them."""
         return next((step for step in reversed(self.steps) if step.held), None)
 
+    def state(self, step: Step) -> str:
+        """Return what became of a step: kept, held (its limits, but a later one is kept) or broken."""
+        if not step.held:
+            return "broken"
+        return "kept" if step is self.best else "held"
+
     @property
     def sentence(self) -> str:
         """The answer."""

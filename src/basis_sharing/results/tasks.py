@@ -85,6 +85,11 @@ class TaskResults(Result):
     scores: tuple[TaskScore, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes about the run, then those about its scores."""
+        return (*self.notes, *(note for score in self.scores for note in score.notes))
+
 
 class CachedScore(Result):
     """A score kept for the next time the same is asked.
