@@ -61,7 +61,9 @@ def test_the_command_gives_the_same_settings_again(settings: dict[str, Any], mon
     given = result("my model", **settings)
     found: dict[str, Any] = {}
 
-    def compress(model: str, *, output: Path, overwrite: bool, progress: object, **settings: Any) -> None:
+    def compress(
+        model: str, *, output: Path, work: Path | None, overwrite: bool, progress: object, **settings: Any
+    ) -> None:
         found.update(model=model, output=output, recipe=Recipe.create(**settings))
         raise KeyboardInterrupt
 
