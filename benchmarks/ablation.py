@@ -31,14 +31,14 @@ from basis_sharing.linalg.truncation import Truncation, losses
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
-from basis_sharing.pipeline import candidates_for, fixed_plan
 from basis_sharing.plan import Plan
-from basis_sharing.planning.candidates import Candidates
+from basis_sharing.planners import fixed_plan, planner_for
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import PRESETS, Weighting
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Form, Recipe
+from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
 from basis_sharing.work import WorkFolder
 from common import DATA, ROOT, TEST_TEXT, gemma, machine, need_data, read, save, smollm2
@@ -67,37 +67,46 @@ VARIANTS = (
 class Bench:
     """The model, its statistics, and what has been computed from them so far."""
 
-    model: Any
-    decoder: Decoder
+    subject: Subject
     calibration: Calibration
     short_calibration: Calibration
     text: EvaluationText
-    work: WorkFolder
     progress: ProgressCallback
-    candidates: dict[bool, Candidates] = field(default_factory=dict)
+    planners: dict[bool, Planner] = field(default_factory=dict)
     weighers: dict[Weighting, Weigher] = field(default_factory=dict)
     decompositions: dict[tuple[str, ...], Truncation] = field(default_factory=dict)
     decomposed_for: Weighting | None = None
+
+    @property
+    def model(self) -> Any:
+        """The original."""
+        return self.subject.model
+
+    @property
+    def decoder(self) -> Decoder:
+        """Its decoder."""
+        return self.subject.decoder
 
     def weigher(self, weighting: Weighting) -> Weigher:
         """Return the weigher of a weighting, measured when it is first asked for and kept in the work folder."""
         if weighting not in self.weighers:
             # Gradients of all weights take their time.
             calibration = self.short_calibration if weighting == Weighting.FISHER else self.calibration
-            with calibrated(weighting, self.model, self.decoder, calibration, self.progress, self.work) as weigher:
+            with calibrated(
+                weighting, self.model, self.decoder, calibration, self.progress, self.subject.work
+            ) as weigher:
                 self.weighers[weighting] = weigher
         return self.weighers[weighting]
 
     def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
         """Return a planner with these ingredients."""
-        if gradients not in self.candidates:
+        if gradients not in self.planners:
             weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
             recipe = Recipe.create(ratio=0.5, gradients=gradients)
-            self.candidates[gradients] = candidates_for(
-                recipe, self.model, self.decoder, weigher, self.calibration, self.progress, self.work
-            )
-        candidates = self.candidates[gradients].restricted(across_roles=roles, across_depth=depth)
-        return Planner(self.decoder, candidates, "auto", gradients, form)
+            self.planners[gradients] = planner_for(recipe, self.subject, weigher, self.calibration, self.progress)
+        planner = self.planners[gradients]
+        candidates = planner.candidates.restricted(across_roles=roles, across_depth=depth)
+        return replace(planner, candidates=candidates, form=form)
 
     def compressed(self, plan: Plan, weigher: Weigher) -> Any:
         """Return the model that a plan makes; rows with one weighting share their decompositions."""
@@ -165,20 +174,21 @@ def bench_for(
         return Calibration(text, torch.float32)
 
     prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    kept = WorkFolder(work, fingerprint(source), "float32")
+    decoder, kept = describe(model), WorkFolder(work, fingerprint(source), "float32")
+    subject = Subject(source, model, tokenizer, whole=decoder, decoder=decoder, work=kept)
     short = calibration(min(windows, FISHER_WINDOWS))
-    return Bench(model, describe(model), calibration(windows), short, prepared, kept, progress)
+    return Bench(subject, calibration(windows), short, prepared, progress)
 
 
-def run_row(bench: Bench, variant: str, ratio: str, earlier: dict[str, Any]) -> dict[str, Any]:
-    """Compress, measure the windows that ``earlier`` lacks, and return what was found."""
+def run_row(bench: Bench, variant: str, ratio: str, known: Sequence[float]) -> tuple[dict[str, Any], list[float]]:
+    """Compress, and return what was found and the nats per token of every window, of which the first are known."""
     start = time.monotonic()
     plan, weigher = bench.plan(variant, Fraction(ratio))
     planned = time.monotonic()
     model = bench.compressed(plan, weigher)
     factorized = time.monotonic()
-    window_nats = bench.window_nats(model, earlier.get("window_nats", ()))
-    return {
+    window_nats = bench.window_nats(model, known)
+    row = {
         "method": variant,
         "ratio": float(ratio),
         "parameters": projection_parameters(model, [p.name for p in bench.decoder.projections]),
@@ -190,24 +200,20 @@ def run_row(bench: Bench, variant: str, ratio: str, earlier: dict[str, Any]) -> 
             "factorize": factorized - planned,
             "evaluate": time.monotonic() - factorized,
         },
-        "window_nats": window_nats,
     }
+    return row, window_nats
 
 
-def against_dense(row: dict[str, Any], dense: Sequence[float]) -> dict[str, Any]:
+def against_dense(row: dict[str, Any], window_nats: list[float], dense: Sequence[float]) -> dict[str, Any]:
     """Return a row with what it means: the dense model's loss on the same windows taken off."""
-    rises = np.array(row["window_nats"]) - np.array(dense[: len(row["window_nats"])])
-    standard_error = float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else None
-    found = {
+    rises = np.array(window_nats) - np.array(dense[: len(window_nats)])
+    return {
+        **row,
         "windows": len(rises),
         "loss_rise": float(rises.mean()),
-        "standard_error": standard_error,
+        "standard_error": float(rises.std(ddof=1) / np.sqrt(len(rises))) if len(rises) > 1 else None,
         "times_dense": float(np.exp(rises.mean())),
-    }
-    return {
-        **{key: value for key, value in row.items() if key != "window_nats"},
-        **found,
-        "window_nats": row["window_nats"],
+        "window_nats": window_nats,
     }
 
 
@@ -326,10 +332,10 @@ def main() -> None:
         # One weighting after the other, so that its decompositions serve all ratios.
         chosen = [variant for variant in VARIANTS if variant in options.rows.split(",")]
         for variant, ratio in [(variant, ratio) for variant in chosen for ratio in options.ratios.split(",")]:
-            known = rows.get((variant, float(ratio)), {})
-            if len(known.get("window_nats", ())) >= len(bench.text.input_ids):
+            known = rows.get((variant, float(ratio)), {}).get("window_nats", ())
+            if len(known) >= len(bench.text.input_ids):
                 continue
-            rows[variant, float(ratio)] = row = against_dense(run_row(bench, variant, ratio, known), dense)
+            rows[variant, float(ratio)] = row = against_dense(*run_row(bench, variant, ratio, known), dense)
             print({key: value for key, value in row.items() if key != "window_nats"}, flush=True)
             keep(name, setting, rows.values(), dense)
         keep(name, {**setting, "sharing": sharing_gains(bench)}, rows.values(), dense)

@@ -30,6 +30,7 @@ ALLOWED = {
     "serving": {"checkpoint", "layers", "models"},
     "report": {"checkpoint", "evaluation", "forecast", "models", "plan", "planning", "recipe", "results"},
     "work": {"checkpoint", "results"},
+    "subject": {"models", "recipe", "work"},
     "calibrate": {
         "calibration",
         "evaluation",
@@ -41,6 +42,7 @@ ALLOWED = {
         "weighting",
         "work",
     },
+    "planners": {"calibrate", "models", "plan", "planning", "recipe", "subject", "weighting", "work"},
     "targets": {
         "calibration",
         "evaluation",
@@ -49,6 +51,7 @@ ALLOWED = {
         "plan",
         "planning",
         "recipe",
+        "subject",
         "weighting",
     },
     "forecast": {
@@ -56,11 +59,12 @@ ALLOWED = {
         "evaluation",
         "linalg",
         "models",
-        "pipeline",
         "plan",
+        "planners",
         "planning",
         "presets",
         "recipe",
+        "subject",
         "targets",
         "weighting",
     },
@@ -74,7 +78,7 @@ ALLOWED = {
         "recipe",
         "results",
     },
-    "studying": {"calibrate", "models", "pipeline", "planning", "recipe", "results"},
+    "studying": {"calibrate", "planning", "recipe", "results", "subject"},
     "pipeline": {
         "calibration",
         "checkpoint",
@@ -84,12 +88,11 @@ ALLOWED = {
         "models",
         "calibrate",
         "plan",
-        "planning",
+        "planners",
         "recipe",
         "results",
+        "subject",
         "targets",
-        "weighting",
-        "work",
     },
 }
 

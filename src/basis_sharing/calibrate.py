@@ -27,7 +27,7 @@ from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.weighting import Weigher
-from basis_sharing.work import WorkFolder
+from basis_sharing.work import WorkFolder, measured
 
 _MEMORY_SHARE = 0.5
 
@@ -127,8 +127,7 @@ def _moments(
             if gradients
             else sweep(model, decoder, ids, statistics, dtype=dtype, stage="calibrating", progress=progress)
         )
-        for block, moments in blocks:
-            store.put(block, moments)
+        store.fill(blocks)
 
     if work is None:
         with _store(decoder, statistics, gradients) as store:
@@ -147,16 +146,14 @@ def _moments(
 def _fisher(
     model: Any, decoder: Decoder, calibration: Calibration, progress: ProgressCallback, work: WorkFolder | None
 ) -> dict[str, Tensor]:
-    def measure() -> dict[str, Tensor]:
-        return row_fisher(model, decoder, calibration.windows.input_ids, progress=progress)
-
-    if work is None:
-        return measure()
-    folder = work.measured(
-        "fisher", calibration.about(decoder), lambda empty: save_file(measure(), empty / "fisher.safetensors")
+    return measured(
+        work,
+        "fisher",
+        calibration.about(decoder),
+        lambda: row_fisher(model, decoder, calibration.windows.input_ids, progress=progress),
+        write=lambda fisher, folder: save_file(fisher, folder / "fisher.safetensors"),
+        read=lambda folder: load_file(folder / "fisher.safetensors"),
     )
-    found: dict[str, Tensor] = load_file(folder / "fisher.safetensors")
-    return found
 
 
 def _sensitivity(
@@ -167,20 +164,20 @@ def _sensitivity(
     progress: ProgressCallback,
     work: WorkFolder | None,
 ) -> dict[str, float]:
-    def measure() -> dict[str, float]:
-        unscaled = Weigher(Weighting.SENSITIVITY, store, sensitivity={p.name: 1.0 for p in decoder.projections})
-        ids = calibration.windows.input_ids
-        return measure_sensitivity(model, decoder, unscaled, ids, dtype=calibration.dtype, progress=progress)
+    unscaled = Weigher(Weighting.SENSITIVITY, store, sensitivity={p.name: 1.0 for p in decoder.projections})
+    ids, dtype = calibration.windows.input_ids, calibration.dtype
 
-    if work is None:
-        return measure()
+    def write(sensitivity: dict[str, float], folder: Path) -> None:
+        (folder / "sensitivity.json").write_text(json.dumps(sensitivity), encoding="utf-8")
 
-    def keep(empty: Path) -> None:
-        (empty / "sensitivity.json").write_text(json.dumps(measure()), encoding="utf-8")
-
-    folder = work.measured("sensitivity", calibration.about(decoder), keep)
-    found: dict[str, float] = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
-    return found
+    return measured(
+        work,
+        "sensitivity",
+        calibration.about(decoder),
+        lambda: measure_sensitivity(model, decoder, unscaled, ids, dtype=dtype, progress=progress),
+        write=write,
+        read=lambda folder: json.loads((folder / "sensitivity.json").read_text(encoding="utf-8")),
+    )
 
 
 @contextmanager
@@ -194,17 +191,8 @@ def swept(
 ) -> Iterator[MomentStore]:
     """Sweep the calibration windows forward and keep the moments as long as the context."""
     with _store(decoder, statistics) as store:
-        blocks = sweep(
-            model,
-            decoder,
-            calibration.windows.input_ids,
-            statistics,
-            dtype=calibration.dtype,
-            stage=stage,
-            progress=progress,
-        )
-        for block, moments in blocks:
-            store.put(block, moments)
+        ids, dtype = calibration.windows.input_ids, calibration.dtype
+        store.fill(sweep(model, decoder, ids, statistics, dtype=dtype, stage=stage, progress=progress))
         yield store
 
 

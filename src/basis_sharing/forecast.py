@@ -12,24 +12,16 @@ from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
 from basis_sharing.linalg.truncation import losses_under, truncate
-from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import parameter_count
-from basis_sharing.pipeline import (
-    candidates_for,
-    fixed_plan,
-    loaded,
-    planner_for,
-    source_of,
-    target_plan,
-    work_folder_for,
-)
-from basis_sharing.plan import Plan, dense_parameters, structure_of
+from basis_sharing.plan import Plan, dense_parameters
+from basis_sharing.planners import fixed_plan, planner_for
 from basis_sharing.planning.planner import Planner
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
-from basis_sharing.targets import measured_prediction
+from basis_sharing.subject import Subject, opened, source_of
+from basis_sharing.targets import measured_prediction, target_plan
 from basis_sharing.weighting import Weigher
 
 RATIOS = tuple(Fraction(step, 20) for step in range(1, 20, 2))
@@ -107,34 +99,25 @@ def plan_model(
     if not recipe.preset.planned or recipe.plan is not None:
         raise PlanError("only method auto is planned: leave out --method and --plan.")
     source = source_of(model, tokenizer)
-    model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
-    kept = work_folder_for(None if work is None else Path(work), source, model)
-    training = model.training
-    model.eval()
-    whole = describe(model)
-    decoder = with_roles(whole, recipe.roles)
-    calibration = calibration_text(recipe, model, tokenizer, progress)
-    collected = decoder if kept is None else whole
-    try:
-        with calibrated(weighting_of(recipe), model, collected, calibration, progress, kept) as weigher:
-            candidates = candidates_for(recipe, model, decoder, weigher, calibration, progress, kept)
-            planner = planner_for(recipe, source, model, decoder, candidates, structure_of(whole))
-            return _forecast(recipe, model, tokenizer, planner, weigher, baselines, progress)
-    finally:
-        model.train(training)
+    with opened(recipe, source, model, tokenizer, work, progress) as subject:
+        calibration = calibration_text(recipe, subject.model, subject.tokenizer, progress)
+        assert calibration is not None
+        weighting = weighting_of(recipe)
+        with calibrated(weighting, subject.model, subject.collected, calibration, progress, subject.work) as weigher:
+            planner = planner_for(recipe, subject, weigher, calibration, progress)
+            return _forecast(recipe, subject, planner, weigher, baselines, progress)
 
 
 def _forecast(
     recipe: Recipe,
-    model: Any,
-    tokenizer: Any,
+    subject: Subject,
     planner: Planner,
     weigher: Weigher,
     baselines: Sequence[str],
     progress: ProgressCallback,
 ) -> Forecast:
-    decoder = planner.decoder
-    plan = target_plan(recipe, model, tokenizer, planner, weigher, progress)
+    model, tokenizer, decoder = subject.model, subject.tokenizer, subject.decoder
+    plan = target_plan(recipe, subject, planner, weigher, progress)
     unrounded = None
     if planner.rank_multiple > 1:
         unrounded = _expected(replace(planner, rank_multiple=1).within(plan.parameters(decoder)))

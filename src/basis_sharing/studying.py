@@ -5,14 +5,12 @@ from typing import Any, Literal
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import RecipeError
-from basis_sharing.models.decoder import describe
-from basis_sharing.models.source import fingerprint
-from basis_sharing.pipeline import loaded, source_of, work_folder_for
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
 from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import Result, software_versions
 from basis_sharing.results.compression import CalibrationReport
+from basis_sharing.subject import opened, source_of
 
 SETTINGS = ("gradients", "calibration", "windows", "length", "seed", "dtype", "calibration_dtype")
 
@@ -76,25 +74,24 @@ def study(
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
     recipe = Recipe.create(ratio=ratio, **settings)
     assert recipe.ratio is not None
-    source = source_of(model, tokenizer)
-    model, tokenizer = loaded(recipe, source, model, tokenizer, progress)
-    kept = work_folder_for(None if work is None else Path(work), source, model)
-    training = model.training
-    model.eval()
-    try:
-        decoder = describe(model)
-        calibration = calibration_text(recipe, model, tokenizer, progress)
+    with opened(recipe, source_of(model, tokenizer), model, tokenizer, work, progress) as subject:
+        calibration = calibration_text(recipe, subject.model, subject.tokenizer, progress)
         assert calibration is not None
-        with calibrated(weighting_of(recipe), model, decoder, calibration, progress, kept) as weigher:
+        with calibrated(
+            weighting_of(recipe), subject.model, subject.whole, calibration, progress, subject.work
+        ) as weigher:
             found = study_sharing(
-                model, decoder, weigher, ratios=(*RATIOS, recipe.ratio), distance=distance, progress=progress
+                subject.model,
+                subject.whole,
+                weigher,
+                ratios=(*RATIOS, recipe.ratio),
+                distance=distance,
+                progress=progress,
             )
-    finally:
-        model.train(training)
     return StudyResult(
-        model=source.given if source is not None else type(model).__name__,
-        model_fingerprint=fingerprint(source) if source is not None else None,
-        family=decoder.family.name,
+        model=subject.name,
+        model_fingerprint=subject.fingerprint,
+        family=subject.whole.family.name,
         ratio=recipe.ratio,
         gradients=recipe.gradients,
         calibration=calibration.report(),

@@ -8,7 +8,7 @@ import torch
 
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.errors import PlanError
-from basis_sharing.evaluation.perplexity import measure
+from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.models.decoder import parameter, weight
 from basis_sharing.models.family import Decoder
@@ -18,9 +18,31 @@ from basis_sharing.planning.allocation import UnreachableError
 from basis_sharing.planning.planner import Planner, Resource
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
+from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
 
 _MOST_EXTRAPOLATION = 3.0
+_TRIAL_WINDOWS = 8
+
+
+def target_plan(
+    recipe: Recipe, subject: Subject, planner: Planner, weigher: Weigher, progress: ProgressCallback
+) -> Plan:
+    """Return the plan that meets the target of a recipe.
+
+    Raises:
+        PlanError: No plan does; says what the best can.
+    """
+    if recipe.max_perplexity_increase is None:
+        return plan_for(recipe, subject.model, planner)
+    text = prepare_text(
+        subject.model,
+        subject.tokenizer,
+        recipe.evaluate[0] if recipe.evaluate else DEFAULT_TEXT,
+        windows=recipe.evaluation_windows or _TRIAL_WINDOWS,
+        length=recipe.length,
+    )
+    return plan_for_increase(recipe.max_perplexity_increase, subject.model, planner, weigher, text, progress)
 
 
 def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from basis_sharing.checkpoint.files import write_file
 from basis_sharing.checkpoint.writer import locked, output_errors
@@ -20,6 +21,7 @@ from basis_sharing.results.base import software_versions
 _ABOUT = "about.json"
 
 About = Mapping[str, object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,33 @@ class WorkFolder:
     def _folder(self, kind: str, about: About) -> Path:
         text = json.dumps(self._whole(about), sort_keys=True)
         return self.path / f"{kind}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def measured(
+    work: WorkFolder | None,
+    kind: str,
+    about: About,
+    measure: Callable[[], T],
+    *,
+    write: Callable[[T, Path], None],
+    read: Callable[[Path], T],
+) -> T:
+    """Measure something; where there is a work folder, keep it there or take it from there.
+
+    Args:
+        work: The work folder, if there is one.
+        kind: What is measured, one word.
+        about: All that it depends on besides the model and the software.
+        measure: Measures it.
+        write: Writes it into an empty folder.
+        read: Reads it from that folder.
+
+    Raises:
+        OutputError: Another run is at the same measurement, or the disk is full or fails.
+    """
+    if work is None:
+        return measure()
+    return read(work.measured(kind, about, lambda empty: write(measure(), empty)))
 
 
 def _write(path: Path, text: str) -> None:

@@ -136,6 +136,11 @@ class MomentStore:
                 tensors[f"{name}/gradient"] = moment.gradient
         save_file(tensors, self._path(block))
 
+    def fill(self, blocks: Iterable[tuple[int, Mapping[str, Moments]]]) -> None:
+        """Keep the moments of blocks as a sweep yields them."""
+        for block, moments in blocks:
+            self.put(block, moments)
+
     def get(self, block: int, name: str) -> Moments:
         """Return the moments of one input."""
         if self._folder is None:

@@ -1,0 +1,81 @@
+"""What plans a recipe: the fixed plan of a published method, or the planner with its measured candidates."""
+
+from basis_sharing.calibrate import Calibration
+from basis_sharing.errors import RecipeError
+from basis_sharing.models.families import FAMILIES
+from basis_sharing.models.family import ROLES, Decoder
+from basis_sharing.plan import Plan, PlannedFor, structure_of
+from basis_sharing.planning.candidate_files import read_candidates, write_candidates
+from basis_sharing.planning.candidates import Candidates, find_candidates
+from basis_sharing.planning.planner import Planner
+from basis_sharing.planning.uniform import uniform_plan
+from basis_sharing.progress import ProgressCallback
+from basis_sharing.recipe import Recipe
+from basis_sharing.subject import Subject
+from basis_sharing.weighting import Weigher
+from basis_sharing.work import measured
+
+
+def fixed_plan(recipe: Recipe, decoder: Decoder) -> Plan:
+    """Return the plan of a published method: the same rank for every group of a role."""
+    assert recipe.exact_ratio is not None
+    return uniform_plan(
+        decoder,
+        method=recipe.method,
+        ratio=recipe.exact_ratio,
+        group_size=recipe.group_size or recipe.preset.group_size,
+        shared_roles=shared_roles_of(recipe, decoder),
+        form=recipe.stored_form,
+    )
+
+
+def shared_roles_of(recipe: Recipe, decoder: Decoder) -> tuple[str, ...]:
+    """Return the roles that share: as asked, by the named family's table, or by the model's own.
+
+    Raises:
+        RecipeError: A role or family to share is unknown.
+    """
+    present = {p.role for p in decoder.projections}
+    if (recipe.group_size or recipe.preset.group_size) == 1:
+        return ()
+    if recipe.share is None:
+        return tuple(role for role in decoder.family.shared_roles if role in present)
+    tables = {family.name: family.shared_roles for family in FAMILIES}
+    roles = [role for name in recipe.share for role in tables.get(name, (name,))]
+    for role in roles:
+        if role not in ROLES:
+            raise RecipeError(
+                f"unknown role {role!r} to share: name roles of {', '.join(ROLES)}, or a family of {', '.join(tables)}."
+            )
+    return tuple(role for role in ROLES if role in roles and role in present)
+
+
+def planner_for(
+    recipe: Recipe, subject: Subject, weigher: Weigher, calibration: Calibration, progress: ProgressCallback
+) -> Planner:
+    """Return the planner of a recipe, once all candidates are measured or taken from the subject's work folder."""
+    return Planner(
+        decoder=subject.decoder,
+        candidates=_candidates(recipe, subject, weigher, calibration, progress),
+        method=recipe.method,
+        gradients=recipe.gradients,
+        form=recipe.stored_form,
+        rank_multiple=recipe.rank_multiple,
+        planned_for=PlannedFor(
+            model=subject.name, fingerprint=subject.fingerprint, structure=structure_of(subject.whole)
+        ),
+    )
+
+
+def _candidates(
+    recipe: Recipe, subject: Subject, weigher: Weigher, calibration: Calibration, progress: ProgressCallback
+) -> Candidates:
+    choices = {"across_roles": recipe.across_roles, "across_depth": recipe.across_depth}
+    return measured(
+        subject.work,
+        "candidates",
+        {**calibration.about(subject.decoder), "weighting": str(weigher.weighting), **choices},
+        lambda: find_candidates(subject.model, subject.decoder, weigher, **choices, progress=progress),
+        write=lambda found, folder: write_candidates(found, folder / "candidates.npz"),
+        read=lambda folder: read_candidates(folder / "candidates.npz", subject.decoder),
+    )
