@@ -11,7 +11,15 @@ from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.results.benchmark import BenchmarkResult, PeakMemory
 from pico import save_pico
 
-FAST = {"prompt_tokens": 24, "new_tokens": 3, "batch_sizes": (1, 2), "repeats": 2, "memory": False, "device": "cpu"}
+FAST = {
+    "prompt_tokens": 24,
+    "new_tokens": 3,
+    "batch_sizes": (1, 2),
+    "repeats": 2,
+    "precision": None,
+    "memory": False,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +142,23 @@ def test_a_busy_machine_is_noted(folders, monkeypatch):
     assert basis_sharing.bench(folders, **FAST).notes == ()
 
 
+def test_repeats_go_on_until_speeds_settle(folders):
+    events = []
+    result = basis_sharing.bench(folders, **{**FAST, "precision": "0.000001%"}, progress=events.append)
+    assert result.settings.precision == 1e-8
+    for timing in result.models[1].timings:
+        assert len(timing.seconds) == 8
+        assert timing.uncertainty > 1e-8
+    assert all(event.done <= event.total for event in events)
+    assert (events[-1].done, events[-1].total) == (36, 36)
+    (note,) = result.notes
+    assert note.startswith("after 8 repeats a speed (")
+    assert "more than the 0.0% asked for" in note
+    settled = basis_sharing.bench(folders, **{**FAST, "precision": 0.999})
+    assert all(len(timing.seconds) in range(2, 9) for timing in settled.models[1].timings)
+    assert all(timing.uncertainty is None for timing in settled.models[0].timings)
+
+
 def test_names_stay_apart(tmp_path):
     assert story._labels(["a/model", "b/small"]) == ["model", "small"]
     assert story._labels(["a/model", "b/model"]) == ["a/model", "b/model"]
@@ -149,6 +174,8 @@ def test_names_stay_apart(tmp_path):
         ({"new_tokens": 0}, "--new-tokens 0 is too small"),
         ({"prompt_tokens": 0}, "--prompt-tokens 0 is too small"),
         ({"threads": 0}, "--threads 0 is too small"),
+        ({"precision": "few"}, "--precision 'few' is neither a fraction nor a percentage"),
+        ({"precision": "0%"}, "--precision 0% is no use: give a fraction between 0 and 1, e.g. 2%, or off"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
         ({"device": "tpu"}, "unknown device 'tpu': choose from auto, cpu, cuda, mps"),
         (

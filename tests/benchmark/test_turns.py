@@ -1,6 +1,10 @@
+import math
+import random
+import statistics
+
 import pytest
 
-from basis_sharing.benchmark.turns import paired_speed, spread, take_turns
+from basis_sharing.benchmark.turns import paired_speed, spread, take_turns, uncertainty
 
 
 class Clock:
@@ -83,3 +87,32 @@ def test_quotients_are_taken_repeat_by_repeat():
 def test_quartiles():
     assert spread([5.0, 1.0, 2.0, 4.0, 3.0]).model_dump() == {"median": 3.0, "lower": 2.0, "upper": 4.0}
     assert spread([7.0]).model_dump() == {"median": 7.0, "lower": 7.0, "upper": 7.0}
+
+
+def test_repeats_go_on_until_a_speed_is_known():
+    clock = Clock()
+    steady = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [])]
+    assert len(take_turns(steady, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 3
+
+    def settling(turn):
+        return 3.0 if turn in (1, 3) else 1.0
+
+    noisy = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [], settling)]
+    times = take_turns(noisy, 3, 1, most=40, precision=0.02, clock=clock)
+    assert 6 < len(times[0]) < 40
+    assert paired_speed(*times).median == 2.0
+    never = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [], lambda turn: 1.0 + turn % 3)]
+    assert len(take_turns(never, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 12
+
+
+def test_the_uncertainty_is_that_of_a_median():
+    generator = random.Random(0)
+
+    def sample():
+        return [generator.gauss(1.0, 0.05) for _ in range(25)]
+
+    ones = [1.0] * 25
+    medians = [paired_speed(sample(), ones).median for _ in range(2000)]
+    told = [uncertainty(sample(), ones) for _ in range(2000)]
+    assert statistics.mean(told) == pytest.approx(2 * statistics.stdev(medians), rel=0.1)
+    assert uncertainty([1.0], [1.0]) == math.inf

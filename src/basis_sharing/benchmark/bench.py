@@ -1,5 +1,6 @@
 """The story of one benchmark: check everything, measure memory, load, count the work, take turns."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from basis_sharing.benchmark import devices
 from basis_sharing.benchmark.compiling import check_compiler, compiled_models
 from basis_sharing.benchmark.ideal import holds_stacked_experts, work_of
 from basis_sharing.benchmark.memory import can_measure, peak_memory
-from basis_sharing.benchmark.turns import Timed, paired_speed, spread, take_turns
+from basis_sharing.benchmark.turns import Timed, paired_speed, spread, take_turns, uncertainty
 from basis_sharing.benchmark.workloads import Decode, FirstToken, Prefill
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.perplexity import load
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.models.source import dtype_name, load_config, named_dtype, resolve, stored_bytes
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.recipe import DTYPES
+from basis_sharing.recipe import DTYPES, fraction
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
@@ -34,6 +35,7 @@ from basis_sharing.results.benchmark import (
 )
 
 _DEFAULT_PROMPT = 512
+_MOST = 4  # times the asked repeats, where speeds have not settled
 _BUSY = 0.5  # of all processors
 
 
@@ -44,6 +46,7 @@ def bench(
     new_tokens: int = 32,
     batch_sizes: Sequence[int] = (1, 8),
     repeats: int = 5,
+    precision: float | str | None = 0.02,
     compiled: bool = False,
     memory: bool = True,
     dtype: str = "auto",
@@ -62,7 +65,9 @@ def bench(
         prompt_tokens: Tokens of a prompt; None: 512, or what the models can read where that is less.
         new_tokens: Tokens decoded after it.
         batch_sizes: Sequences decoded at once.
-        repeats: How often everything is measured, after a warm-up.
+        repeats: How often everything is measured at least, after a warm-up.
+        precision: Go on, up to four times as often, until twice the standard error of every speed is at most this
+            fraction of it (``0.02`` or ``"2%"``); None: stop after ``repeats``.
         compiled: Measure ``torch.compile`` with a static cache as well (minutes more for large models).
         memory: Measure peaks of memory, in fresh processes.
         dtype: ``"auto"`` (as in each checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -83,6 +88,7 @@ def bench(
     load_before = psutil.getloadavg()[0]
     names = [str(model) for model in models]
     _check(names, prompt_tokens, new_tokens, batch_sizes, repeats, threads, dtype)
+    wanted = _precision(precision)
     configs = [load_config(resolve(model)).get_text_config() for model in models]
     target = devices.choose(device)
     settings = BenchmarkSettings(
@@ -90,6 +96,7 @@ def bench(
         new_tokens=new_tokens,
         batch_sizes=tuple(batch_sizes),
         repeats=repeats,
+        precision=wanted,
         compiled=compiled,
         memory=memory,
         dtype=dtype,
@@ -177,12 +184,13 @@ def _timings(
     if settings.compiled:
         rounds.append(_Round("prefill", "compiled", 1))
         rounds += [_Round("decode", "compiled", batch) for batch in settings.batch_sizes]
+    most = settings.repeats if settings.precision is None else _MOST * settings.repeats
     done, total = 0, len(rounds) * (1 + settings.repeats)
 
     def repeated() -> None:
         nonlocal done
         done += 1
-        progress(Progress("measuring speed", done, total, "repeats"))
+        progress(Progress("measuring speed", done, max(done, total), "repeats"))
 
     timings: list[list[Timing]] = [[] for _ in models]
     for round_ in rounds:
@@ -190,13 +198,15 @@ def _timings(
 
         def measure(round_: _Round = round_, turns: int | None = turns) -> list[tuple[float, ...]]:
             contestants = round_.contestants(models, prompts, settings.new_tokens)
-            return take_turns(contestants, settings.repeats, turns, repeated=repeated)
+            wanted = settings.precision or 0.0
+            return take_turns(contestants, settings.repeats, turns, most=most, precision=wanted, repeated=repeated)
 
         if round_.execution == "compiled":
             with compiled_models(len(models)):
                 seconds = measure()
         else:
             seconds = measure()
+        total += len(seconds[0]) - settings.repeats
         for found, mine, work in zip(timings, seconds, works, strict=True):
             found.append(
                 Timing(
@@ -207,9 +217,14 @@ def _timings(
                     time=spread(mine),
                     speed=paired_speed(seconds[0], mine),
                     ideal_speed=round_.ideal_speed(works[0], work),
+                    uncertainty=_known(uncertainty(seconds[0], mine)) if mine is not seconds[0] else None,
                 )
             )
     return [tuple(found) for found in timings]
+
+
+def _known(uncertainty: float) -> float | None:
+    return uncertainty if math.isfinite(uncertainty) else None
 
 
 def _peaks(names: Sequence[str], settings: BenchmarkSettings, progress: ProgressCallback) -> list[PeakMemory | None]:
@@ -246,6 +261,18 @@ def _check(
         )
 
 
+def _precision(asked: float | str | None) -> float | None:
+    if asked is None:
+        return None
+    try:
+        wanted = fraction(asked)
+    except ValueError as error:
+        raise RecipeError(f"--precision {error}") from None
+    if not isinstance(wanted, float) or not 0 < wanted < 1:
+        raise RecipeError(f"--precision {asked} is no use: give a fraction between 0 and 1, e.g. 2%, or off.")
+    return wanted
+
+
 def _prompt_tokens(names: Sequence[str], configs: Sequence[Any], asked: int | None, new_tokens: int) -> int:
     limits = [getattr(config, "max_position_embeddings", None) for config in configs]
     for name, limit in zip(names, limits, strict=True):
@@ -271,6 +298,19 @@ def _labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
+def _unsettled(found: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
+    """Return what has to be said where speeds are not known as well as was asked."""
+    timings = [timing for model in found for timing in model.timings if timing.uncertainty is not None]
+    worst = max(timings, key=lambda timing: timing.uncertainty or 0.0, default=None)
+    if settings.precision is None or worst is None or (worst.uncertainty or 0.0) <= settings.precision:
+        return None
+    return (
+        f"after {len(worst.seconds)} repeats a speed ({worst.workload}, batch {worst.batch}) is still uncertain by "
+        f"{worst.uncertainty:.1%}, more than the {settings.precision:.1%} asked for: the machine is busy with other "
+        "things"
+    )
+
+
 def _notes(
     found: Sequence[BenchmarkedModel], models: Sequence[Any], settings: BenchmarkSettings, load_before: float
 ) -> list[str]:
@@ -281,6 +321,9 @@ def _notes(
             f"the machine was busy when this began (load {load_before:.1f} on {processors} processors): trust the "
             "speeds rather than the times; fewer --threads than processors are steadier"
         )
+    unsettled = _unsettled(found, settings)
+    if unsettled is not None:
+        notes.append(unsettled)
     dtypes = list(dict.fromkeys(model.dtype for model in found))
     if len(dtypes) > 1:
         notes.append(f"the models ran in different dtypes ({', '.join(dtypes)}): pass --dtype to compare them in one")

@@ -27,6 +27,8 @@ def take_turns(
     repeats: int,
     turns: int | None = None,
     *,
+    most: int | None = None,
+    precision: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
     repeated: Callable[[], None] = lambda: None,
 ) -> list[tuple[float, ...]]:
@@ -38,8 +40,10 @@ def take_turns(
 
     Args:
         contestants: What is timed.
-        repeats: Number of repeats that count.
+        repeats: Number of repeats that count, if there is no ``most``.
         turns: Turns of each contestant in a repeat; None: as many as fill about 1.5 seconds each, 5 to 32.
+        most: Go on after ``repeats`` until all speeds are known to ``precision``, or there are so many.
+        precision: Largest :func:`uncertainty` of the others' speeds against the first, a fraction.
         clock: Returns the time in seconds.
         repeated: Called after every repeat, the warm-up included.
 
@@ -53,7 +57,9 @@ def take_turns(
         slowest = max(min(seconds[1:]) for seconds in warm_up)
         turns = min(_MOST_TURNS, max(_FEWEST_TURNS, math.ceil(_SECONDS_PER_REPEAT / max(slowest, 1e-9))))
     medians: list[list[float]] = [[] for _ in contestants]
-    for repeat in range(repeats):
+    for repeat in range(max(repeats, most or 0)):
+        if repeat >= repeats and all(uncertainty(medians[0], other) <= precision for other in medians[1:]):
+            break
         times = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
         for found, seconds in zip(medians, times, strict=True):
             found.append(statistics.median(seconds))
@@ -89,3 +95,15 @@ def spread(values: Sequence[float]) -> Spread:
 def paired_speed(first: Sequence[float], other: Sequence[float]) -> Spread:
     """Return how many times as fast ``other`` is as ``first``, from the quotients of their times repeat by repeat."""
     return spread([reference / seconds for reference, seconds in zip(first, other, strict=True)])
+
+
+def uncertainty(first: Sequence[float], other: Sequence[float]) -> float:
+    """Return twice the standard error of a paired speed as a fraction of it; infinite for a single repeat.
+
+    The standard error of a median is 1.253 standard deviations over the square root of the count; the standard
+    deviation is taken from the quartiles (1.349 apart), which a few disturbed repeats do not move.
+    """
+    if len(first) < 2:
+        return math.inf
+    speed = paired_speed(first, other)
+    return 2 * 1.253 / 1.349 * (speed.upper - speed.lower) / speed.median / math.sqrt(len(first))

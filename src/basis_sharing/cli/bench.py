@@ -23,7 +23,15 @@ def bench(
     ] = None,
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.", metavar="N")] = 32,
     batch_sizes: Annotated[str, typer.Option(help="Sequences decoded at once.", metavar="N,N")] = "1,8",
-    repeats: Annotated[int, typer.Option(help="Repeats that count, after a warm-up.", metavar="N")] = 5,
+    repeats: Annotated[int, typer.Option(help="Least number of repeats, after a warm-up.", metavar="N")] = 5,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Repeat, at most four times as often, until twice the standard error of every speed is so small; "
+            "off: do not.",
+            metavar="PERCENT",
+        ),
+    ] = "2%",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Measure torch.compile with a static cache as well; takes minutes more.")
     ] = False,
@@ -71,6 +79,7 @@ def bench(
             new_tokens=new_tokens,
             batch_sizes=sizes,
             repeats=repeats,
+            precision=None if precision == "off" else precision,
             compiled=compiled,
             memory=not no_memory,
             dtype=dtype,

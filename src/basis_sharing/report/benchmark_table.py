@@ -85,7 +85,7 @@ def _speeds(result: BenchmarkResult) -> Table:
 
 
 def _explanation(result: BenchmarkResult) -> str:
-    told = f"medians of {result.settings.repeats} repeats (quartiles)"
+    told = f"medians of {result.repeats} repeats (quartiles)"
     if len(result.models) == 1:
         return told
     return (

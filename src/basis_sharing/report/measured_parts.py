@@ -140,7 +140,7 @@ def speed_table(benchmark: BenchmarkResult, name: str) -> Table:
     threads = f", {benchmark.threads} threads" if settings.device == "cpu" else ""
     notes = [
         f"{benchmark.device_name}{threads}, {model.dtype}; prompts of {settings.prompt_tokens} tokens; medians of "
-        f"{settings.repeats} repeats, quartiles in brackets. Decoding: time of one token of the whole batch. Ideal: "
+        f"{benchmark.repeats} repeats, quartiles in brackets. Decoding: time of one token of the whole batch. Ideal: "
         "the speed if only the work counted.",
         *(told for told in conclusions(benchmark) if told.startswith(f"{model.label} against ")),
         *benchmark.notes,

@@ -15,7 +15,8 @@ class BenchmarkSettings(Frozen):
         prompt_tokens: Tokens of a prompt; they are random.
         new_tokens: Tokens decoded after it, one at a time.
         batch_sizes: Sequences decoded at once.
-        repeats: How often everything was measured, after one warm-up.
+        repeats: How often everything was measured at least, after one warm-up.
+        precision: Repeats went on until speeds were known so well, four times as many at most; None: they did not.
         compiled: Whether compiled execution was measured beside eager execution.
         memory: Whether peaks of memory were measured.
         dtype: Dtype asked for; ``"auto"``: as in each checkpoint.
@@ -27,6 +28,7 @@ class BenchmarkSettings(Frozen):
     new_tokens: int
     batch_sizes: tuple[int, ...]
     repeats: int
+    precision: float | None = None
     compiled: bool
     memory: bool
     dtype: str
@@ -64,6 +66,8 @@ class Timing(Frozen):
             the whole machine down for a while cancels.
         ideal_speed: The same if only the work counted: multiply-adds for a prefill and a first token, bytes of weights
             read for decoding.
+        uncertainty: Twice the standard error of the speed, as a fraction of it; None for the first model and for a
+            single repeat.
     """
 
     workload: Workload
@@ -73,6 +77,7 @@ class Timing(Frozen):
     time: Spread
     speed: Spread
     ideal_speed: float
+    uncertainty: float | None = None
 
 
 class Work(Frozen):
@@ -154,3 +159,9 @@ class BenchmarkResult(Result):
     models: tuple[BenchmarkedModel, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+
+    @property
+    def repeats(self) -> str:
+        """How often workloads were measured: a number, or the least and the largest."""
+        counts = {len(timing.seconds) for timing in self.models[0].timings}
+        return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
