@@ -32,6 +32,7 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/adoption.py
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/planning_cost.py
+	$(BIN)/python benchmarks/kills.py
 
 clean:
 	rm -rf $(VENV) demo-output

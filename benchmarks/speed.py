@@ -16,7 +16,8 @@ import torch
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
 from basis_sharing.evaluation.perplexity import measure
-from basis_sharing.factorization.execute import GroupOutcome, factorize
+from basis_sharing.factorization.execute import factorize
+from basis_sharing.factorization.outcome import GroupOutcome
 from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder

@@ -147,3 +147,8 @@ def save_pico(
     model.save_pretrained(folder, max_shard_size=max_shard_size or "1GB")
     pico_tokenizer().save_pretrained(folder)
     return folder
+
+
+def weight_bytes(folder: Path) -> dict[str, bytes]:
+    """Return the weight files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}

@@ -14,7 +14,7 @@ from basis_sharing.results.comparison import Limits
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.rollout import rollout
-from pico import save_pico
+from pico import save_pico, weight_bytes
 
 TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 SETTINGS: dict[str, Any] = {"windows": 4, "length": 64, "method": "svd-llm", "form": "pivoted"}
@@ -39,10 +39,6 @@ def run(space: Path, output: Path, limits: Limits, **options: Any) -> Rollout:
 def whole(space: Path) -> Rollout:
     """An uninterrupted rollout that reaches its last step."""
     return run(space, space / "whole", GENEROUS)
-
-
-def weights(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def test_the_first_step_takes_what_dominates_memory_and_the_last_one_is_kept(space: Path, whole: Rollout) -> None:
@@ -113,7 +109,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert not (output / "best").exists()
     found = run(space, output, GENEROUS)
     assert found.steps == whole.steps
-    assert weights(output / "best") == weights(space / "whole" / "best")
+    assert weight_bytes(output / "best") == weight_bytes(space / "whole" / "best")
 
 
 def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(space: Path, tmp_path: Path) -> None:
@@ -124,7 +120,7 @@ def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(space: Path,
     found = run(space, output, GENEROUS, ratios=(0.3,), benchmark=True)
     assert all(step.prefill_speed and step.decode_speed for step in found.steps)
     run(space, tmp_path / "whole", GENEROUS, ratios=(0.3,))
-    assert weights(output / "best") == weights(tmp_path / "whole" / "best")
+    assert weight_bytes(output / "best") == weight_bytes(tmp_path / "whole" / "best")
 
 
 def test_steps_share_what_is_measured_and_the_end_leaves_none_of_it(space: Path, tmp_path: Path) -> None:
@@ -144,7 +140,7 @@ def test_an_interruption_of_the_last_moves_is_mended(moment: str, space: Path, w
     if moment == "half removed":
         (output / "steps" / whole.steps[0].name / "model").mkdir()
     run(space, output, GENEROUS)
-    assert weights(output / "best") == weights(space / "whole" / "best")
+    assert weight_bytes(output / "best") == weight_bytes(space / "whole" / "best")
     assert not list((output / "steps").glob("*/model"))
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "basis_sharing"
-ANYTHING_BELOW = {"errors", "progress"}
+ANYTHING_BELOW = {"durable", "errors", "progress"}
 ALLOWED = {
+    "durable": set(),
     "errors": set(),
     "progress": set(),
     "presets": set(),
@@ -42,7 +43,7 @@ ALLOWED = {
         "weighting",
         "work",
     },
-    "planners": {"calibrate", "models", "plan", "planning", "recipe", "subject", "weighting", "work"},
+    "planners": {"calibrate", "checkpoint", "models", "plan", "planning", "recipe", "subject", "weighting", "work"},
     "targets": {
         "calibration",
         "evaluation",
@@ -89,10 +90,13 @@ ALLOWED = {
         "calibrate",
         "plan",
         "planners",
+        "presets",
         "recipe",
         "results",
         "subject",
         "targets",
+        "weighting",
+        "work",
     },
 }
 

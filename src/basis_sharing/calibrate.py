@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.fisher import row_fisher
-from basis_sharing.calibration.moments import MomentStore, Statistics
+from basis_sharing.calibration.moments import Moments, MomentStore, Statistics
 from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.evaluation.perplexity import window_length
@@ -121,17 +121,14 @@ def _moments(
 ) -> Iterator[MomentStore]:
     ids, dtype, gradients = calibration.windows.input_ids, calibration.dtype, weighting == Weighting.LOSS
 
-    def fill(store: MomentStore, statistics: Statistics) -> None:
-        blocks = (
-            backward_sweep(model, decoder, ids, dtype=dtype, progress=progress)
-            if gradients
-            else sweep(model, decoder, ids, statistics, dtype=dtype, stage="calibrating", progress=progress)
-        )
-        store.fill(blocks)
+    def blocks(statistics: Statistics, folder: Path | None) -> Iterator[tuple[int, dict[str, Moments]]]:
+        if gradients:
+            return backward_sweep(model, decoder, ids, dtype=dtype, folder=folder, progress=progress)
+        return sweep(model, decoder, ids, statistics, dtype=dtype, folder=folder, progress=progress)
 
     if work is None:
         with _store(decoder, statistics, gradients) as store:
-            fill(store, statistics)
+            store.fill(blocks(statistics, None))
             yield store
         return
     # What is kept serves every method, and what gradients were measured with serves those without as well.
@@ -139,7 +136,7 @@ def _moments(
     folder = None if gradients else work.find("gradients", about)
     if folder is None:
         kind = "gradients" if gradients else "moments"
-        folder = work.measured(kind, about, lambda empty: fill(MomentStore(empty), everything))
+        folder = work.measured(kind, about, lambda folder: MomentStore(folder).fill(blocks(everything, folder)))
     yield MomentStore(folder)
 
 
@@ -187,12 +184,16 @@ def swept(
     calibration: Calibration,
     statistics: Statistics,
     stage: str,
+    folder: Path | None,
     progress: ProgressCallback,
 ) -> Iterator[MomentStore]:
-    """Sweep the calibration windows forward and keep the moments as long as the context."""
-    with _store(decoder, statistics) as store:
+    """Sweep the calibration windows forward and keep the moments as long as the context.
+
+    With a folder they stay there, and a sweep of the same model and text that was interrupted is gone on with.
+    """
+    with nullcontext(MomentStore(folder)) if folder is not None else _store(decoder, statistics) as store:
         ids, dtype = calibration.windows.input_ids, calibration.dtype
-        store.fill(sweep(model, decoder, ids, statistics, dtype=dtype, stage=stage, progress=progress))
+        store.fill(sweep(model, decoder, ids, statistics, dtype=dtype, stage=stage, folder=folder, progress=progress))
         yield store
 
 

@@ -1,6 +1,7 @@
 """The story of one compression, from a model to a smaller one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_fil
 from basis_sharing.models.source import ModelSource, stored_bytes
 from basis_sharing.plan import Plan, dense_parameters
 from basis_sharing.planners import fixed_plan, planner_for, shared_roles_of
+from basis_sharing.presets import Weighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import software_versions
@@ -29,6 +31,8 @@ from basis_sharing.results.compression import RESULT_FILE, CompressionResult, Gr
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.subject import Subject, opened, source_of
 from basis_sharing.targets import target_plan
+from basis_sharing.weighting import Weigher
+from basis_sharing.work import refuse_another_run, until_done, work_beside
 
 
 def compress(
@@ -52,7 +56,9 @@ def compress(
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
         tokenizer: The tokenizer of a model given in memory.
-        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        work: Folder where what is measured is kept, and taken from by the next run with the same model and text. By
+            default a folder beside ``output``, which is removed at the end; after an interruption the same call goes on
+            from there and ends with the same bytes. Nothing is kept of a model in memory.
         progress: Receives progress events.
         on_plan: Receives the plan before it is executed.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`, e.g. ``method="svd-llm"``.
@@ -70,13 +76,20 @@ def compress(
         recipe = recipe.model_copy(update={"method": given.method, "gradients": given.gradients})
     source = source_of(model, tokenizer)
     if output is None:
-        with opened(recipe, source, model, tokenizer, work, progress) as subject:
-            return subject.model, _run(recipe, given, subject, None, progress, on_plan)
-    with reserve(Path(output), overwrite=overwrite, inputs=_input_paths(recipe, source)) as staging:
-        with opened(recipe, source, model, tokenizer, work, progress) as subject:
-            result = _run(recipe, given, subject, staging, progress, on_plan)
+        with ExitStack() as stack:
+            subject = stack.enter_context(opened(recipe, source, model, tokenizer, work, progress))
+            return subject.model, _run(recipe, given, subject, None, stack, progress, on_plan)
+    output = Path(output)
+    own_work = work_beside(output) if work is None and source is not None else None
+    with ExitStack() as stack:
+        inputs = _input_paths(recipe, source)
+        staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
+        subject = stack.enter_context(opened(recipe, source, model, tokenizer, own_work or work, progress))
+        if own_work is not None:
+            stack.enter_context(until_done(own_work))
+        result = _run(recipe, given, subject, staging, stack, progress, on_plan, own_work)
         _write_card(staging, source, result)
-        publish(staging, Path(output))
+        publish(staging, output)
     return subject.model, result
 
 
@@ -85,10 +98,15 @@ def _run(
     given: Plan | None,
     subject: Subject,
     staging: Path | None,
+    stack: ExitStack,
     progress: ProgressCallback,
     on_plan: Callable[[Plan], None] | None,
+    own_work: Path | None = None,
 ) -> CompressionResult:
-    """Compress the subject's model in place, and write it into ``staging`` if there is one."""
+    """Compress the subject's model in place, and write it into ``staging`` if there is one.
+
+    What is kept for the case of an interruption goes when ``stack`` is left without an error.
+    """
     source, model, tokenizer, decoder = subject.source, subject.model, subject.tokenizer, subject.decoder
     shared_roles = shared_roles_of(recipe, decoder)
     plan = given if given is not None or recipe.preset.planned else fixed_plan(recipe, decoder)
@@ -96,7 +114,7 @@ def _run(
 
     def announce(plan: Plan) -> None:
         plan.check(subject.whole)
-        _check_space(staging, plan, model, decoder, before)
+        _check_space(staging, plan, subject, before)
         count = len(plan.groups)
         progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
         if on_plan is not None:
@@ -109,13 +127,14 @@ def _run(
         for text in recipe.evaluate
     ]
     calibration = calibration_text(recipe, model, tokenizer, progress)
+    if own_work is not None:
+        refuse_another_run(own_work, _identity(recipe, subject, calibration))
     notes = list(calibration.windows.notes) if calibration else []
     notes += _plan_notes(plan, subject)
     perplexity_before = _measure(model, texts, "evaluating the original", progress)
 
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
-    groups, entries = [], []
     weighting = weighting_of(recipe)
     with calibrated(weighting, model, subject.collected, calibration, progress, subject.work) as weigher:
         if plan is None:
@@ -123,29 +142,11 @@ def _run(
             planner = planner_for(recipe, subject, weigher, calibration, progress)
             plan = target_plan(recipe, subject, planner, weigher, progress)
             announce(plan)
-        predicts = recipe.preset.planned
-        for outcome in factorize(model, decoder, plan, weigher, progress=progress):
-            entries.append(install_factors(model, outcome.factors))
-            if outcome.not_pivoted:
-                notes.append(f"{outcome.factors.members[0]} is stored plainly: {outcome.not_pivoted}.")
-            groups.append(
-                GroupReport(
-                    members=outcome.factors.members,
-                    rank=outcome.factors.rank,
-                    form="plain" if outcome.factors.pivots is None else "pivoted",
-                    loss=outcome.loss if predicts else None,
-                    relative_loss=outcome.relative_loss,
-                    ridge=outcome.ridge,
-                )
-            )
-    notes += [
-        f"the second moment of {group.members[0]} is not positive definite; a ridge of {group.ridge:.0e} of its mean "
-        "diagonal was added."
-        for group in groups
-        if group.ridge > 0
-    ]
+        pieces = _pieces(subject, plan, weighting, calibration, stack)
+        entries, groups, remarks = _execute(recipe, subject, plan, weigher, pieces, progress)
+    notes += remarks
     if recipe.refits and calibration is not None:
-        notes += _refit(model, decoder, plan, originals, calibration, progress)
+        notes += _refit(model, decoder, plan, originals, calibration, pieces, progress)
     originals.clear()
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
     declare_compressed(model, entries, provenance)
@@ -179,6 +180,35 @@ def _run(
     return result
 
 
+def _execute(
+    recipe: Recipe, subject: Subject, plan: Plan, weigher: Weigher, folder: Path | None, progress: ProgressCallback
+) -> tuple[list[dict[str, Any]], list[GroupReport], list[str]]:
+    """Put the factors of a plan into the model; return their entries in ``config.json``, reports and notes."""
+    entries, groups, notes = [], [], []
+    with _errors_of(folder):
+        for outcome in factorize(subject.model, subject.decoder, plan, weigher, folder=folder, progress=progress):
+            entries.append(install_factors(subject.model, outcome.factors))
+            owner = outcome.factors.members[0]
+            if outcome.not_pivoted:
+                notes.append(f"{owner} is stored plainly: {outcome.not_pivoted}.")
+            if outcome.ridge > 0:
+                notes.append(
+                    f"the second moment of {owner} is not positive definite; a ridge of {outcome.ridge:.0e} of its "
+                    "mean diagonal was added."
+                )
+            groups.append(
+                GroupReport(
+                    members=outcome.factors.members,
+                    rank=outcome.factors.rank,
+                    form="plain" if outcome.factors.pivots is None else "pivoted",
+                    loss=outcome.loss if recipe.preset.planned else None,
+                    relative_loss=outcome.relative_loss,
+                    ridge=outcome.ridge,
+                )
+            )
+    return entries, groups, notes
+
+
 def _plan_notes(plan: Plan | None, subject: Subject) -> list[str]:
     """Return what has to be said about a plan that was made earlier."""
     if plan is None or plan.planned_for is None or subject.source is None:
@@ -188,10 +218,38 @@ def _plan_notes(plan: Plan | None, subject: Subject) -> list[str]:
     return [f"the plan was made for {plan.planned_for.model}, with other weights: its prediction may not hold here."]
 
 
-def _check_space(staging: Path | None, plan: Plan, model: Any, decoder: Decoder, before: Sizes) -> None:
+def _identity(recipe: Recipe, subject: Subject, calibration: Calibration | None) -> dict[str, dict[str, object]]:
+    """Return what makes a run the same run."""
+    return {
+        "the model": {"weights": subject.fingerprint},
+        "the calibration text": {"tokens": calibration.windows.fingerprint if calibration is not None else None},
+        "setting": recipe.model_dump(mode="json"),
+        "software": dict(software_versions()),
+    }
+
+
+def _pieces(
+    subject: Subject, plan: Plan, weighting: Weighting, calibration: Calibration | None, stack: ExitStack
+) -> Path | None:
+    """Return the folder of the finished pieces of a plan, which goes when ``stack`` is left without an error."""
+    if subject.work is None:
+        return None
+    measured = calibration.about(subject.collected) if calibration is not None else {}
+    groups = [(group.members, group.rank, group.form) for group in plan.groups]
+    folder = subject.work.shelf("factors", {**measured, "weighting": str(weighting), "groups": groups})
+    stack.enter_context(until_done(folder))
+    return folder
+
+
+def _errors_of(folder: Path | None) -> AbstractContextManager[None]:
+    return nullcontext() if folder is None else output_errors(folder)
+
+
+def _check_space(staging: Path | None, plan: Plan, subject: Subject, before: Sizes) -> None:
     if staging is not None:
-        saved = before.projection_parameters - plan.parameters(decoder)
-        check_space(staging, before.bytes_in_memory - saved * model.dtype.itemsize)
+        saved = before.projection_parameters - plan.parameters(subject.decoder)
+        size = before.bytes_in_memory - saved * subject.model.dtype.itemsize
+        check_space(staging, size if subject.work is None else 2 * size)
 
 
 def _refit(
@@ -200,11 +258,16 @@ def _refit(
     plan: Plan,
     originals: dict[str, torch.Tensor],
     calibration: Calibration,
+    folder: Path | None,
     progress: ProgressCallback,
 ) -> list[str]:
     """Refit all coefficients on the compressed flow; return notes."""
     stage = "calibrating on the compressed model"
-    with swept(model, decoder, calibration, Statistics(gram=True), stage, progress) as moments:
+    statistics = Statistics(gram=True)
+    with (
+        _errors_of(folder),
+        swept(model, decoder, calibration, statistics, stage, folder, progress) as moments,
+    ):
         ridges = refit(model, decoder, plan, originals, moments, progress=progress)
     return [
         f"the refit of the coefficients of {owner} was singular; a relative ridge of {ridge:.0e} was added."

@@ -1,19 +1,19 @@
 """What plans a recipe: the fixed plan of a published method, or the planner with its measured candidates."""
 
 from basis_sharing.calibrate import Calibration
+from basis_sharing.checkpoint.writer import output_errors
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.families import FAMILIES
 from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.plan import Plan, PlannedFor, structure_of
-from basis_sharing.planning.candidate_files import read_candidates, write_candidates
-from basis_sharing.planning.candidates import Candidates, find_candidates
+from basis_sharing.planning.candidates import Candidates, Curves, find_candidates
+from basis_sharing.planning.curves import stored_curves
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
 from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
-from basis_sharing.work import measured
 
 
 def fixed_plan(recipe: Recipe, decoder: Decoder) -> Plan:
@@ -70,12 +70,20 @@ def planner_for(
 def _candidates(
     recipe: Recipe, subject: Subject, weigher: Weigher, calibration: Calibration, progress: ProgressCallback
 ) -> Candidates:
-    choices = {"across_roles": recipe.across_roles, "across_depth": recipe.across_depth}
-    return measured(
-        subject.work,
-        "candidates",
-        {**calibration.about(subject.decoder), "weighting": str(weigher.weighting), **choices},
-        lambda: find_candidates(subject.model, subject.decoder, weigher, **choices, progress=progress),
-        write=lambda found, folder: write_candidates(found, folder / "candidates.npz"),
-        read=lambda folder: read_candidates(folder / "candidates.npz", subject.decoder),
-    )
+    def find(curves: Curves | None) -> Candidates:
+        return find_candidates(
+            subject.model,
+            subject.decoder,
+            weigher,
+            across_roles=recipe.across_roles,
+            across_depth=recipe.across_depth,
+            curves=curves,
+            progress=progress,
+        )
+
+    if subject.work is None:
+        return find(None)
+    about = {**calibration.about(subject.collected), "weighting": str(weigher.weighting)}
+    folder = subject.work.shelf("curves", about)
+    with output_errors(folder), stored_curves(folder) as curves:
+        return find(curves)

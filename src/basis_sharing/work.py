@@ -1,24 +1,27 @@
 """What was measured once about a model, kept in a folder for the next run with the same model and text.
 
 Second moments cost a pass over the calibration text, candidates a decomposition per group; neither depends on the
-ratio. Every measurement is a folder of its own, named after a hash of all it depends on. It counts only once it says
-what it is: what an interrupted run left half done is measured again.
+ratio. Every measurement is a folder of its own, named after a hash of all it depends on. It counts once it says what it
+is; until then it holds what an interrupted run has done, which the next one goes on with.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from basis_sharing.checkpoint.files import write_file
 from basis_sharing.checkpoint.writer import locked, output_errors
-from basis_sharing.errors import OutputError
+from basis_sharing.durable import UNFINISHED
+from basis_sharing.errors import BasisSharingError, OutputError
 from basis_sharing.results.base import software_versions
 
 _ABOUT = "about.json"
+_RUN = "run.json"
 
 About = Mapping[str, object]
 T = TypeVar("T")
@@ -48,7 +51,7 @@ class WorkFolder:
         Args:
             kind: What is measured, one word.
             about: All that it depends on besides the model and the software.
-            measure: Fills an empty folder with it.
+            measure: Fills a folder with it; it may find there what an interrupted run has done.
 
         Raises:
             OutputError: Another run is at the same measurement, or the disk is full or fails.
@@ -58,21 +61,45 @@ class WorkFolder:
             return folder
         folder, whole = self._folder(kind, about), self._whole(about)
         with locked(folder), output_errors(folder):
-            if not (folder / _ABOUT).is_file():  # it may have been finished while this run waited to begin
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                try:
-                    measure(folder)
-                    write_file(folder / _ABOUT, lambda path: _write(path, json.dumps(whole, indent=2) + "\n"))
-                except BaseException:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    raise
+            if self.find(kind, about) is None:  # it may have been finished while this run waited to begin
+                if (folder / _ABOUT).exists():  # it was complete, and has been damaged since
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                measure(folder)
+                files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix != UNFINISHED]
+                sizes = {path.name: path.stat().st_size for path in files}
+                text = json.dumps({**whole, "files": sizes}, indent=2) + "\n"
+                write_file(folder / _ABOUT, lambda path: _write(path, text))
+            for path in folder.glob(f"*{UNFINISHED}"):
+                path.unlink()
         return folder
 
     def find(self, kind: str, about: About) -> Path | None:
-        """Return the folder of a measurement; None where it is not there or not complete."""
+        """Return the folder of a measurement; None where it is not there, not complete, or damaged."""
         folder = self._folder(kind, about)
-        return folder if (folder / _ABOUT).is_file() else None
+        if not (folder / _ABOUT).is_file():
+            return None
+        try:
+            sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["files"]
+        except (ValueError, KeyError):
+            return None
+        there = {path.name: path.stat().st_size for path in folder.iterdir()}
+        return folder if sizes.items() <= there.items() else None
+
+    def shelf(self, kind: str, about: About) -> Path:
+        """Return a folder for pieces that are complete one by one.
+
+        Args:
+            kind: What the pieces are, one word.
+            about: All that they depend on besides the model and the software.
+
+        Raises:
+            OutputError: The folder cannot be made.
+        """
+        folder = self._folder(kind, about)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _whole(self, about: About) -> dict[str, object]:
         return {"model": self.model, "dtype": self.dtype, **about, "versions": software_versions()}
@@ -107,6 +134,55 @@ def measured(
     if work is None:
         return measure()
     return read(work.measured(kind, about, lambda empty: write(measure(), empty)))
+
+
+def work_beside(output: Path) -> Path:
+    """Return the work folder of a run that was given none: beside its output."""
+    output = output.absolute()
+    return output.with_name(f"{output.name}.work")
+
+
+@contextmanager
+def until_done(folder: Path) -> Iterator[None]:
+    """Remove a folder once the body is done; a body that fails or is interrupted leaves it for the next run.
+
+    After an error, which may be mended with other settings, that may be any run; after an interruption it is the same.
+    """
+    try:
+        yield
+    except BasisSharingError:
+        (folder / _RUN).unlink(missing_ok=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_another_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> None:
+    """Write down which run a work folder belongs to, or make sure that it belongs to this one.
+
+    Args:
+        folder: The work folder.
+        identity: What makes a run the same run: by subject, as it is named in the error, names and values.
+
+    Raises:
+        OutputError: It holds another run, which was interrupted; says what is different.
+    """
+    file = folder / _RUN
+    if not file.is_file():
+        write_file(file, lambda path: _write(path, json.dumps(identity, indent=2) + "\n"))
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for subject, values in identity.items():
+        for name, value in values.items():
+            other = found.get(subject, {}).get(name)
+            if other == json.loads(json.dumps(value)):
+                continue
+            told = (
+                f"with {subject} {name} = {other}, now it is {value}" if len(values) > 1 else f"and {subject} changed"
+            )
+            raise OutputError(
+                f"{folder} holds an interrupted run {told}: give the same again to go on with it, or remove that "
+                "folder to begin anew."
+            )
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,7 +10,8 @@ from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sweep import sweep
 from basis_sharing.errors import NumericalError
-from basis_sharing.factorization.execute import GroupOutcome, factorize, refit
+from basis_sharing.factorization.execute import factorize, refit
+from basis_sharing.factorization.outcome import GroupOutcome
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.pivoting import Pivoting

@@ -7,6 +7,7 @@ before it. Weights need no gradients, so a backward step costs about as much as 
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, in_dtype, run_block
+from basis_sharing.calibration.waypoint import Waypoint
+from basis_sharing.durable import UNFINISHED, allocate
 from basis_sharing.errors import CorpusError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
 
 _MEMORY_SHARE = 0.3
+_DISK_SHARE = 0.8
 _POSITIONS = 512
 
 
@@ -30,6 +34,7 @@ def backward_sweep(
     input_ids: Tensor,
     *,
     dtype: torch.dtype,
+    folder: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Yield the second moments of inputs and of loss gradients of each block, in reverse depth order.
@@ -41,11 +46,13 @@ def backward_sweep(
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
         dtype: Dtype of activations, gradients and weights during the sweep.
+        folder: Where block inputs and gradients are kept; a sweep of the same model, text and dtype that was
+            interrupted goes on from there, and yields only the blocks that are left.
         progress: Receives one event per block and window, in either direction.
 
     Yields:
         Block index, and the moments of that block: ``gram`` by name of the input, ``gradient`` by name of the
-        projection.
+        projection. They are taken for safe when the next block is asked for.
 
     Raises:
         NumericalError: What a block computes or a gradient is NaN or infinite; names the block or the projection.
@@ -57,27 +64,41 @@ def backward_sweep(
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
     try:
-        with tempfile.TemporaryDirectory(prefix="basis-sharing-") as folder:
+        with ExitStack() as stack:
+            room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
             hidden = first_hidden_states(model, decoder, input_ids, dtype)
-            tape = _tape(len(decoder.blocks), hidden, Path(folder))
-            done, total = 0, len(decoder.blocks) * len(input_ids)
-            for index, path in enumerate(decoder.blocks):
+            tape, file = _tape(1 + len(decoder.blocks), hidden, room, wanted=folder is not None)
+            # Without a file there are no block inputs to go on with.
+            kept = room if folder is not None and file is not None else None
+            taped, measured, swept = (
+                Waypoint(kept and kept / f"{name}{UNFINISHED}") for name in ("taped", "loss", "gradients")
+            )
+            gradient = torch.zeros_like(hidden)
+            blocks_swept = swept.resume(gradient)
+            windows_measured = len(hidden) if blocks_swept else measured.resume(gradient)
+            blocks_taped = len(decoder.blocks) if windows_measured else taped.resume()
+            if not blocks_taped:
+                tape[0].copy_(hidden)
+            del hidden
+            done, total = blocks_taped * len(input_ids), len(decoder.blocks) * len(input_ids)
+            for index, path in list(enumerate(decoder.blocks))[blocks_taped:]:
                 block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
-                tape[index].copy_(hidden)
                 with torch.no_grad():
-                    for window in range(len(hidden)):
-                        hidden[window] = run_block(block, hidden[window : window + 1], call)[0]
-                        if not torch.isfinite(hidden[window]).all():
+                    for window in range(len(input_ids)):
+                        x = tape[index][window : window + 1].to(model.device)
+                        y = run_block(block, x, call)[0]
+                        if not torch.isfinite(y).all():
                             raise NumericalError(
                                 f"what {path} computes contains NaN or infinity: calibrate in float32 "
                                 "(--calibration-dtype float32) or check the model's weights."
                             )
+                        tape[index + 1][window].copy_(y)
                         done += 1
                         progress(Progress("taping block inputs", done, total, "windows x blocks"))
-            gradient = _head_gradients(model, decoder, hidden, input_ids, progress)
-            del hidden
-            done = 0
-            for index in reversed(range(len(decoder.blocks))):
+                taped.reach(index + 1, beside=file)
+            _head_gradients(model, decoder, tape[-1], input_ids, gradient, windows_measured, measured, progress)
+            done = blocks_swept * len(input_ids)
+            for index in list(reversed(range(len(decoder.blocks))))[blocks_swept:]:
                 path = decoder.blocks[index]
                 block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
                 watch = _Watch(block, path, [p for p in decoder.projections if p.block == index])
@@ -90,6 +111,7 @@ def backward_sweep(
                     done += 1
                     progress(Progress("measuring gradients", done, total, "windows x blocks"))
                 yield index, watch.finish(input_ids.numel())
+                swept.reach(len(decoder.blocks) - index, gradient)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
@@ -151,41 +173,56 @@ class _Watch:
         return {**inputs, **outputs}
 
 
-def _tape(blocks: int, hidden: Tensor, folder: Path) -> Tensor:
-    """Return room for the inputs of all blocks, ``[blocks, *hidden.shape]``, in a file where memory is short."""
-    shape = (blocks, *hidden.shape)
-    needed = blocks * hidden.numel() * hidden.element_size()
-    if needed <= _MEMORY_SHARE * psutil.virtual_memory().available:
-        return torch.empty(shape, dtype=hidden.dtype)
-    free = psutil.disk_usage(str(folder)).free
-    if needed > free:
+def _tape(rows: int, hidden: Tensor, folder: Path, *, wanted: bool) -> tuple[Tensor, Path | None]:
+    """Return room for what blocks read, ``[rows, *hidden.shape]``, and its file.
+
+    It is in a file where that is wanted and the disk has room, or where memory is short; what is in the file already
+    stays there.
+    """
+    shape, count = (rows, *hidden.shape), rows * hidden.numel()
+    needed, file = count * hidden.element_size(), folder / f"tape{UNFINISHED}"
+    there = file.is_file() and file.stat().st_size == needed
+    fits = needed <= _MEMORY_SHARE * psutil.virtual_memory().available
+    room = there or needed < _DISK_SHARE * psutil.disk_usage(str(folder)).free
+    if fits and not (wanted and room):
+        return torch.empty(shape, dtype=hidden.dtype), None
+    if not room:
         raise CorpusError(
             f"the gradients need {needed / 2**30:.0f} GiB for block inputs, more than memory or {folder.parent} has: "
             "use fewer windows (--windows), or --no-gradients."
         )
-    return torch.from_file(str(folder / "tape"), shared=True, size=blocks * hidden.numel(), dtype=hidden.dtype).view(
-        shape
-    )
+    if not there:
+        for waypoint in folder.glob(f"*{UNFINISHED}"):
+            waypoint.unlink()
+        allocate(file, needed)
+    tape = torch.from_file(str(file), shared=True, size=count, dtype=hidden.dtype).view(shape)
+    return tape, file
 
 
 def _head_gradients(
-    model: Any, decoder: Decoder, hidden: Tensor, input_ids: Tensor, progress: ProgressCallback
-) -> Tensor:
-    """Return the gradient of the loss by what the last block hands on, the shape of ``hidden``.
+    model: Any,
+    decoder: Decoder,
+    outputs: Tensor,
+    input_ids: Tensor,
+    gradient: Tensor,
+    first: int,
+    waypoint: Waypoint,
+    progress: ProgressCallback,
+) -> None:
+    """Fill ``gradient`` from window ``first`` on with the gradient of the loss by what the last block hands on.
 
     A few hundred positions at a time, because logits are wide.
     """
-    gradient = torch.zeros_like(hidden)
     length = input_ids.shape[1]
-    with head_only(model, decoder, hidden.dtype) as head, torch.enable_grad():
-        for window in range(len(hidden)):
+    with head_only(model, decoder, gradient.dtype) as head, torch.enable_grad():
+        for window in range(first, len(outputs)):
             for start in range(0, length - 1, _POSITIONS):
                 stop = min(start + _POSITIONS, length - 1)
-                x = hidden[window : window + 1, start:stop].clone().requires_grad_(True)
+                x = outputs[window : window + 1, start:stop].to(gradient.device, copy=True).requires_grad_(True)
                 logits = head(x, input_ids[window : window + 1, start:stop])[0]
                 targets = input_ids[window, start + 1 : stop + 1]
                 nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
                 assert x.grad is not None
                 gradient[window, start:stop] = x.grad[0]
-            progress(Progress("measuring the loss", window + 1, len(hidden), "windows"))
-    return gradient
+            progress(Progress("measuring the loss", window + 1, len(outputs), "windows"))
+            waypoint.reach(window + 1, gradient)

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from basis_sharing.durable import write_whole
+
 _TILE = 512
 
 
@@ -134,7 +136,7 @@ class MomentStore:
                 tensors[f"{name}/abs_sum"] = moment.abs_sum
             if moment.gradient is not None:
                 tensors[f"{name}/gradient"] = moment.gradient
-        save_file(tensors, self._path(block))
+        write_whole(self._path(block), lambda path: save_file(tensors, path))
 
     def fill(self, blocks: Iterable[tuple[int, Mapping[str, Moments]]]) -> None:
         """Keep the moments of blocks as a sweep yields them."""

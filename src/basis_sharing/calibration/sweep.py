@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
+from basis_sharing.calibration.waypoint import Waypoint
+from basis_sharing.durable import UNFINISHED
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -55,6 +58,7 @@ def sweep(
     *,
     dtype: torch.dtype,
     stage: str = "calibrating",
+    folder: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Run calibration windows through a model and yield the statistics of each block, in depth order.
@@ -66,10 +70,13 @@ def sweep(
         statistics: What to collect for each distinct input.
         dtype: Dtype of activations and weights during the sweep.
         stage: Name of the stage in progress events.
+        folder: Where the hidden states between blocks are kept now and then; a sweep of the same model, text and dtype
+            that was interrupted goes on from there, and yields only the blocks that are left.
         progress: Receives one event per block and window.
 
     Yields:
-        Block index, and the moments of each distinct input of that block by name.
+        Block index, and the moments of each distinct input of that block by name. They are taken for safe when the
+        next block is asked for.
 
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
@@ -77,9 +84,11 @@ def sweep(
     """
     input_ids = input_ids.to(model.device)
     hidden = first_hidden_states(model, decoder, input_ids, dtype)
+    waypoint = Waypoint(folder and folder / f"states{UNFINISHED}")
+    first = waypoint.resume(hidden)
     calls = block_calls(model, decoder, input_ids)
-    done, total = 0, len(decoder.blocks) * len(input_ids)
-    for index, path in enumerate(decoder.blocks):
+    done, total = first * len(input_ids), len(decoder.blocks) * len(input_ids)
+    for index, path in list(enumerate(decoder.blocks))[first:]:
         block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
         accumulators, handles = _watch(block, path, [p for p in decoder.projections if p.block == index], statistics)
         try:
@@ -91,6 +100,7 @@ def sweep(
             for handle in handles:
                 handle.remove()
         yield index, {name: accumulator.finish() for name, accumulator in accumulators.items()}
+        waypoint.reach(index + 1, hidden)
 
 
 def _watch(

@@ -1,11 +1,11 @@
 """Single output files: checked before long work, written whole or not at all."""
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from basis_sharing.checkpoint.writer import output_errors
+from basis_sharing.durable import write_whole
 from basis_sharing.errors import OutputError
 
 
@@ -34,11 +34,6 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OutputError: The disk is full or fails.
     """
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, write)

@@ -1,7 +1,6 @@
 """Write a model folder so that it is either complete or not there."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.utils import logging as transformers_logging
 
+from basis_sharing.durable import flush
 from basis_sharing.errors import OutputError
 
 _MARGIN = 16 * 2**20
@@ -141,11 +141,7 @@ def publish(staging: Path, folder: Path) -> None:
     folder = folder.absolute()
     with output_errors(staging):
         for path in [*staging.iterdir(), staging]:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            flush(path)
         replaced = folder.parent / f".{folder.name}.replaced"
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():

@@ -105,10 +105,11 @@ def compress(
     )
 
     from basis_sharing.cli.console import out, progress_bars
+    from basis_sharing.cli.interrupts import resumable
     from basis_sharing.pipeline import compress as run
     from basis_sharing.report.tables import compression_table
 
-    with progress_bars() as progress:
+    with resumable(output, work), progress_bars() as progress:
         _, result = run(model, output=output, overwrite=overwrite, work=work, progress=progress, **settings)
     if as_json:
         print(result.model_dump_json(indent=2))

@@ -1,7 +1,7 @@
 """Carry out a plan: bases and coefficients for every group, and the later refit of the coefficients."""
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.errors import NumericalError
+from basis_sharing.factorization.outcome import GroupOutcome
+from basis_sharing.factorization.outcome_files import read_outcome, write_outcome
 from basis_sharing.layers.surgery import GroupFactors, basis_of, set_coefficients
 from basis_sharing.linalg.least_squares import refit_coefficients
 from basis_sharing.linalg.pivoting import pivot
@@ -20,25 +22,6 @@ from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.weighting import Weigher, ridge_of
 
 
-@dataclass(frozen=True)
-class GroupOutcome:
-    """The factors of one group and what they lose.
-
-    Attributes:
-        factors: Basis and coefficients in fp64.
-        loss: What is lost in the unit of the weighting (nats per token for the planner's).
-        relative_loss: That, as a share of what would be lost if nothing were kept.
-        ridge: Relative ridge the second moment needed, 0 for none.
-        not_pivoted: Why a group that should be pivoted is not; None where all is as planned.
-    """
-
-    factors: GroupFactors
-    loss: float
-    relative_loss: float
-    ridge: float
-    not_pivoted: str | None = None
-
-
 def factorize(
     model: Any,
     decoder: Decoder,
@@ -46,6 +29,7 @@ def factorize(
     weigher: Weigher,
     *,
     remembered: MutableMapping[tuple[str, ...], Truncation] | None = None,
+    folder: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[GroupOutcome]:
     """Yield the factors of every group of a plan; the model is not changed.
@@ -57,30 +41,50 @@ def factorize(
         weigher: Poses the problem of each group.
         remembered: Decompositions by members, read and added to: plans of several ratios share most of theirs. All of
             them come from one model and one weigher.
-        progress: Receives one event per group.
+        folder: Where finished groups are kept for this plan; those that an interrupted run has left there are taken.
+        progress: Receives one event per group that is solved.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
+        OSError: The disk of ``folder`` is full or fails.
     """
     known = {projection.name: projection for projection in decoder.projections}
-    for done, group in enumerate(plan.groups, start=1):
+    for index, group in enumerate(plan.groups):
+        file = None if folder is None else folder / f"group-{index:05d}.safetensors"
+        kept = None if file is None else read_outcome(file)
+        if kept is not None:
+            yield kept
+            continue
         members = [known[name] for name in group.members]
-        problem = weigher.problem(model, members)
-        found = truncate(problem) if remembered is None else remembered.get(group.members) or truncate(problem)
-        if remembered is not None:
-            remembered[group.members] = found
-        factors, not_pivoted = _plain(group.members, found, group.rank), None
-        if group.form == "pivoted":
-            factors, not_pivoted = _pivot(group, problem, found, weight(model, members[0]).dtype)
-        lost = found.losses[factors.rank].item()
-        yield GroupOutcome(
-            factors=factors,
-            loss=lost,
-            relative_loss=lost / found.total if found.total > 0 else 0.0,
-            ridge=max(ridge_of(member.S) for member in problem),
-            not_pivoted=not_pivoted,
-        )
-        progress(Progress("factorizing", done, len(plan.groups), "groups"))
+        outcome = _solve(model, group, members, weigher, remembered)
+        if file is not None:
+            write_outcome(outcome, weight(model, members[0]).dtype, file)
+        yield outcome
+        progress(Progress("factorizing", index + 1, len(plan.groups), "groups"))
+
+
+def _solve(
+    model: Any,
+    group: PlanGroup,
+    members: Sequence[Projection],
+    weigher: Weigher,
+    remembered: MutableMapping[tuple[str, ...], Truncation] | None,
+) -> GroupOutcome:
+    problem = weigher.problem(model, members)
+    found = truncate(problem) if remembered is None else remembered.get(group.members) or truncate(problem)
+    if remembered is not None:
+        remembered[group.members] = found
+    factors, not_pivoted = _plain(group.members, found, group.rank), None
+    if group.form == "pivoted":
+        factors, not_pivoted = _pivot(group, problem, found, weight(model, members[0]).dtype)
+    lost = found.losses[factors.rank].item()
+    return GroupOutcome(
+        factors=factors,
+        loss=lost,
+        relative_loss=lost / found.total if found.total > 0 else 0.0,
+        ridge=max(ridge_of(member.S) for member in problem),
+        not_pivoted=not_pivoted,
+    )
 
 
 def _plain(members: tuple[str, ...], found: Truncation, rank: int) -> GroupFactors:

@@ -5,7 +5,7 @@ segments grow from pairs: a longer one is only looked at where its shorter ones 
 target can lead to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import exp
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_sharing.linalg.truncation import left_product, losses, losses_of_product
+from basis_sharing.linalg.truncation import Weighted, left_product, losses, losses_of_product
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import most_rank
 from basis_sharing.planning.allocation import Floats, Lane, Part
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.weighting import Weigher
+
+Curves = MutableMapping[tuple[str, ...], Floats]
 
 _MOST_JOINT_ROLES = 4
 _KEPT = (0.95, 0.25)
@@ -68,6 +70,7 @@ def find_candidates(
     *,
     across_roles: bool = True,
     across_depth: bool = True,
+    curves: Curves | None = None,
     progress: ProgressCallback = silent,
 ) -> Candidates:
     """Measure all candidates of a model.
@@ -78,12 +81,13 @@ def find_candidates(
         weigher: Poses the problem of each group; its losses are in nats per token.
         across_roles: Whether projections that read one input may share.
         across_depth: Whether projections of neighbouring blocks may share.
+        curves: Loss curves by the names of a group's members, read and added to.
         progress: Receives one event per block and input, and one per role that is looked at across depth.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
     """
-    found = Candidates()
+    found, curves = Candidates(), {} if curves is None else curves
     lanes = list(_lanes(decoder))
     done, total = 0, sum(len(lane) for lane in lanes)
     for lane in lanes:
@@ -91,11 +95,13 @@ def find_candidates(
         partitions = _partitions(slots) if across_roles else (tuple(frozenset([slot]) for slot in slots),)
         segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for ps in partitions for part in ps}
         for position, block in enumerate(lane):
-            for part, candidate in _within_block(model, decoder, weigher, block, list(segments)):
+            known = len(curves)
+            for part, candidate in _within_block(model, decoder, weigher, block, list(segments), curves):
                 segments[part][position, position + 1] = len(found.groups)
                 found.groups.append(candidate)
             done += 1
-            progress(Progress("measuring candidates", done, total, "inputs"))
+            if len(curves) > known:
+                progress(Progress("measuring candidates", done, total, "inputs"))
         found.lanes.append(Lane(len(lane), partitions, segments))
     if not across_depth:
         return found
@@ -105,9 +111,11 @@ def find_candidates(
         for lane, blocks in zip(found.lanes, lanes, strict=True)
         for part in _worth_sharing(lane, found.groups, prices)
     ]
-    for done, (blocks, part, known) in enumerate(shared, start=1):
-        _grow(model, decoder, weigher, blocks, part, known, found.groups, prices)
-        progress(Progress("measuring shared candidates", done, len(shared), "roles"))
+    for done, (blocks, part, grown) in enumerate(shared, start=1):
+        known = len(curves)
+        _grow(model, decoder, weigher, blocks, part, grown, found.groups, prices, curves)
+        if len(curves) > known:
+            progress(Progress("measuring shared candidates", done, len(shared), "roles"))
     return found
 
 
@@ -182,22 +190,36 @@ def _partitions(slots: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
 
 
 def _within_block(
-    model: Any, decoder: Decoder, weigher: Weigher, block: Sequence[Projection], parts: Sequence[Part]
+    model: Any, decoder: Decoder, weigher: Weigher, block: Sequence[Projection], parts: Sequence[Part], curves: Curves
 ) -> Iterator[tuple[Part, Candidate]]:
     """Yield the candidates of one block: products of roles with one weighting are computed once and added up."""
-    problem = dict(zip(block, weigher.problem(model, block), strict=True))
+    problem: dict[Projection, Weighted] = {}
     products: dict[Projection, Tensor] = {}
+
+    def measure(members: Sequence[Projection]) -> Tensor:
+        if not problem:
+            problem.update(zip(block, weigher.problem(model, block), strict=True))
+        alike = all(problem[p].S is problem[members[0]].S for p in members)
+        if not alike or sum(p.d_out for p in members) < members[0].d_in:
+            return losses([problem[p] for p in members])
+        for p in members:
+            if p not in products:
+                products[p] = left_product(problem[p])
+        return losses_of_product(torch.stack([products[p] for p in members]).sum(0), most_rank(list(members)))
+
     for part in parts:
         members = tuple(p for p in block if _slot(p, decoder) in part)
-        alike = all(problem[p].S is problem[members[0]].S for p in members)
-        if alike and sum(p.d_out for p in members) >= members[0].d_in:
-            for p in members:
-                if p not in products:
-                    products[p] = left_product(problem[p])
-            curve = losses_of_product(torch.stack([products[p] for p in members]).sum(0), most_rank(list(members)))
-        else:
-            curve = losses([problem[p] for p in members])
-        yield part, Candidate(members, curve.numpy())
+        yield part, _candidate(members, curves, measure)
+
+
+def _candidate(
+    members: tuple[Projection, ...], curves: Curves, measure: Callable[[Sequence[Projection]], Tensor]
+) -> Candidate:
+    """Return a candidate, measured unless its curve is known."""
+    names = tuple(p.name for p in members)
+    if names not in curves:
+        curves[names] = measure(members).numpy()
+    return Candidate(members, curves[names])
 
 
 def _grow(
@@ -209,6 +231,7 @@ def _grow(
     segments: dict[tuple[int, int], int],
     groups: list[Candidate],
     prices: Floats,
+    curves: Curves,
 ) -> None:
     """Add the segments of a part that pay: pairs, then what two paying segments of about half the length make."""
     for length in _lengths(len(blocks)):
@@ -217,7 +240,7 @@ def _grow(
             if (start, cut) not in segments or (cut, stop) not in segments:
                 continue
             members = tuple(p for block in blocks[start:stop] for p in block if _slot(p, decoder) in part)
-            shared = Candidate(members, losses(weigher.problem(model, members)).numpy())
+            shared = _candidate(members, curves, lambda members: losses(weigher.problem(model, members)))
             if pays(shared, [groups[segments[start, cut]], groups[segments[cut, stop]]], prices):
                 segments[start, stop] = len(groups)
                 groups.append(shared)

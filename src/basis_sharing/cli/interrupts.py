@@ -1,0 +1,23 @@
+"""What an interrupted command leaves, said in one sentence."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from basis_sharing.work import work_beside
+
+
+@contextmanager
+def resumable(output: Path, work: Path | None) -> Iterator[None]:
+    """After an interrupt, say how to go on, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = work or work_beside(output)
+        if not kept.is_dir():
+            raise
+        print(f"interrupted: the same command goes on with what is done, kept in {kept}.", file=sys.stderr)
+        raise typer.Exit(130) from None

@@ -1,0 +1,44 @@
+"""Files that are whole or not there, whenever the process or the machine stops."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+UNFINISHED = ".unfinished"  # suffix of what only an interrupted run needs
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a file beside ``path``, flush it to the disk, and move it there.
+
+    Raises:
+        OSError: The disk is full or fails; ``path`` is as it was.
+    """
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(partial)
+        flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes whose space is its own: a later write through memory cannot lack it.
+
+    Raises:
+        OSError: The disk has no room for it.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)

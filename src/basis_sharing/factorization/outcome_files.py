@@ -1,0 +1,47 @@
+"""The factors of one group as a file, for a run that goes on where another was interrupted."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from basis_sharing.durable import write_whole
+from basis_sharing.factorization.outcome import GroupOutcome
+from basis_sharing.layers.surgery import GroupFactors
+
+
+def write_outcome(outcome: GroupOutcome, dtype: torch.dtype, path: Path) -> None:
+    """Write the outcome of a group, its factors in the dtype they will be stored in.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    factors = outcome.factors
+    tensors = {"basis": factors.basis.to(dtype).contiguous()}
+    for index, C in enumerate(factors.coefficients):
+        tensors[f"coefficients/{index}"] = C.to(dtype).contiguous()
+    if factors.pivots is not None:
+        tensors["pivots"] = factors.pivots
+    about = {
+        "members": factors.members,
+        "loss": outcome.loss,
+        "relative_loss": outcome.relative_loss,
+        "ridge": outcome.ridge,
+        "not_pivoted": outcome.not_pivoted,
+    }
+    write_whole(path, lambda partial: save_file(tensors, partial, {"outcome": json.dumps(about)}))
+
+
+def read_outcome(path: Path) -> GroupOutcome | None:
+    """Read the outcome of a group; None where there is none, or the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["outcome"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError):
+        return None
+    members = tuple(about.pop("members"))
+    coefficients = tuple(tensors[f"coefficients/{index}"] for index in range(len(members)))
+    return GroupOutcome(GroupFactors(members, tensors["basis"], coefficients, tensors.get("pivots")), **about)
