@@ -1,5 +1,6 @@
+import errno
 import sqlite3
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,15 @@ def test_a_file_that_another_run_holds_is_an_error_of_the_disk(tmp_path: Path, m
     with pytest.raises(OSError, match="locked"), stored_curves(tmp_path):
         pass
     holder.close()
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    with stored_curves(tmp_path):
+        pass
+    with ExitStack() as stack:
+        curves = stack.enter_context(stored_curves(tmp_path))
+        curves._database.execute("PRAGMA max_page_count = 1")
+        curves[FIRST] = np.ones(100_000)
+        with pytest.raises(OSError, match="full") as failed:
+            stack.pop_all().close()
+    assert failed.value.errno == errno.ENOSPC

@@ -153,7 +153,7 @@ MinAgreement = Annotated[
 Work = Annotated[
     Path | None,
     typer.Option(
-        help="Keep what is measured (second moments, candidates) in this folder and take it from there: another ratio "
+        help="Keep what is measured (second moments, loss curves) in this folder and take it from there: another ratio "
         "of the same model and text needs no calibration. Takes a few times the size of the model.",
         metavar="DIR",
         show_default=False,

@@ -1,5 +1,6 @@
 """Loss curves on disk, for a later run with the same model and text."""
 
+import errno
 import sqlite3
 import time
 from collections.abc import Iterator, MutableMapping
@@ -86,7 +87,8 @@ def stored_curves(folder: Path) -> Iterator[StoredCurves]:
         finally:
             database.close()
     except sqlite3.OperationalError as error:
-        raise OSError(f"{file}: {error}") from error
+        number = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+        raise OSError(number, str(error), str(file)) from error
 
 
 def _open(file: Path) -> sqlite3.Connection:
