@@ -59,6 +59,7 @@ def factorize(
         outcome = _solve(model, group, members, weigher, remembered)
         if file is not None:
             write_outcome(outcome, weight(model, members[0]).dtype, file)
+            outcome = read_outcome(file) or outcome
         yield outcome
         progress(Progress("factorizing", index + 1, len(plan.groups), "groups"))
 

@@ -1,4 +1,8 @@
-"""The factors of one group as a file, for a run that goes on where another was interrupted."""
+"""The factors of one group as a file, for a run that goes on where another was interrupted.
+
+Matrices lie in the file as the modules of a compressed model hold them, so that a model can use them where they are:
+what is read takes no memory that the system could not take back.
+"""
 
 import json
 from pathlib import Path
@@ -19,9 +23,9 @@ def write_outcome(outcome: GroupOutcome, dtype: torch.dtype, path: Path) -> None
         OSError: The disk is full or fails.
     """
     factors = outcome.factors
-    tensors = {"basis": factors.basis.to(dtype).contiguous()}
+    tensors = {"basis": factors.basis.T.to(dtype).contiguous()}
     for index, C in enumerate(factors.coefficients):
-        tensors[f"coefficients/{index}"] = C.to(dtype).contiguous()
+        tensors[f"coefficients/{index}"] = C.T.to(dtype).contiguous()
     if factors.pivots is not None:
         tensors["pivots"] = factors.pivots
     about = {
@@ -43,5 +47,5 @@ def read_outcome(path: Path) -> GroupOutcome | None:
     except (FileNotFoundError, SafetensorError):
         return None
     members = tuple(about.pop("members"))
-    coefficients = tuple(tensors[f"coefficients/{index}"] for index in range(len(members)))
-    return GroupOutcome(GroupFactors(members, tensors["basis"], coefficients, tensors.get("pivots")), **about)
+    coefficients = tuple(tensors[f"coefficients/{index}"].T for index in range(len(members)))
+    return GroupOutcome(GroupFactors(members, tensors["basis"].T, coefficients, tensors.get("pivots")), **about)
