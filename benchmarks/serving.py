@@ -81,7 +81,6 @@ def main() -> None:
         rounds = [[run(folder, options.new_tokens) for folder in folders] for _ in range(options.rounds)]
     rows = {}
     for index, folder in enumerate(folders[1:], start=1):
-        speeds = [[turn[0][kind] / turn[index][kind] for turn in rounds] for kind in (0, 1)]
         prefill, decode = ([turn[0][kind] / turn[index][kind] for turn in rounds] for kind in (0, 1))
         rows[Path(folder).name] = {"prefill": prefill, "decode": decode}
         medians = f"prefill {statistics.median(prefill):.2f} x, decode {statistics.median(decode):.2f} x"
