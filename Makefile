@@ -35,6 +35,7 @@ benchmarks: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
 	$(BIN)/python benchmarks/ablation.py --evaluation-windows 8
 	$(BIN)/python benchmarks/adoption.py
+	$(BIN)/python benchmarks/steady.py build/adoption/auto-20 build/adoption/auto-40
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/planning_cost.py
 	$(BIN)/python benchmarks/kills.py
