@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from basis_sharing.calibration import backward
+from basis_sharing.calibration import tape
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import Moments
 from basis_sharing.errors import CorpusError, NumericalError
@@ -96,7 +96,7 @@ def test_moments_are_those_of_plain_autograd(name: str) -> None:
 
 @pytest.mark.parametrize("length", [2, 5, 6, 7, 11])
 def test_long_windows_meet_the_head_in_pieces(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "_POSITIONS", 5)
+    monkeypatch.setattr("basis_sharing.calibration.backward._POSITIONS", 5)
     model, ids = PICO["llama"](), windows(2, length)
     inputs, gradients = expected_moments(model, ids)
     found = swept(model, ids)
@@ -125,7 +125,7 @@ def test_in_bf16_it_is_close_and_the_weights_stay_as_they_are(name: str) -> None
 def test_a_tape_on_disk_gives_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     model, ids = PICO["gpt2"](), windows()
     memory = swept(model, ids, dtype)
-    monkeypatch.setattr(backward, "_MEMORY_SHARE", 0)
+    monkeypatch.setattr(tape, "_MEMORY_SHARE", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sizes = []
     disk = {}
@@ -144,7 +144,7 @@ def test_a_tape_on_disk_gives_the_same(dtype: torch.dtype, monkeypatch: pytest.M
 
 def test_too_little_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = PICO["llama"](), windows()
-    monkeypatch.setattr(backward, "_MEMORY_SHARE", 0)
+    monkeypatch.setattr(tape, "_MEMORY_SHARE", 0)
     monkeypatch.setattr("psutil.disk_usage", lambda _: namedtuple("usage", "free")(5 * ids.numel() * 64 * 4 - 1))
     with pytest.raises(CorpusError, match=r"block inputs.*--windows.*--no-gradients"):
         swept(model, ids)

@@ -11,20 +11,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
-from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, in_dtype, run_block
+from basis_sharing.calibration.sweep import (
+    BlockCall,
+    block_calls,
+    first_hidden_states,
+    head_only,
+    in_dtype,
+    run_block,
+)
+from basis_sharing.calibration.tape import Tape, make_tape
 from basis_sharing.calibration.waypoint import Waypoint
-from basis_sharing.durable import UNFINISHED, allocate
-from basis_sharing.errors import CorpusError, NumericalError
+from basis_sharing.durable import UNFINISHED
+from basis_sharing.errors import NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
 
-_MEMORY_SHARE = 0.3
-_DISK_SHARE = 0.8
+_STAGES = ("taped", "loss", "gradients")
 _POSITIONS = 512
 
 
@@ -59,62 +65,106 @@ def backward_sweep(
         ModelError: The model hands token-dependent arguments to its blocks.
         CorpusError: Neither memory nor the temporary folder has room for the block inputs.
     """
-    input_ids = input_ids.to(model.device)
-    calls = block_calls(model, decoder, input_ids)
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
     try:
         with ExitStack() as stack:
             room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
-            hidden = first_hidden_states(model, decoder, input_ids, dtype)
-            tape, file = _tape(1 + len(decoder.blocks), hidden, room, wanted=folder is not None)
+            stages = _Stages(model, decoder, input_ids.to(model.device), dtype, progress)
+            hidden = first_hidden_states(model, decoder, stages.input_ids, dtype)
+            tape = make_tape(1 + len(decoder.blocks), hidden, room, wanted=folder is not None)
             # Without a file there are no block inputs to go on with.
-            kept = room if folder is not None and file is not None else None
-            taped, measured, swept = (
-                Waypoint(kept and kept / f"{name}{UNFINISHED}") for name in ("taped", "loss", "gradients")
-            )
+            kept = room if folder is not None and tape.file is not None else None
+            taping, loss, gradients = (Waypoint(kept and kept / f"{name}{UNFINISHED}") for name in _STAGES)
             gradient = torch.zeros_like(hidden)
-            blocks_swept = swept.resume(gradient)
-            windows_measured = len(hidden) if blocks_swept else measured.resume(gradient)
-            blocks_taped = len(decoder.blocks) if windows_measured else taped.resume()
-            if not blocks_taped:
-                tape[0].copy_(hidden)
+            blocks_done = gradients.resume(gradient)
+            if not blocks_done:
+                windows_done = loss.resume(gradient)
+                if not windows_done:
+                    stages.tape_inputs(hidden, tape, taping)
+                stages.start_gradients(tape, gradient, windows_done, loss)
             del hidden
-            done, total = blocks_taped * len(input_ids), len(decoder.blocks) * len(input_ids)
-            for index, path in list(enumerate(decoder.blocks))[blocks_taped:]:
-                block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
-                with torch.no_grad():
-                    for window in range(len(input_ids)):
-                        x = tape[index][window : window + 1].to(model.device)
-                        y = run_block(block, x, call)[0]
-                        if not torch.isfinite(y).all():
-                            raise NumericalError(
-                                f"what {path} computes contains NaN or infinity: calibrate in float32 "
-                                "(--calibration-dtype float32) or check the model's weights."
-                            )
-                        tape[index + 1][window].copy_(y)
-                        done += 1
-                        progress(Progress("taping block inputs", done, total, "windows x blocks"))
-                taped.reach(index + 1, beside=file)
-            _head_gradients(model, decoder, tape[-1], input_ids, gradient, windows_measured, measured, progress)
-            done = blocks_swept * len(input_ids)
-            for index in list(reversed(range(len(decoder.blocks))))[blocks_swept:]:
-                path = decoder.blocks[index]
-                block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
-                watch = _Watch(block, path, [p for p in decoder.projections if p.block == index])
-                for window in range(len(gradient)):
-                    x = tape[index][window : window + 1].to(model.device).requires_grad_(True)
-                    with torch.enable_grad(), watch:
-                        run_block(block, x, call).backward(gradient[window : window + 1])
-                    assert x.grad is not None
-                    gradient[window] = x.grad[0]
-                    done += 1
-                    progress(Progress("measuring gradients", done, total, "windows x blocks"))
-                yield index, watch.finish(input_ids.numel())
-                swept.reach(len(decoder.blocks) - index, gradient)
+            yield from stages.back(tape, gradient, blocks_done, gradients)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
+
+
+class _Stages:
+    """The three stages of a sweep there and back again."""
+
+    def __init__(
+        self, model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype, progress: ProgressCallback
+    ) -> None:
+        self.model, self.decoder, self.input_ids, self.progress = model, decoder, input_ids, progress
+        self._dtype, self._calls = dtype, block_calls(model, decoder, input_ids)
+
+    def tape_inputs(self, hidden: Tensor, tape: Tape, waypoint: Waypoint) -> None:
+        """Fill the tape with what every block reads, and what the last one hands on."""
+        first = waypoint.resume()
+        if not first:
+            tape.rows[0].copy_(hidden)
+        windows = len(self.input_ids)
+        done, total = first * windows, len(self.decoder.blocks) * windows
+        for index, path in list(enumerate(self.decoder.blocks))[first:]:
+            block, call = self._block(index)
+            for window in range(windows):
+                with torch.no_grad():
+                    output = run_block(block, tape.read(index, window, self.model.device), call)[0]
+                if not torch.isfinite(output).all():
+                    raise NumericalError(
+                        f"what {path} computes contains NaN or infinity: calibrate in float32 "
+                        "(--calibration-dtype float32) or check the model's weights."
+                    )
+                tape.rows[index + 1][window].copy_(output)
+                done += 1
+                self.progress(Progress("taping block inputs", done, total, "windows x blocks"))
+            waypoint.reach(index + 1, beside=tape.file)
+
+    def start_gradients(self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint) -> None:
+        """Fill ``gradient`` from window ``first`` on with that of the loss by what the last block hands on.
+
+        A few hundred positions at a time, because logits are wide.
+        """
+        windows, length = self.input_ids.shape
+        with head_only(self.model, self.decoder, self._dtype) as head, torch.enable_grad():
+            for window in range(first, windows):
+                outputs = tape.read(-1, window, self.model.device)
+                for start in range(0, length - 1, _POSITIONS):
+                    stop = min(start + _POSITIONS, length - 1)
+                    x = outputs[:, start:stop].clone().requires_grad_(True)
+                    logits = head(x, self.input_ids[window : window + 1, start:stop])[0]
+                    targets = self.input_ids[window, start + 1 : stop + 1]
+                    nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
+                    assert x.grad is not None
+                    gradient[window, start:stop] = x.grad[0]
+                self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
+                waypoint.reach(window + 1, gradient)
+
+    def back(
+        self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint
+    ) -> Iterator[tuple[int, dict[str, Moments]]]:
+        """Carry the gradient back through the blocks, of which the ``first`` last ones are done."""
+        blocks, windows = len(self.decoder.blocks), len(self.input_ids)
+        done, total = first * windows, blocks * windows
+        for index in list(reversed(range(blocks)))[first:]:
+            block, call = self._block(index)
+            projections = [p for p in self.decoder.projections if p.block == index]
+            watch = _Watch(block, self.decoder.blocks[index], projections)
+            for window in range(windows):
+                x = tape.read(index, window, self.model.device).requires_grad_(True)
+                with torch.enable_grad(), watch:
+                    run_block(block, x, call).backward(gradient[window : window + 1])
+                assert x.grad is not None
+                gradient[window] = x.grad[0]
+                done += 1
+                self.progress(Progress("measuring gradients", done, total, "windows x blocks"))
+            yield index, watch.finish(self.input_ids.numel())
+            waypoint.reach(blocks - index, gradient)
+
+    def _block(self, index: int) -> tuple[nn.Module, BlockCall]:
+        module = self.model.get_submodule(self.decoder.blocks[index])
+        return in_dtype(module, self._dtype), self._calls[index].to(self._dtype)
 
 
 class _Watch:
@@ -171,58 +221,3 @@ class _Watch:
             for name, accumulator in self._outputs.items()
         }
         return {**inputs, **outputs}
-
-
-def _tape(rows: int, hidden: Tensor, folder: Path, *, wanted: bool) -> tuple[Tensor, Path | None]:
-    """Return room for what blocks read, ``[rows, *hidden.shape]``, and its file.
-
-    It is in a file where that is wanted and the disk has room, or where memory is short; what is in the file already
-    stays there.
-    """
-    shape, count = (rows, *hidden.shape), rows * hidden.numel()
-    needed, file = count * hidden.element_size(), folder / f"tape{UNFINISHED}"
-    there = file.is_file() and file.stat().st_size == needed
-    fits = needed <= _MEMORY_SHARE * psutil.virtual_memory().available
-    room = there or needed < _DISK_SHARE * psutil.disk_usage(str(folder)).free
-    if fits and not (wanted and room):
-        return torch.empty(shape, dtype=hidden.dtype), None
-    if not room:
-        raise CorpusError(
-            f"the gradients need {needed / 2**30:.0f} GiB for block inputs, more than memory or {folder.parent} has: "
-            "use fewer windows (--windows), or --no-gradients."
-        )
-    if not there:
-        for waypoint in folder.glob(f"*{UNFINISHED}"):
-            waypoint.unlink()
-        allocate(file, needed)
-    tape = torch.from_file(str(file), shared=True, size=count, dtype=hidden.dtype).view(shape)
-    return tape, file
-
-
-def _head_gradients(
-    model: Any,
-    decoder: Decoder,
-    outputs: Tensor,
-    input_ids: Tensor,
-    gradient: Tensor,
-    first: int,
-    waypoint: Waypoint,
-    progress: ProgressCallback,
-) -> None:
-    """Fill ``gradient`` from window ``first`` on with the gradient of the loss by what the last block hands on.
-
-    A few hundred positions at a time, because logits are wide.
-    """
-    length = input_ids.shape[1]
-    with head_only(model, decoder, gradient.dtype) as head, torch.enable_grad():
-        for window in range(first, len(outputs)):
-            for start in range(0, length - 1, _POSITIONS):
-                stop = min(start + _POSITIONS, length - 1)
-                x = outputs[window : window + 1, start:stop].to(gradient.device, copy=True).requires_grad_(True)
-                logits = head(x, input_ids[window : window + 1, start:stop])[0]
-                targets = input_ids[window, start + 1 : stop + 1]
-                nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
-                assert x.grad is not None
-                gradient[window, start:stop] = x.grad[0]
-            progress(Progress("measuring the loss", window + 1, len(outputs), "windows"))
-            waypoint.reach(window + 1, gradient)
