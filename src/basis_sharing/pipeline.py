@@ -32,7 +32,7 @@ from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.subject import Subject, opened, source_of
 from basis_sharing.targets import target_plan
 from basis_sharing.weighting import Weigher
-from basis_sharing.work import refuse_another_run, until_done, work_beside
+from basis_sharing.work import same_run, until_done, work_beside
 
 
 def compress(
@@ -85,8 +85,6 @@ def compress(
         inputs = _input_paths(recipe, source)
         staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
         subject = stack.enter_context(opened(recipe, source, model, tokenizer, own_work or work, progress))
-        if own_work is not None:
-            stack.enter_context(until_done(own_work))
         result = _run(recipe, given, subject, staging, stack, progress, on_plan, own_work)
         _write_card(staging, source, result)
         publish(staging, output)
@@ -128,7 +126,7 @@ def _run(
     ]
     calibration = calibration_text(recipe, model, tokenizer, progress)
     if own_work is not None:
-        refuse_another_run(own_work, _identity(recipe, subject, calibration))
+        stack.enter_context(same_run(own_work, _identity(recipe, subject, calibration)))
     notes = list(calibration.windows.notes) if calibration else []
     notes += _plan_notes(plan, subject)
     perplexity_before = _measure(model, texts, "evaluating the original", progress)

@@ -144,20 +144,16 @@ def work_beside(output: Path) -> Path:
 
 @contextmanager
 def until_done(folder: Path) -> Iterator[None]:
-    """Remove a folder once the body is done; a body that fails or is interrupted leaves it for the next run.
-
-    After an error, which may be mended with other settings, that may be any run; after an interruption it is the same.
-    """
-    try:
-        yield
-    except BasisSharingError:
-        (folder / _RUN).unlink(missing_ok=True)
-        raise
+    """Remove a folder once the body is done; a body that fails or is interrupted leaves it for the next run."""
+    yield
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def refuse_another_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> None:
-    """Write down which run a work folder belongs to, or make sure that it belongs to this one.
+@contextmanager
+def same_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+    """Keep a work folder for one run, through interruptions, until it is done.
+
+    After an error, which may be mended with other settings, any run may follow.
 
     Args:
         folder: The work folder.
@@ -167,20 +163,32 @@ def refuse_another_run(folder: Path, identity: Mapping[str, Mapping[str, object]
         OutputError: It holds another run, which was interrupted; says what is different.
     """
     file = folder / _RUN
-    if not file.is_file():
-        write_file(file, lambda path: _write(path, json.dumps(identity, indent=2) + "\n"))
+    _refuse_another(file, identity)
+    write_file(file, lambda path: _write(path, json.dumps(identity, indent=2) + "\n"))
+    try:
+        with until_done(folder):
+            yield
+    except BasisSharingError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) -> None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for subject, values in identity.items():
+    wanted = json.loads(json.dumps(identity))
+    for subject, values in wanted.items():
         for name, value in values.items():
             other = found.get(subject, {}).get(name)
-            if other == json.loads(json.dumps(value)):
+            if other == value:
                 continue
             told = (
                 f"with {subject} {name} = {other}, now it is {value}" if len(values) > 1 else f"and {subject} changed"
             )
             raise OutputError(
-                f"{folder} holds an interrupted run {told}: give the same again to go on with it, or remove that "
+                f"{file.parent} holds an interrupted run {told}: give the same again to go on with it, or remove that "
                 "folder to begin anew."
             )
 
