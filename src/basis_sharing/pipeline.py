@@ -112,7 +112,7 @@ def _run(
 
     def announce(plan: Plan) -> None:
         plan.check(subject.whole)
-        _check_space(staging, plan, subject, before)
+        _check_space(staging, plan.parameters(decoder), subject, before)
         count = len(plan.groups)
         progress(Progress(f"planned, {plan.removed_fraction(decoder):.2%} less", count, count, "groups"))
         if on_plan is not None:
@@ -120,6 +120,8 @@ def _run(
 
     if plan is not None:
         announce(plan)
+    elif recipe.ratio is not None:
+        _check_space(staging, round((1 - recipe.ratio) * before.projection_parameters), subject, before)
     texts = [
         prepare_text(model, tokenizer, text, windows=recipe.evaluation_windows, length=recipe.length)
         for text in recipe.evaluate
@@ -243,9 +245,10 @@ def _errors_of(folder: Path | None) -> AbstractContextManager[None]:
     return nullcontext() if folder is None else output_errors(folder)
 
 
-def _check_space(staging: Path | None, plan: Plan, subject: Subject, before: Sizes) -> None:
+def _check_space(staging: Path | None, parameters: int, subject: Subject, before: Sizes) -> None:
+    """Make sure that a model whose projections have so many parameters fits on the disk, with what is kept of it."""
     if staging is not None:
-        saved = before.projection_parameters - plan.parameters(subject.decoder)
+        saved = before.projection_parameters - parameters
         size = before.bytes_in_memory - saved * subject.model.dtype.itemsize
         check_space(staging, size if subject.work is None else 2 * size)
 
