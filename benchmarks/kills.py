@@ -7,6 +7,7 @@ of its own, which gets SIGKILL at a moment drawn uniformly over the run; a secon
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -98,17 +99,18 @@ def main() -> None:
         assert finish(*start(compress(root / "whole")))[0] == 0
         whole = time.monotonic() - begun
         killed, identical, left, times = Counter[str](), 0, 0, []
-        for number in range(options.kills):
-            output = root / f"killed-{number}"
+        while sum(killed.values()) < options.kills:
+            output = root / "killed"
             code, stage = finish(*start(compress(output)), seconds=chance.uniform(0, whole))
-            killed[stage if code == -signal.SIGKILL else "(had finished)"] += 1
-            if code == -signal.SIGKILL:
+            if code == -signal.SIGKILL:  # not when it was done before
+                killed[stage] += 1
                 begun = time.monotonic()
                 assert finish(*start(compress(output)))[0] == 0
                 times.append(time.monotonic() - begun)
-            identical += weights(output) == weights(root / "whole")
-            left += output.with_name(f"{output.name}.work").exists()
-            print(f"{number + 1}: killed while {stage}; identical so far: {identical}", flush=True)
+                identical += weights(output) == weights(root / "whole")
+                left += output.with_name(f"{output.name}.work").exists()
+                print(f"killed while {stage}; identical: {identical} of {sum(killed.values())}", flush=True)
+            shutil.rmtree(output)
     result = {
         "machine": machine(),
         "kills": options.kills,
