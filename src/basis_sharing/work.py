@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from basis_sharing.checkpoint.files import write_file
 from basis_sharing.checkpoint.writer import locked, output_errors
-from basis_sharing.durable import UNFINISHED
+from basis_sharing.durable import UNFINISHED, flush
 from basis_sharing.errors import BasisSharingError, OutputError
 from basis_sharing.results.base import software_versions
 
@@ -67,6 +67,8 @@ class WorkFolder:
                 folder.mkdir(parents=True, exist_ok=True)
                 measure(folder)
                 files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix != UNFINISHED]
+                for path in files:
+                    flush(path)
                 sizes = {path.name: path.stat().st_size for path in files}
                 text = json.dumps({**whole, "files": sizes}, indent=2) + "\n"
                 write_file(folder / _ABOUT, lambda path: _write(path, text))

@@ -40,7 +40,7 @@ def take_turns(
 
     Args:
         contestants: What is timed.
-        repeats: Number of repeats that count, if there is no ``most``.
+        repeats: Least number of repeats that count.
         turns: Turns of each contestant in a repeat; None: as many as fill about 1.5 seconds each, 5 to 32.
         most: Go on after ``repeats`` until all speeds are known to ``precision``, or there are so many.
         precision: Largest :func:`uncertainty` of the others' speeds against the first, a fraction.

@@ -49,9 +49,9 @@ class StoredCurves(MutableMapping[tuple[str, ...], Floats]):
             yield tuple(key.split("\n"))
 
     def __len__(self) -> int:
-        self.write()
         count: int = self._database.execute("SELECT count(*) FROM curves").fetchone()[0]
-        return count
+        stored = "SELECT 1 FROM curves WHERE members = ?"
+        return count + sum(self._database.execute(stored, (key,)).fetchone() is None for key in self._waiting)
 
     def write(self) -> None:
         """Write what is not written yet."""

@@ -54,7 +54,7 @@ class Group:
 
     Attributes:
         owner: Name of the projection that the basis is stored under.
-        members: Number of projections that use it.
+        members: Names of the projections that use it.
         rank: Number of basis vectors.
         pivots: Code of the pivots; None: the group is plain.
     """
@@ -167,7 +167,7 @@ class Basis(nn.Module):
     def __init__(self, group: Group, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
         super().__init__()
         first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
-        self.group, self.whole = group, ranks == 1
+        self.whole = ranks == 1
         self.register_buffer("pivots", None, persistent=False)
         self.register_buffer("places", None, persistent=False)
         self.register_buffer("rest", None, persistent=False)
