@@ -174,8 +174,9 @@ def bench_for(
         return Calibration(text, torch.float32)
 
     prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    decoder, kept = describe(model), WorkFolder(work, fingerprint(source), "float32")
-    subject = Subject(source, model, tokenizer, whole=decoder, decoder=decoder, work=kept)
+    decoder, known = describe(model), fingerprint(source)
+    kept = WorkFolder(work, known, "float32")
+    subject = Subject(source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept)
     short = calibration(min(windows, FISHER_WINDOWS))
     return Bench(subject, calibration(windows), short, prepared, progress)
 

