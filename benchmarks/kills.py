@@ -24,7 +24,7 @@ from basis_sharing.progress import Progress
 from common import ROOT, machine, save
 
 sys.path.insert(0, str(ROOT / "tests"))
-from pico import build, pico_tokenizer
+from pico import TEXT, build, pico_tokenizer
 
 SHAPE = {
     "vocab_size": 260,
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         text = root / "text.txt"
-        text.write_text("The quick brown fox jumps over the lazy dog, and so does every other animal. " * 200)
+        text.write_text(5 * TEXT)
 
         def make(_: Callable[[Progress], None]) -> None:
             build("llama", **SHAPE).save_pretrained(root / "model")

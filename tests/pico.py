@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 VOCAB = 260
 _TOKENS = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
@@ -148,6 +149,14 @@ def save_pico(
     model.save_pretrained(folder, max_shard_size=max_shard_size or "1GB")
     pico_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_with_texts(root: Path) -> Path:
+    """Save a pico LLaMA as ``root/model`` beside two texts, ``text.txt`` and ``other.txt``; return ``root``."""
+    save_pico("llama", root / "model")
+    (root / "text.txt").write_text(TEXT)
+    (root / "other.txt").write_text(TEXT.upper())
+    return root
 
 
 def real_model() -> Path | None:

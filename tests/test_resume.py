@@ -18,9 +18,8 @@ from basis_sharing.durable import flush
 from basis_sharing.errors import OutputError, PlanError
 from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
-from pico import save_pico, weight_bytes
+from pico import TEXT, save_pico, save_with_texts, weight_bytes
 
-TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 METHODS: dict[str, dict[str, Any]] = {
     "auto": {"ratio": 0.3},
     "auto without gradients": {"ratio": 0.3, "gradients": False},
@@ -50,10 +49,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("resume")
-    save_pico("llama", root / "model")
-    (root / "text.txt").write_text(TEXT)
-    (root / "other.txt").write_text(TEXT.upper())
+    root = save_with_texts(tmp_path_factory.mktemp("resume"))
     for name in METHODS:
         run(root, root / name, name)
     return root

@@ -14,19 +14,15 @@ from basis_sharing.results.comparison import Limits
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.rollout import rollout
-from pico import save_pico, weight_bytes
+from pico import save_with_texts, weight_bytes
 
-TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 SETTINGS: dict[str, Any] = {"windows": 4, "length": 64, "method": "svd-llm", "form": "pivoted"}
 GENEROUS = Limits(max_kl=100)
 
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("rollout")
-    save_pico("llama", root / "model")
-    (root / "text.txt").write_text(TEXT)
-    return root
+    return save_with_texts(tmp_path_factory.mktemp("rollout"))
 
 
 def run(space: Path, output: Path, limits: Limits, **options: Any) -> Rollout:

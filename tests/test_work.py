@@ -12,19 +12,14 @@ from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.studying import study
 from basis_sharing.work import WorkFolder
-from pico import PICO, pico_tokenizer, save_pico, weight_bytes
+from pico import PICO, pico_tokenizer, save_with_texts, weight_bytes
 
-TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 MEASURING = ("taping", "measuring", "calibrating")
 
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("work")
-    save_pico("llama", root / "model")
-    (root / "text.txt").write_text(TEXT)
-    (root / "other.txt").write_text(TEXT.upper())
-    return root
+    return save_with_texts(tmp_path_factory.mktemp("work"))
 
 
 def run(space: Path, output: Path, ratio: float, **settings: Any) -> set[str]:

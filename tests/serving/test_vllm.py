@@ -13,14 +13,13 @@ from transformers import AutoModelForCausalLM
 
 import basis_sharing
 from basis_sharing.results.compression import CompressionResult
-from pico import VOCAB, build, pico_tokenizer, real_model
+from pico import TEXT, VOCAB, build, pico_tokenizer, real_model
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: make vllm"),
 ]
 
-TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40
 PROMPTS = [[10, 20, 30, 40, 50, 60], [5, 6, 7]]
 TOKENS = 16
 # Heads are 32 wide, the least that vLLM computes on a CPU.
