@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_sharing.calibration.moments import MomentStore
-from basis_sharing.linalg.truncation import Weighted
+from basis_sharing.calibration.moments import Moments, MomentStore
+from basis_sharing.linalg.truncation import Member
 from basis_sharing.linalg.whitening import (
     CholeskyWhitening,
     IdentityWhitening,
@@ -25,9 +25,7 @@ from basis_sharing.presets import Weighting
 
 INPUT_SHRINKAGE = 0.01
 GRADIENT_SHRINKAGE = 0.1
-
-_REMEMBERED_BYTES = 256 * 2**20
-_Key = tuple[tuple[int, str], ...]
+REMEMBERED_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -42,27 +40,24 @@ class Weigher:
         moments: Moments of the inputs, for ``loss`` also those of the projections' gradients.
         fisher: Fisher information of the input features per projection, for ``fisher``.
         sensitivity: Nats per token that a unit of output error costs, per projection, for ``sensitivity``.
+        device: Where the matrices of a problem are made; it must have fp64.
     """
 
     weighting: Weighting
     moments: MomentStore | None = None
     fisher: Mapping[str, Tensor] | None = None
     sensitivity: Mapping[str, float] | None = None
-    _remembered: dict[_Key, Whitening] = field(default_factory=dict, repr=False)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _remembered: dict[object, Whitening] = field(default_factory=dict, repr=False)
 
-    def problem(self, model: Any, members: Sequence[Projection]) -> list[Weighted]:
-        """Return the matrices of a group with their weightings, on the CPU in fp64.
+    def problem(self, model: Any, members: Sequence[Projection]) -> list[Member]:
+        """Return the matrices of a group with their weightings, in fp64.
 
-        Raises:
-            NumericalError: The statistics contain NaN or infinity.
+        They are made when they are looked at, which raises :class:`~basis_sharing.errors.NumericalError` where the
+        statistics contain NaN or infinity.
         """
-        matrices = [weight(model, projection).detach().double().cpu() for projection in members]
-        if self.weighting == Weighting.LOSS:
-            return [self._two_sided(W, p) for W, p in zip(matrices, members, strict=True)]
-        if self.weighting == Weighting.SENSITIVITY:
-            return [self._scaled(W, p) for W, p in zip(matrices, members, strict=True)]
-        S = self._summed(members)
-        return [Weighted(W, S) for W in matrices]
+        own = self.weighting in (Weighting.LOSS, Weighting.SENSITIVITY)
+        return [Posed(self, model, p, (p,) if own else tuple(members)) for p in members]
 
     def as_published(self, weighting: Weighting, projections: Sequence[Projection]) -> "Weigher":
         """Return the weigher of a published method, from the same statistics.
@@ -70,7 +65,7 @@ class Weigher:
         Fisher information is taken from the second moments, as if inputs and gradients were independent.
         """
         if weighting != Weighting.FISHER:
-            return Weigher(weighting, moments=self.moments)
+            return Weigher(weighting, moments=self.moments, device=self.device)
         assert self.moments is not None
         fisher = {}
         for p in projections:
@@ -78,59 +73,107 @@ class Weigher:
             gradient = self.moments.get(p.block, p.name).gradient if self.weighting == Weighting.LOSS else None
             assert gram is not None
             fisher[p.name] = gram.diagonal().double() * (1.0 if gradient is None else gradient.trace().double())
-        return Weigher(weighting, fisher=fisher)
+        return Weigher(weighting, fisher=fisher, device=self.device)
 
-    def _two_sided(self, W: Tensor, projection: Projection) -> Weighted:
-        """Weigh with the second moments of inputs and gradients: 1/2 tr(E^T G E H) nats per token."""
-        assert self.moments is not None
-        moments = self.moments.get(projection.block, projection.name)
-        assert moments.gradient is not None
-        H = shrink(moments.gradient.double() / (2 * moments.tokens), GRADIENT_SHRINKAGE)
-        return Weighted(W, self._own(projection), H)
+    def whitening(self, inputs: Sequence[Projection]) -> Whitening:
+        """Return the weighting of the input side from the statistics of what some projections read.
 
-    def _scaled(self, W: Tensor, projection: Projection) -> Weighted:
-        """Weigh with the second moment of inputs, and a number for what a unit of error of the output costs."""
-        assert self.sensitivity is not None
-        scale = self.sensitivity[projection.name]
-        return Weighted(W, self._own(projection), scale * torch.eye(projection.d_out, dtype=torch.float64))
-
-    def _own(self, projection: Projection) -> Whitening:
-        """Return the whitening of one input; projections that read it get the same object."""
-        key = ((projection.block, projection.input),)
-        if key not in self._remembered:
-            assert self.moments is not None
-            moments = self.moments.get(*key[0])
-            assert moments.gram is not None
-            G = moments.gram.double() / moments.tokens
-            self._remember(key, cholesky_whitening(shrink(G, INPUT_SHRINKAGE)))
-        return self._remembered[key]
-
-    def _summed(self, members: Sequence[Projection]) -> Whitening:
-        """Return the whitening of the published methods: from statistics summed over the group."""
+        Projections that read one input get the same object while it is remembered.
+        """
         if self.weighting == Weighting.NONE:
             return IdentityWhitening()
         if self.weighting == Weighting.FISHER:
             assert self.fisher is not None
-            return diagonal_whitening(torch.stack([self.fisher[p.name] for p in members]).sum(0).sqrt())
-        key = tuple((p.block, p.input) for p in members)
+            fisher = torch.stack([self.fisher[p.name] for p in inputs]).sum(0)
+            return diagonal_whitening(fisher.sqrt().to(self.device))
+        key = tuple((p.block, p.input) for p in inputs)
         if key not in self._remembered:
-            self._remember(key, self._from_moments(key))
+            assert self.moments is not None
+            self._remember(key, self._from_moments(self.moments.total(key)))
         return self._remembered[key]
 
-    def _from_moments(self, key: _Key) -> Whitening:
-        assert self.moments is not None
-        total = self.moments.total(key)
-        if self.weighting == Weighting.SECOND_MOMENT:
-            assert total.gram is not None
-            return cholesky_whitening(total.gram)
-        assert total.abs_sum is not None
-        return diagonal_whitening((total.abs_sum / total.tokens).sqrt())
+    def output_weighting(self, projection: Projection) -> Tensor | None:
+        """Return H: with it, tr(E^T G E H) counts in nats per token where the weighting does."""
+        if self.weighting == Weighting.SENSITIVITY:
+            assert self.sensitivity is not None
+            identity = torch.eye(projection.d_out, dtype=torch.float64, device=self.device)
+            return self.sensitivity[projection.name] * identity
+        if self.weighting != Weighting.LOSS:
+            return None
+        gradient, tokens = self._gradient(projection)
+        return shrink_(gradient.to(self.device, torch.float64, copy=True).div_(2 * tokens), GRADIENT_SHRINKAGE)
 
-    def _remember(self, key: _Key, S: Whitening) -> None:
+    def output_scale(self, projection: Projection) -> float | None:
+        """Return the mean diagonal of H, without making it."""
+        if self.weighting == Weighting.SENSITIVITY:
+            assert self.sensitivity is not None
+            return self.sensitivity[projection.name]
+        if self.weighting != Weighting.LOSS:
+            return None
+        gradient, tokens = self._gradient(projection)
+        return gradient.diagonal().double().mean().item() / (2 * tokens)
+
+    def _gradient(self, projection: Projection) -> tuple[Tensor, int]:
+        assert self.moments is not None
+        moments = self.moments.get(projection.block, projection.name)
+        assert moments.gradient is not None
+        return moments.gradient, moments.tokens
+
+    def _from_moments(self, moments: Moments) -> Whitening:
+        if self.weighting == Weighting.MEAN_ABSOLUTE:
+            assert moments.abs_sum is not None
+            return diagonal_whitening((moments.abs_sum / moments.tokens).sqrt().to(self.device))
+        assert moments.gram is not None
+        G = moments.gram.to(self.device, torch.float64, copy=True)
+        if self.weighting == Weighting.SECOND_MOMENT:
+            return cholesky_whitening(G)
+        return cholesky_whitening(shrink_(G.div_(moments.tokens), INPUT_SHRINKAGE))
+
+    def _remember(self, key: object, S: Whitening) -> None:
         """Keep the last ones: groups that read one input, and segments of neighbouring blocks, come together."""
         self._remembered[key] = S
-        while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > _REMEMBERED_BYTES:
+        while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > REMEMBERED_BYTES:
             del self._remembered[next(iter(self._remembered))]
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A projection in a group, as :class:`~basis_sharing.linalg.truncation.Member`; nothing it makes stays with it."""
+
+    weigher: Weigher
+    model: Any
+    projection: Projection
+    inputs: tuple[Projection, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)``."""
+        return self.projection.d_in, self.projection.d_out
+
+    @property
+    def W(self) -> Tensor:  # noqa: N802 - the mathematics' name
+        """The weight, shape ``[d_in, d_out]``, fp64."""
+        return weight(self.model, self.projection).detach().to(self.weigher.device, torch.float64)
+
+    @property
+    def S(self) -> Whitening:  # noqa: N802 - the mathematics' name
+        """Weighting of the input side."""
+        return self.weigher.whitening(self.inputs)
+
+    @property
+    def H(self) -> Tensor | None:  # noqa: N802 - the mathematics' name
+        """Weighting of the output side, ``[d_out, d_out]``, fp64; None: the identity."""
+        return self.weigher.output_weighting(self.projection)
+
+    @property
+    def input_key(self) -> object:
+        """The inputs whose statistics weigh it."""
+        return tuple((p.block, p.input) for p in self.inputs)
+
+    @property
+    def output_scale(self) -> float | None:
+        """Mean of the diagonal of H; None without H."""
+        return self.weigher.output_scale(self.projection)
 
 
 def _bytes(S: Whitening) -> int:
@@ -138,11 +181,11 @@ def _bytes(S: Whitening) -> int:
     return 2 * S.factor.nbytes if isinstance(S, CholeskyWhitening) else 0
 
 
-def shrink(M: Tensor, share: float) -> Tensor:
-    """Return M moved towards its mean diagonal: (1 - share) M + share mean(diag M) I."""
-    shrunk = (1 - share) * M
-    shrunk.diagonal().add_(share * M.diagonal().mean())
-    return shrunk
+def shrink_(M: Tensor, share: float) -> Tensor:
+    """Move M towards its mean diagonal, (1 - share) M + share mean(diag M) I, in place, and return it."""
+    mean = M.diagonal().mean()
+    M.mul_(1 - share).diagonal().add_(share * mean)
+    return M
 
 
 def ridge_of(whitening: Whitening) -> float:

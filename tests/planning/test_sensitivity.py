@@ -58,7 +58,7 @@ def test_it_is_the_divergence_of_the_whole_model_per_unit_of_output_error(name: 
         (member,) = weigher.problem(model, [projection])
         truncated = truncate([member])
         rank = min(projection.d_in, projection.d_out) // 2
-        approximation = truncated.basis[:, :rank] @ truncated.coefficients(rank)[0]
+        approximation = truncated.basis[:, :rank] @ next(truncated.coefficients(rank))
         original = weight(model, projection).clone()
         weight(model, projection).copy_(approximation)
         changed = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)

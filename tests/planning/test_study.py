@@ -11,7 +11,7 @@ from torch import nn
 
 from basis_sharing.calibration.moments import Moments, MomentStore
 from basis_sharing.errors import ModelError, NumericalError, PlanError
-from basis_sharing.linalg.truncation import Weighted, truncate
+from basis_sharing.linalg.truncation import Member, loss_of, truncate
 from basis_sharing.models.families import LLAMA
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
@@ -83,12 +83,12 @@ def test_identical_layers_share_at_every_ratio(d_out: int) -> None:
     assert role.lowest_paying_ratio == RATIOS[0]
 
 
-def explicit_losses(members: Sequence[Weighted], most: int) -> np.ndarray[Any, Any]:
+def explicit_losses(members: Sequence[Member], most: int) -> np.ndarray[Any, Any]:
     """Return the loss at ranks 1, 2, ..., from the factors themselves."""
     found = truncate(members)
     return np.array(
         [
-            sum(m.loss(m.W - found.basis[:, :k] @ C) for m, C in zip(members, found.coefficients(k), strict=True))
+            sum(loss_of(m, m.W - found.basis[:, :k] @ C) for m, C in zip(members, found.coefficients(k), strict=True))
             for k in range(1, most + 1)
         ]
     )

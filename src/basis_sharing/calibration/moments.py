@@ -158,15 +158,20 @@ class MomentStore:
 
     def total(self, keys: Iterable[tuple[int, str]]) -> Moments:
         """Return the sum over several inputs of one width, as if they were one input."""
-        parts = [self.get(block, name) for block, name in keys]
-        grams = [part.gram for part in parts if part.gram is not None]
-        sums = [part.abs_sum for part in parts if part.abs_sum is not None]
-        return Moments(
-            tokens=sum(part.tokens for part in parts),
-            gram=torch.stack(grams).sum(0) if len(grams) > 1 else (grams[0] if grams else None),
-            abs_sum=torch.stack(sums).sum(0) if sums else None,
-        )
+        total = Moments()
+        for block, name in keys:
+            part = self.get(block, name)
+            total = Moments(
+                tokens=total.tokens + part.tokens,
+                gram=_sum(total.gram, part.gram),
+                abs_sum=_sum(total.abs_sum, part.abs_sum),
+            )
+        return total
 
     def _path(self, block: int) -> Path:
         assert self._folder is not None
         return self._folder / f"moments-{block:04d}.safetensors"
+
+
+def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    return part if total is None or part is None else total + part

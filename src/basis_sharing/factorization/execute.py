@@ -14,7 +14,7 @@ from basis_sharing.factorization.outcome_files import read_outcome, write_outcom
 from basis_sharing.layers.surgery import GroupFactors, basis_of, set_coefficients
 from basis_sharing.linalg.least_squares import refit_coefficients
 from basis_sharing.linalg.pivoting import pivot
-from basis_sharing.linalg.truncation import Truncation, Weighted, truncate
+from basis_sharing.linalg.truncation import Member, Truncation, loss_of, truncate
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import Plan, PlanGroup, multiplications, stored_parameters
@@ -58,7 +58,7 @@ def factorize(
         members = [known[name] for name in group.members]
         outcome = _solve(model, group, members, weigher, remembered)
         if file is not None:
-            write_outcome(outcome, weight(model, members[0]).dtype, file)
+            write_outcome(outcome, file)
             outcome = read_outcome(file) or outcome
         yield outcome
         progress(Progress("factorizing", index + 1, len(plan.groups), "groups"))
@@ -71,13 +71,15 @@ def _solve(
     weigher: Weigher,
     remembered: MutableMapping[tuple[str, ...], Truncation] | None,
 ) -> GroupOutcome:
-    problem = weigher.problem(model, members)
+    problem, dtype = weigher.problem(model, members), weight(model, members[0]).dtype
     found = truncate(problem) if remembered is None else remembered.get(group.members) or truncate(problem)
     if remembered is not None:
         remembered[group.members] = found
-    factors, not_pivoted = _plain(group.members, found, group.rank), None
+    not_pivoted = None
     if group.form == "pivoted":
-        factors, not_pivoted = _pivot(group, problem, found, weight(model, members[0]).dtype)
+        factors, not_pivoted = _pivot(group, problem, found, dtype)
+    else:
+        factors = _plain(group.members, found, group.rank, dtype)
     lost = found.losses[factors.rank].item()
     return GroupOutcome(
         factors=factors,
@@ -88,15 +90,16 @@ def _solve(
     )
 
 
-def _plain(members: tuple[str, ...], found: Truncation, rank: int) -> GroupFactors:
-    return GroupFactors(members, found.basis[:, :rank], found.coefficients(rank))
+def _plain(members: tuple[str, ...], found: Truncation, rank: int, dtype: torch.dtype) -> GroupFactors:
+    coefficients = tuple(C.to(dtype) for C in found.coefficients(rank))
+    return GroupFactors(members, found.basis[:, :rank].to(dtype), coefficients)
 
 
 def _pivot(
-    group: PlanGroup, problem: Sequence[Weighted], found: Truncation, dtype: torch.dtype
+    group: PlanGroup, problem: Sequence[Member], found: Truncation, dtype: torch.dtype
 ) -> tuple[GroupFactors, str | None]:
     """Return pivoted factors, or plain ones of at most that size where those are better as stored, and the reason."""
-    d_in, d_outs = len(found.basis), tuple(member.W.shape[1] for member in problem)
+    d_in, d_outs = len(found.basis), tuple(member.shape[1] for member in problem)
     outputs = sum(d_outs)
     # The plan may have been made for a number of parameters or of multiplications: neither may grow.
     plain_rank = max(
@@ -106,26 +109,31 @@ def _pivot(
             multiplications(d_in, d_outs, group.rank, "pivoted") // multiplications(d_in, d_outs, 1, "plain"),
         ),
     )
-    plain = _plain(group.members, found, plain_rank)
+
+    def plain() -> GroupFactors:
+        return _plain(group.members, found, plain_rank, dtype)
+
     try:
         pivoting = pivot(found.basis[:, : group.rank])
     except NumericalError:
-        return plain, "its basis has dependent columns"
+        return plain(), "its basis has dependent columns"
 
-    def stored_error(basis: Tensor, coefficients: Sequence[Tensor]) -> float:
-        B = basis.to(dtype).double()
-        return sum(
-            member.loss(member.W - B @ C.to(dtype).double()) for member, C in zip(problem, coefficients, strict=True)
-        )
+    def stored_error(factors: GroupFactors) -> float:
+        B = factors.full_basis().double()
+        pairs = zip(problem, factors.coefficients, strict=True)
+        return sum(loss_of(member, member.W - B @ C.double()) for member, C in pairs)
 
-    coefficients = tuple(pivoting.transform @ C for C in found.coefficients(group.rank))
+    coefficients = tuple((pivoting.transform @ C).to(dtype) for C in found.coefficients(group.rank))
+    pivoted = GroupFactors(group.members, pivoting.stored.to(dtype), coefficients, pivoting.pivots)
     larger = plain_rank * (d_in + outputs) > stored_parameters(d_in, outputs, group.rank, "pivoted")  # rank 1
-    error = stored_error(pivoting.basis(), coefficients)
+    error = stored_error(pivoted)
     # Rounding never gains anything worth having: what plain factors lose before it settles most cases.
-    surely_better = error <= found.losses[plain.rank].item()
-    if not (larger or surely_better) and error > stored_error(plain.basis, plain.coefficients):
-        return plain, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
-    return GroupFactors(group.members, pivoting.stored, coefficients, pivoting.pivots), None
+    surely_better = error <= found.losses[plain_rank].item()
+    if not (larger or surely_better):
+        other = plain()
+        if error > stored_error(other):
+            return other, f"rounding to {str(dtype).removeprefix('torch.')} costs it more than the higher rank gains"
+    return pivoted, None
 
 
 def refit(

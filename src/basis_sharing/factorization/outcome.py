@@ -10,7 +10,7 @@ class GroupOutcome:
     """The factors of one group and what they lose.
 
     Attributes:
-        factors: Basis and coefficients, in fp64 or as they will be stored.
+        factors: Basis and coefficients, in the dtype they will be stored in.
         loss: What is lost in the unit of the weighting (nats per token for the planner's).
         relative_loss: That, as a share of what would be lost if nothing were kept.
         ridge: Relative ridge the second moment needed, 0 for none.

@@ -7,7 +7,6 @@ what is read takes no memory that the system could not take back.
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -16,16 +15,16 @@ from basis_sharing.factorization.outcome import GroupOutcome
 from basis_sharing.layers.surgery import GroupFactors
 
 
-def write_outcome(outcome: GroupOutcome, dtype: torch.dtype, path: Path) -> None:
-    """Write the outcome of a group, its factors in the dtype they will be stored in.
+def write_outcome(outcome: GroupOutcome, path: Path) -> None:
+    """Write the outcome of a group.
 
     Raises:
         OSError: The disk is full or fails.
     """
     factors = outcome.factors
-    tensors = {"basis": factors.basis.T.to(dtype).contiguous()}
+    tensors = {"basis": factors.basis.T.contiguous()}
     for index, C in enumerate(factors.coefficients):
-        tensors[f"coefficients/{index}"] = C.T.to(dtype).contiguous()
+        tensors[f"coefficients/{index}"] = C.T.contiguous()
     if factors.pivots is not None:
         tensors["pivots"] = factors.pivots
     about = {

@@ -78,7 +78,7 @@ def pivot(basis: Tensor) -> Pivoting:
         ratio -= torch.outer(ratio[:, column] / value, difference)
         chosen[column] = row
     pivots = chosen.sort().values
-    rest = torch.ones(d_in, dtype=torch.bool).index_fill_(0, pivots, False).nonzero()[:, 0]
+    rest = torch.ones(d_in, dtype=torch.bool, device=basis.device).index_fill_(0, pivots, False).nonzero()[:, 0]
     # Solved again from the original: the updates above have gathered rounding errors.
     transform = basis[pivots]
     stored = torch.linalg.solve(transform, basis[rest], left=False)
@@ -91,4 +91,4 @@ def _lu_order(Q: Tensor) -> Tensor:
     order = torch.arange(len(Q))
     for position, other in enumerate((swaps - 1).tolist()):
         order[[position, other]] = order[[other, position]]
-    return order
+    return order.to(Q.device)

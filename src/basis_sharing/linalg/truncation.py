@@ -2,10 +2,14 @@
 
 What is minimised over the shared B and the C_i is sum_i ||S_i (W_i - B C_i) R_i||^2 with R_i R_i^T = H_i. Every rank
 comes out of one decomposition: the columns of B are ordered, and the leading k of them are the factors of rank k.
+
+Members are looked at one after the other, and coefficients are made when they are asked for: however many layers a
+group spans, no more than one member's matrices have to exist at a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +18,43 @@ from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.whitening import CholeskyWhitening, Whitening, cholesky_whitening, positive_cholesky
 
 
+class Member(Protocol):
+    """One matrix of a group, and how its errors count; the matrices may be computed anew at every access."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)``."""
+        ...
+
+    @property
+    def W(self) -> Tensor:  # noqa: N802 - the mathematics' name
+        """Shape ``[d_in, d_out]``, fp64."""
+        ...
+
+    @property
+    def S(self) -> Whitening:  # noqa: N802 - the mathematics' name
+        """Weighting of the input side."""
+        ...
+
+    @property
+    def H(self) -> Tensor | None:  # noqa: N802 - the mathematics' name
+        """Weighting of the output side, symmetric positive definite, ``[d_out, d_out]``, fp64; None: the identity."""
+        ...
+
+    @property
+    def input_key(self) -> object:
+        """Equal for members of a group whose input side is weighted alike."""
+        ...
+
+    @property
+    def output_scale(self) -> float | None:
+        """Mean of the diagonal of H; None without H."""
+        ...
+
+
 @dataclass(frozen=True)
 class Weighted:
-    """One matrix of a group, and how its errors count.
+    """A :class:`Member` whose matrices are at hand.
 
     Attributes:
         W: Shape ``[d_in, d_out]``, fp64.
@@ -28,11 +66,21 @@ class Weighted:
     S: Whitening
     H: Tensor | None = None
 
-    def loss(self, error: Tensor) -> float:
-        """Return tr(E^T S^T S E H) for an error E of the shape of W."""
-        weighted = self.S.apply(error)
-        right = weighted if self.H is None else weighted @ self.H
-        return (weighted * right).sum().item()
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_in, d_out)``."""
+        d_in, d_out = self.W.shape
+        return d_in, d_out
+
+    @property
+    def input_key(self) -> object:
+        """Identity of S."""
+        return id(self.S)
+
+    @property
+    def output_scale(self) -> float | None:
+        """Mean of the diagonal of H; None without H."""
+        return None if self.H is None else self.H.diagonal().mean().item()
 
 
 @dataclass(frozen=True)
@@ -42,34 +90,43 @@ class Truncation:
     Attributes:
         basis: All columns of B, shape ``[d_in, K]``.
         losses: What is lost at rank 0, 1, ..., K; shape ``[K + 1]``, falling.
-        parts: One matrix per member, shape ``[K, d_out_i]``; its leading rows are C_i, up to ``mixing``.
-        mixing: Per member the lower triangular L with C_i = L_k^-T parts_k, k by k at rank k; None: the identity.
+        members: What was truncated.
+        left: The matrix with C_i = left_k W_i for its leading k rows, shape ``[K, d_in]``; None: see the others.
+        parts: One matrix per member whose leading k rows are C_i, shape ``[K, d_out_i]``; None without ``left``: each
+            C_i is the optimum for the leading k columns of B.
     """
 
     basis: Tensor
     losses: Tensor
-    parts: tuple[Tensor, ...]
-    mixing: tuple[Tensor | None, ...]
+    members: Sequence[Member]
+    left: Tensor | None = None
+    parts: tuple[Tensor, ...] | None = None
 
     @property
     def total(self) -> float:
         """What is lost if nothing is kept."""
         return self.losses[0].item()
 
-    def coefficients(self, rank: int) -> tuple[Tensor, ...]:
-        """Return C_i of every member, shape ``[rank, d_out_i]``."""
-        return tuple(
-            part[:rank] if L is None else torch.linalg.solve_triangular(L[:rank, :rank].T, part[:rank], upper=True)
-            for part, L in zip(self.parts, self.mixing, strict=True)
-        )
+    def coefficients(self, rank: int) -> Iterator[Tensor]:
+        """Yield C_i of every member, shape ``[rank, d_out_i]``."""
+        for index, member in enumerate(self.members):
+            if self.parts is not None:
+                yield self.parts[index][:rank]
+            elif self.left is not None:
+                yield self.left[:rank] @ member.W
+            else:
+                L, projected = _projected(member, self.basis[:, :rank])
+                yield torch.linalg.solve_triangular(L.T, projected, upper=True)
 
 
-def most_vectors(members: Sequence[Weighted]) -> int:
-    """Return the number of basis vectors at which nothing is lost."""
-    return min(members[0].W.shape[0], sum(member.W.shape[1] for member in members))
+def loss_of(member: Member, error: Tensor) -> float:
+    """Return tr(E^T S^T S E H) for an error E of the shape of W."""
+    weighted, H = member.S.apply(error), member.H
+    right = weighted if H is None else weighted @ H
+    return (weighted * right).sum().item()
 
 
-def truncate(members: Sequence[Weighted]) -> Truncation:
+def truncate(members: Sequence[Member]) -> Truncation:
     """Return the factors of a group.
 
     With one S for all members the singular value decomposition S [W_1 R_1 ... W_n R_n] = U Sigma V^T gives the optimum,
@@ -86,121 +143,135 @@ def truncate(members: Sequence[Weighted]) -> Truncation:
     Raises:
         NumericalError: A matrix contains NaN or infinity.
     """
-    members, unit = _scaled(members)
+    unit = _unit(members)
     S, scales = _common(members)
-    d_in, n = members[0].W.shape[0], sum(member.W.shape[1] for member in members)
-    if n >= d_in:
-        energy, vectors = torch.linalg.eigh(_left_product(members, S, scales))
+    alike = _alike(members)
+    left, parts = None, None
+    if _wide(members):
+        energy, vectors = torch.linalg.eigh(_left_product(members, S, scales, unit))
         energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
         # Directions without energy would divide 0 by 0; any scale between B and C is as good for them.
         sigma = energy.sqrt()
         sigma = torch.where(sigma > 1e-12 * sigma[0], sigma, torch.ones_like(sigma))
         basis = S.solve(vectors * sigma)
-        left = S.apply_transposed(vectors / sigma).T
-        parts = tuple(left @ member.W for member in members)
+        if alike:
+            left = S.apply_transposed(vectors / sigma).T
     else:
-        product, roots = _right_product(members, S, scales)
+        product, roots = _right_product(members, S, scales, unit)
         energy, vectors = torch.linalg.eigh(product)
         energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
-        slices = vectors.split([member.W.shape[1] for member in members])
-        basis = torch.zeros(d_in, n, dtype=torch.float64)
+        slices = vectors.split([member.shape[1] for member in members])
+        basis = vectors.new_zeros(members[0].shape[0], len(vectors))
         found = []
         for member, root, scale, V in zip(members, roots, scales, slices, strict=True):
             basis += member.W @ (V if root is None else root @ V) * scale
             found.append((V if root is None else torch.linalg.solve_triangular(root.T, V, upper=True)).T / scale)
-        parts = tuple(found)
-    if _alike(members):
-        return Truncation(basis, unit * _tails(energy), parts, (None,) * len(members))
-    return _refitted(members, basis, unit)
+        parts = tuple(found) if alike else None
+    if not alike:
+        energy = sum((_kept_energy(member, basis, unit) for member in members), torch.zeros_like(energy))
+    return Truncation(basis, (unit * _tails(energy)).cpu(), members, left, parts)
 
 
-def losses(members: Sequence[Weighted]) -> Tensor:
+def losses(members: Sequence[Member]) -> Tensor:
     """Return :attr:`Truncation.losses`, where one S weighs all members without computing any vectors."""
     if not _alike(members):
         return truncate(members).losses
+    unit = _unit(members)
     S, scales = _common(members)
-    d_in, n = members[0].W.shape[0], sum(member.W.shape[1] for member in members)
-    product = _left_product(members, S, scales) if n >= d_in else _right_product(members, S, scales)[0]
-    return _tails(torch.linalg.eigvalsh(product).flip(0).clamp_min(0))
+    product = _left_product(members, S, scales, unit) if _wide(members) else _right_product(members, S, scales, unit)[0]
+    return (unit * _tails(torch.linalg.eigvalsh(product).flip(0).clamp_min(0))).cpu()
 
 
-def left_product(member: Weighted) -> Tensor:
+def left_product(member: Member) -> Tensor:
     """Return S W H W^T S^T, ``[d_in, d_in]``; those of members with one S add up to that of their group."""
-    return _left_product([member], member.S, [1.0])
+    return _left_product([member], member.S, [1.0], 1.0)
 
 
 def losses_of_product(product: Tensor, most: int) -> Tensor:
     """Return the losses of a group from the sum of its members' left products, at ranks 0 to ``most``."""
-    return _tails(torch.linalg.eigvalsh(product).flip(0)[:most].clamp_min(0))
+    return _tails(torch.linalg.eigvalsh(product).flip(0)[:most].clamp_min(0)).cpu()
 
 
-def _alike(members: Sequence[Weighted]) -> bool:
-    return all(member.S is members[0].S for member in members)
+def _alike(members: Sequence[Member]) -> bool:
+    return all(member.input_key == members[0].input_key for member in members)
 
 
-def _scaled(members: Sequence[Weighted]) -> tuple[Sequence[Weighted], float]:
-    """Return the group with output weightings of at most about 1, and the unit its losses then have.
+def _wide(members: Sequence[Member]) -> bool:
+    return sum(member.shape[1] for member in members) >= members[0].shape[0]
+
+
+def _unit(members: Sequence[Member]) -> float:
+    """Return the unit of losses that makes output weightings at most about 1; 0 where nothing depends on the outputs.
 
     B and C would share out the scale of the weightings between them; that of loss gradients is too small for fp16.
     """
-    unit = max((member.H.diagonal().mean().item() for member in members if member.H is not None), default=1.0)
-    if unit == 0:  # nothing depends on the outputs: any factors will do, the ones without weighting are finite
-        return [replace(member, H=None) for member in members], 0.0
-    return [member if member.H is None else replace(member, H=member.H / unit) for member in members], unit
+    return max((member.output_scale for member in members if member.output_scale is not None), default=1.0)
 
 
-def _common(members: Sequence[Weighted]) -> tuple[Whitening, list[float]]:
+def _output_weighting(member: Member, unit: float) -> Tensor | None:
+    """Return H in units; none where nothing depends on the outputs: any factors will do, these ones are finite."""
+    if unit == 0:
+        return None
+    H = member.H
+    return None if H is None else H / unit
+
+
+def _common(members: Sequence[Member]) -> tuple[Whitening, list[float]]:
     """Return one S for all members, and the factors for their columns that go with it."""
     if not all(torch.isfinite(member.W).all() for member in members):
         raise NumericalError("a weight matrix contains NaN or infinity: the model is damaged.")
     if _alike(members):
         return members[0].S, [1.0] * len(members)
-    grams = [_gram(member) for member in members]
-    traces = [gram.trace().item() for gram in grams]
-    mean = torch.stack([gram / trace for gram, trace in zip(grams, traces, strict=True)]).mean(0)
+    mean, traces = torch.zeros(()), []
+    for member in members:
+        gram = _gram(member)
+        traces.append(gram.trace().item())
+        mean = mean.to(gram.device) + gram / (traces[-1] * len(members))
     return cholesky_whitening(mean), [(trace * len(traces) / sum(traces)) ** 0.5 for trace in traces]
 
 
-def _gram(member: Weighted) -> Tensor:
-    assert isinstance(member.S, CholeskyWhitening)
-    return member.S.moment
+def _gram(member: Member) -> Tensor:
+    S = member.S
+    assert isinstance(S, CholeskyWhitening)
+    return S.moment
 
 
-def _left_product(members: Sequence[Weighted], S: Whitening, scales: Sequence[float]) -> Tensor:
-    total = torch.zeros(members[0].W.shape[0], members[0].W.shape[0], dtype=torch.float64)
+def _left_product(members: Sequence[Member], S: Whitening, scales: Sequence[float], unit: float) -> Tensor:
+    total: Tensor | None = None
     for member, scale in zip(members, scales, strict=True):
-        right = member.W if member.H is None else member.W @ member.H
-        total += scale**2 * (right @ member.W.T)
+        W, H = member.W, _output_weighting(member, unit)
+        product = scale**2 * ((W if H is None else W @ H) @ W.T)
+        total = product if total is None else total.add_(product)
+    assert total is not None
     return S.apply(S.apply(total).T)
 
 
 def _right_product(
-    members: Sequence[Weighted], S: Whitening, scales: Sequence[float]
+    members: Sequence[Member], S: Whitening, scales: Sequence[float], unit: float
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Return M^T M for M = S [s_1 W_1 R_1 ...], and the R_i."""
-    roots = [None if member.H is None else positive_cholesky(member.H)[0] for member in members]
-    M = torch.cat(
-        [
-            S.apply(member.W if root is None else member.W @ root) * scale
-            for member, root, scale in zip(members, roots, scales, strict=True)
-        ],
-        dim=1,
-    )
+    roots, columns = [], []
+    for member, scale in zip(members, scales, strict=True):
+        H = _output_weighting(member, unit)
+        root = None if H is None else positive_cholesky(H)[0]
+        roots.append(root)
+        columns.append(S.apply(member.W if root is None else member.W @ root) * scale)
+    M = torch.cat(columns, dim=1)
     return M.T @ M, roots
 
 
-def _refitted(members: Sequence[Weighted], basis: Tensor, unit: float) -> Truncation:
-    """Return the optimal coefficients of every member for every leading part of a basis, with their losses."""
-    parts, mixing = [], []
-    energy = torch.zeros(basis.shape[1], dtype=torch.float64)
-    for member in members:
-        GB = _gram(member) @ basis
-        L, _ = positive_cholesky(basis.T @ GB)
-        part = torch.linalg.solve_triangular(L, GB.T @ member.W, upper=False)
-        energy += (part * (part if member.H is None else part @ member.H)).sum(1)
-        parts.append(part)
-        mixing.append(L)
-    return Truncation(basis, unit * _tails(energy), tuple(parts), tuple(mixing))
+def _projected(member: Member, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return L and L^-1 B^T G W, with L L^T = B^T G B: the optimal coefficients are L^-T times the latter."""
+    GB = _gram(member) @ basis
+    L, _ = positive_cholesky(basis.T @ GB)
+    return L, torch.linalg.solve_triangular(L, GB.T @ member.W, upper=False)
+
+
+def _kept_energy(member: Member, basis: Tensor, unit: float) -> Tensor:
+    """Return what each column of a basis keeps of a member whose coefficients are optimal at every leading rank."""
+    _, projected = _projected(member, basis)
+    H = _output_weighting(member, unit)
+    return (projected * (projected if H is None else projected @ H)).sum(1)
 
 
 def _tails(energy: Tensor) -> Tensor:
@@ -208,7 +279,7 @@ def _tails(energy: Tensor) -> Tensor:
     return torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
 
 
-def losses_under(members: Sequence[Weighted], found: Truncation) -> Tensor:
+def losses_under(members: Sequence[Member], found: Truncation) -> Tensor:
     """Return what given factors lose, at ranks 0 to K, under another weighting than the one they were made with.
 
     Args:
@@ -218,13 +289,14 @@ def losses_under(members: Sequence[Weighted], found: Truncation) -> Tensor:
     K = found.basis.shape[1]
     change = torch.zeros(K, dtype=torch.float64)
     total = 0.0
-    for member, C in zip(members, found.parts, strict=True):
-        target = member.S.apply(member.W)
-        X = member.S.apply(found.basis)
-        weighted = target if member.H is None else target @ member.H
+    for member, C in zip(members, found.coefficients(K), strict=True):
+        S, H = member.S, member.H
+        target = S.apply(member.W)
+        X = S.apply(found.basis)
+        weighted = target if H is None else target @ H
         total += (target * weighted).sum().item()
-        CH = C if member.H is None else C @ member.H
+        CH = C if H is None else C @ H
         inner = ((X.T @ weighted) * C).sum(1).cumsum(0)
         squares = ((X.T @ X) * (CH @ C.T)).cumsum(0).cumsum(1).diagonal()
-        change += squares - 2 * inner
+        change += (squares - 2 * inner).cpu()
     return torch.cat([change.new_zeros(1), change]) + total

@@ -120,7 +120,7 @@ def cholesky_whitening(G: Tensor) -> CholeskyWhitening:
     if not torch.isfinite(G).all():
         raise NumericalError("a second moment contains NaN or infinity: calibrate in float32.")
     factor, ridge = positive_cholesky(G)
-    return CholeskyWhitening(factor=factor.T.contiguous(), ridge=ridge)
+    return CholeskyWhitening(factor=factor.T, ridge=ridge)
 
 
 def positive_cholesky(G: Tensor) -> tuple[Tensor, float]:

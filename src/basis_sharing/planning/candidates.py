@@ -5,6 +5,7 @@ segments grow from pairs: a longer one is only looked at where its shorter ones 
 target can lead to.
 """
 
+import functools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_sharing.linalg.truncation import Weighted, left_product, losses, losses_of_product
+from basis_sharing.linalg.truncation import Member, left_product, losses, losses_of_product
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import most_rank
 from basis_sharing.planning.allocation import Floats, Lane, Part
@@ -193,19 +194,20 @@ def _within_block(
     model: Any, decoder: Decoder, weigher: Weigher, block: Sequence[Projection], parts: Sequence[Part], curves: Curves
 ) -> Iterator[tuple[Part, Candidate]]:
     """Yield the candidates of one block: products of roles with one weighting are computed once and added up."""
-    problem: dict[Projection, Weighted] = {}
+    problem: dict[Projection, Member] = {}
     products: dict[Projection, Tensor] = {}
 
     def measure(members: Sequence[Projection]) -> Tensor:
         if not problem:
             problem.update(zip(block, weigher.problem(model, block), strict=True))
-        alike = all(problem[p].S is problem[members[0]].S for p in members)
+        alike = all(problem[p].input_key == problem[members[0]].input_key for p in members)
         if not alike or sum(p.d_out for p in members) < members[0].d_in:
             return losses([problem[p] for p in members])
         for p in members:
             if p not in products:
                 products[p] = left_product(problem[p])
-        return losses_of_product(torch.stack([products[p] for p in members]).sum(0), most_rank(list(members)))
+        total = functools.reduce(torch.add, (products[p] for p in members))
+        return losses_of_product(total, most_rank(list(members)))
 
     for part in parts:
         members = tuple(p for p in block if _slot(p, decoder) in part)

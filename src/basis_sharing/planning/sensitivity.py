@@ -45,35 +45,37 @@ def measure_sensitivity(
     """
     ids = input_ids[:_WINDOWS, :_LENGTH].to(model.device)
     calls = [call.to(dtype) for call in block_calls(model, decoder, ids)]
-    blocks = [in_dtype(module(model, path), dtype) for path in decoder.blocks]
+
+    def step(hidden: Tensor, index: int) -> Tensor:
+        return run_block(in_dtype(module(model, decoder.blocks[index]), dtype), hidden, calls[index])
 
     def run(hidden: Tensor, start: int) -> Tensor:
         """Return log-probabilities ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
         for index in range(start, len(decoder.blocks)):
-            hidden = run_block(blocks[index], hidden, calls[index])
+            hidden = step(hidden, index)
         with head_only(model, decoder, dtype) as head:
             return head(hidden, ids).float().log_softmax(-1)
 
     inputs = [first_hidden_states(model, decoder, ids, dtype)]
-    for block, call in zip(blocks[:-1], calls, strict=False):
-        inputs.append(run_block(block, inputs[-1], call))
+    for index in range(len(decoder.blocks) - 1):
+        inputs.append(step(inputs[-1], index))
     reference = run(inputs[0], 0)
     found: dict[str, float] = {}
     for done, projection in enumerate(decoder.projections, start=1):
         (member,) = weigher.problem(model, [projection])
         rank = max(1, min(projection.d_in, projection.d_out) // 2)
         truncated = truncate([member])
-        approximation = truncated.basis[:, :rank] @ truncated.coefficients(rank)[0]
+        approximation = truncated.basis[:, :rank] @ next(truncated.coefficients(rank))
         error = member.S.apply(member.W - approximation).square().sum().item()
-        path = decoder.blocks[projection.block]
-        stored = blocks[projection.block].get_submodule(projection.name.removeprefix(f"{path}.")).weight
-        assert isinstance(stored, Tensor)
-        original = stored.detach().clone()
-        stored.copy_(approximation if projection.transposed else approximation.T)
+        stored = module(model, projection.name).weight
+        assert isinstance(stored, torch.nn.Parameter)
+        original = stored.data
+        # Written over, a weight that is read from its file would become memory of its own.
+        stored.data = (approximation if projection.transposed else approximation.T).to(original.dtype).contiguous()
         try:
             changed = run(inputs[projection.block], projection.block)
         finally:
-            stored.copy_(original)
+            stored.data = original
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean().item()
         found[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
         progress(Progress("measuring sensitivity", done, len(decoder.projections), "projections"))
