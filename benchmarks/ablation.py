@@ -28,6 +28,7 @@ from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import factorize
 from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.truncation import Truncation, losses
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
@@ -92,9 +93,7 @@ class Bench:
         if weighting not in self.weighers:
             # Gradients of all weights take their time.
             calibration = self.short_calibration if weighting == Weighting.FISHER else self.calibration
-            with calibrated(
-                weighting, self.model, self.decoder, calibration, self.progress, self.subject.work
-            ) as weigher:
+            with calibrated(weighting, self.subject, calibration, self.progress) as weigher:
                 self.weighers[weighting] = weigher
         return self.weighers[weighting]
 
@@ -176,7 +175,9 @@ def bench_for(
     prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
     decoder, known = describe(model), fingerprint(source)
     kept = WorkFolder(work, known, "float32")
-    subject = Subject(source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept)
+    subject = Subject(
+        source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept, machine=Machine(model.device)
+    )
     short = calibration(min(windows, FISHER_WINDOWS))
     return Bench(subject, calibration(windows), short, prepared, progress)
 

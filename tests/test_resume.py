@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from basis_sharing.calibration import tape, waypoint
+from basis_sharing.calibration import states, waypoint
 from basis_sharing.cli.main import main
 from basis_sharing.durable import flush
 from basis_sharing.errors import OutputError, PlanError
@@ -217,7 +217,7 @@ def test_block_inputs_that_do_not_fit_the_disk_are_held_in_memory(
     space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    monkeypatch.setattr(tape, "_DISK_SHARE", 0.0)
+    monkeypatch.setattr(states, "_DISK_SHARE", 0.0)
     with pytest.raises(Killed):
         run(space, output, "auto", killing=killed_at("measuring gradients"))
     assert not list((tmp_path / "out.work").rglob("tape*"))

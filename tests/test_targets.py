@@ -12,11 +12,13 @@ import basis_sharing
 from basis_sharing.calibrate import calibrated
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.plan import Plan, Prediction, dense_parameters
 from basis_sharing.planning.uniform import uniform_plan
 from basis_sharing.presets import Weighting
+from basis_sharing.subject import Subject
 from basis_sharing.targets import head_multiplications, measured_prediction
 from pico import PICO, pico_tokenizer
 
@@ -164,8 +166,9 @@ def test_measuring_a_plan_puts_the_weights_back(name: str, text: str) -> None:
     plan = uniform_plan(decoder, method="svd", ratio=Fraction("0.4"), group_size=1, shared_roles=())
     plan = plan.model_copy(update={"prediction": Prediction(loss=0.5)})
     prepared = prepare_text(model, pico_tokenizer(), text, windows=4, length=64)
-    with calibrated(Weighting.NONE, model, decoder, None, lambda _: None) as weigher:
-        found = measured_prediction(plan, model, decoder, weigher, prepared, lambda _: None)
+    subject = Subject(None, model, pico_tokenizer(), None, decoder, decoder, work=None, machine=Machine())
+    with calibrated(Weighting.NONE, subject, None, lambda _: None) as weigher:
+        found = measured_prediction(plan, subject, weigher, prepared, lambda _: None)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert found.loss == 0.5
     assert found.scale is not None

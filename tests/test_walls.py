@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "basis_sharing"
-ANYTHING_BELOW = {"durable", "errors", "progress"}
+ANYTHING_BELOW = {"durable", "errors", "machine", "progress", "ranks"}
 ALLOWED = {
     "durable": set(),
     "errors": set(),
+    "ranks": set(),
+    "machine": {"recipe"},
     "progress": set(),
     "presets": set(),
     "_registration": set(),
@@ -29,7 +31,7 @@ ALLOWED = {
     "benchmark": {"evaluation", "models", "recipe", "results"},
     "evaluation": {"models", "calibration", "checkpoint", "results"},
     "serving": {"checkpoint", "layers", "models"},
-    "report": {"checkpoint", "evaluation", "forecast", "models", "plan", "planning", "recipe", "results"},
+    "report": {"checkpoint", "estimate", "evaluation", "forecast", "models", "plan", "planning", "recipe", "results"},
     "work": {"checkpoint", "results"},
     "subject": {"models", "recipe", "work"},
     "calibrate": {
@@ -40,23 +42,28 @@ ALLOWED = {
         "presets",
         "recipe",
         "results",
+        "subject",
         "weighting",
         "work",
     },
+    "estimate": {"calibrate", "calibration", "models", "presets", "recipe", "subject"},
     "planners": {"calibrate", "checkpoint", "models", "plan", "planning", "recipe", "subject", "weighting", "work"},
     "targets": {
         "calibration",
         "evaluation",
         "factorization",
+        "layers",
         "models",
         "plan",
         "planning",
         "recipe",
+        "results",
         "subject",
         "weighting",
     },
     "forecast": {
         "calibrate",
+        "estimate",
         "evaluation",
         "linalg",
         "models",
@@ -79,7 +86,7 @@ ALLOWED = {
         "recipe",
         "results",
     },
-    "studying": {"calibrate", "planning", "recipe", "results", "subject"},
+    "studying": {"calibrate", "estimate", "planning", "recipe", "results", "subject"},
     "pipeline": {
         "calibration",
         "checkpoint",
@@ -88,6 +95,7 @@ ALLOWED = {
         "layers",
         "models",
         "calibrate",
+        "estimate",
         "plan",
         "planners",
         "presets",

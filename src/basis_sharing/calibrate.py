@@ -4,11 +4,9 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,6 +17,7 @@ from basis_sharing.calibration.moments import Moments, MomentStore, Statistics
 from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.evaluation.perplexity import window_length
+from basis_sharing.machine import Machine
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import dtype_name, named_dtype
 from basis_sharing.planning.sensitivity import measure_sensitivity
@@ -26,10 +25,9 @@ from basis_sharing.presets import Weighting
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.compression import CalibrationReport
+from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
-from basis_sharing.work import WorkFolder, measured
-
-_MEMORY_SHARE = 0.5
+from basis_sharing.work import measured
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,14 @@ def weighting_of(recipe: Recipe) -> Weighting:
     return Weighting.SENSITIVITY if weighting == Weighting.LOSS and not recipe.gradients else weighting
 
 
-def calibration_text(recipe: Recipe, model: Any, tokenizer: Any, progress: ProgressCallback) -> Calibration | None:
+def calibration_text(recipe: Recipe, subject: Subject, progress: ProgressCallback) -> Calibration | None:
     """Prepare the calibration windows, if the method looks at data at all."""
     if recipe.preset.weighting == Weighting.NONE and not recipe.refits:
         return None
+    model = subject.model
     windows = calibration_windows(
         recipe.calibration,
-        tokenizer=tokenizer,
+        tokenizer=subject.tokenizer,
         model=model,
         windows=recipe.windows,
         length=window_length(model.config, recipe.length),
@@ -79,55 +78,50 @@ def calibration_text(recipe: Recipe, model: Any, tokenizer: Any, progress: Progr
         vocab_size=model.config.get_text_config().vocab_size,
         progress=progress,
     )
-    return Calibration(windows, named_dtype(recipe.calibration_dtype) or default_dtype(model.device))
+    return Calibration(windows, named_dtype(recipe.calibration_dtype) or default_dtype(subject.machine.device))
 
 
 @contextmanager
 def calibrated(
-    weighting: Weighting,
-    model: Any,
-    decoder: Decoder,
-    calibration: Calibration | None,
-    progress: ProgressCallback,
-    work: WorkFolder | None = None,
+    weighting: Weighting, subject: Subject, calibration: Calibration | None, progress: ProgressCallback
 ) -> Iterator[Weigher]:
-    """Collect the statistics a weighting needs.
+    """Collect the statistics of a subject that a weighting needs.
 
-    They exist as long as the context, or stay in a work folder, from which they are taken where they are there.
+    They exist as long as the context, or stay in its work folder, from which they are taken where they are there.
     """
+    machine = subject.machine
     if calibration is None or weighting == Weighting.NONE:
-        yield Weigher(weighting)
+        yield Weigher(weighting, device=machine.algebra)
         return
     if weighting == Weighting.FISHER:
-        yield Weigher(weighting, fisher=_fisher(model, decoder, calibration, progress, work))
+        yield Weigher(weighting, fisher=_fisher(subject, calibration, progress), device=machine.algebra)
         return
     statistics = Statistics(gram=weighting != Weighting.MEAN_ABSOLUTE, abs_sum=weighting != Weighting.SECOND_MOMENT)
-    with _moments(weighting, statistics, model, decoder, calibration, progress, work) as store:
-        sensitivity = None
+    with _moments(weighting, statistics, subject, calibration, progress) as store:
+        weigher = Weigher(weighting, moments=store, device=machine.algebra, remembered_bytes=machine.whitening_bytes)
         if weighting == Weighting.SENSITIVITY:
-            sensitivity = _sensitivity(store, model, decoder, calibration, progress, work)
-        yield Weigher(weighting, moments=store, sensitivity=sensitivity)
+            weigher.sensitivity = _sensitivity(weigher, subject, calibration, progress)
+        yield weigher
 
 
 @contextmanager
 def _moments(
     weighting: Weighting,
     statistics: Statistics,
-    model: Any,
-    decoder: Decoder,
+    subject: Subject,
     calibration: Calibration,
     progress: ProgressCallback,
-    work: WorkFolder | None,
 ) -> Iterator[MomentStore]:
+    model, decoder, machine, work = subject.model, subject.collected, subject.machine, subject.work
     ids, dtype, gradients = calibration.windows.input_ids, calibration.dtype, weighting == Weighting.LOSS
 
     def blocks(statistics: Statistics, folder: Path | None) -> Iterator[tuple[int, dict[str, Moments]]]:
         if gradients:
-            return backward_sweep(model, decoder, ids, dtype=dtype, folder=folder, progress=progress)
-        return sweep(model, decoder, ids, statistics, dtype=dtype, folder=folder, progress=progress)
+            return backward_sweep(model, decoder, ids, dtype=dtype, folder=folder, machine=machine, progress=progress)
+        return sweep(model, decoder, ids, statistics, dtype=dtype, folder=folder, machine=machine, progress=progress)
 
     if work is None:
-        with _store(decoder, statistics, gradients) as store:
+        with _store(decoder, machine, statistics, gradients) as store:
             store.fill(blocks(statistics, None))
             yield store
         return
@@ -140,38 +134,33 @@ def _moments(
     yield MomentStore(folder)
 
 
-def _fisher(
-    model: Any, decoder: Decoder, calibration: Calibration, progress: ProgressCallback, work: WorkFolder | None
-) -> dict[str, Tensor]:
+def _fisher(subject: Subject, calibration: Calibration, progress: ProgressCallback) -> dict[str, Tensor]:
+    ids = calibration.windows.input_ids
     return measured(
-        work,
+        subject.work,
         "fisher",
-        calibration.about(decoder),
-        lambda: row_fisher(model, decoder, calibration.windows.input_ids, progress=progress),
+        calibration.about(subject.collected),
+        lambda: row_fisher(subject.model, subject.collected, ids, machine=subject.machine, progress=progress),
         write=lambda fisher, folder: save_file(fisher, folder / "fisher.safetensors"),
         read=lambda folder: load_file(folder / "fisher.safetensors"),
     )
 
 
 def _sensitivity(
-    store: MomentStore,
-    model: Any,
-    decoder: Decoder,
-    calibration: Calibration,
-    progress: ProgressCallback,
-    work: WorkFolder | None,
+    weigher: Weigher, subject: Subject, calibration: Calibration, progress: ProgressCallback
 ) -> dict[str, float]:
-    unscaled = Weigher(Weighting.SENSITIVITY, store, sensitivity={p.name: 1.0 for p in decoder.projections})
+    model, decoder, machine = subject.model, subject.collected, subject.machine
+    unscaled = replace(weigher, sensitivity={p.name: 1.0 for p in decoder.projections})
     ids, dtype = calibration.windows.input_ids, calibration.dtype
 
     def write(sensitivity: dict[str, float], folder: Path) -> None:
         (folder / "sensitivity.json").write_text(json.dumps(sensitivity), encoding="utf-8")
 
     return measured(
-        work,
+        subject.work,
         "sensitivity",
         calibration.about(decoder),
-        lambda: measure_sensitivity(model, decoder, unscaled, ids, dtype=dtype, progress=progress),
+        lambda: measure_sensitivity(model, decoder, unscaled, ids, dtype=dtype, machine=machine, progress=progress),
         write=write,
         read=lambda folder: json.loads((folder / "sensitivity.json").read_text(encoding="utf-8")),
     )
@@ -179,30 +168,41 @@ def _sensitivity(
 
 @contextmanager
 def swept(
-    model: Any,
-    decoder: Decoder,
+    subject: Subject,
     calibration: Calibration,
     statistics: Statistics,
     stage: str,
     folder: Path | None,
     progress: ProgressCallback,
 ) -> Iterator[MomentStore]:
-    """Sweep the calibration windows forward and keep the moments as long as the context.
+    """Sweep the calibration windows forward, through the projections of the recipe, and keep the moments.
 
     With a folder they stay there, and a sweep of the same model and text that was interrupted is gone on with.
     """
-    with nullcontext(MomentStore(folder)) if folder is not None else _store(decoder, statistics) as store:
-        ids, dtype = calibration.windows.input_ids, calibration.dtype
-        store.fill(sweep(model, decoder, ids, statistics, dtype=dtype, stage=stage, folder=folder, progress=progress))
+    decoder, machine = subject.decoder, subject.machine
+    with nullcontext(MomentStore(folder)) if folder is not None else _store(decoder, machine, statistics) as store:
+        found = sweep(
+            subject.model,
+            decoder,
+            calibration.windows.input_ids,
+            statistics,
+            dtype=calibration.dtype,
+            stage=stage,
+            folder=folder,
+            machine=machine,
+            progress=progress,
+        )
+        store.fill(found)
         yield store
 
 
 @contextmanager
-def _store(decoder: Decoder, statistics: Statistics, gradients: bool = False) -> Iterator[MomentStore]:
+def _store(
+    decoder: Decoder, machine: Machine, statistics: Statistics, gradients: bool = False
+) -> Iterator[MomentStore]:
     """Yield room for moments, on disk where memory is too small for them."""
     widths = {(p.block, p.input): p.d_in for p in decoder.projections}
     needed = sum(4 * width**2 if statistics.gram else 8 * width for width in widths.values())
     needed += sum(4 * p.d_out**2 for p in decoder.projections) if gradients else 0
     with tempfile.TemporaryDirectory(prefix="basis-sharing-") as folder:
-        spill = needed > _MEMORY_SHARE * psutil.virtual_memory().available
-        yield MomentStore(Path(folder) if spill else None)
+        yield MomentStore(None if machine.holds_moments(needed) else Path(folder))

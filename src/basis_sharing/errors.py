@@ -25,6 +25,10 @@ class NumericalError(BasisSharingError):
     """Non-finite numbers where the mathematics needs finite ones."""
 
 
+class MemoryBudgetError(BasisSharingError):
+    """The memory that a run may take is too small for it."""
+
+
 class CheckpointError(BasisSharingError):
     """A compressed checkpoint is damaged, contradicts itself or is too new for this version."""
 

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import PlanError
+from basis_sharing.estimate import within_memory
 from basis_sharing.evaluation.perplexity import prepare_text
 from basis_sharing.linalg.truncation import losses_under, truncate
+from basis_sharing.machine import machine_for
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import parameter_count
 from basis_sharing.plan import Plan, dense_parameters
@@ -77,6 +79,8 @@ def plan_model(
     tokenizer: Any = None,
     baselines: Sequence[str] = ("basis-sharing", "svd-llm", "asvd", "fwsvd", "svd"),
     work: str | Path | None = None,
+    device: str | None = None,
+    max_memory: int | str | None = None,
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> Forecast:
@@ -88,6 +92,8 @@ def plan_model(
         tokenizer: The tokenizer of a model given in memory.
         baselines: Published methods whose expected loss is computed as well.
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        device: As for :func:`~basis_sharing.pipeline.compress`.
+        max_memory: As for :func:`~basis_sharing.pipeline.compress`.
         progress: Receives progress events.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`. With ``evaluate`` the plan is measured on
             the first text, which scales the prediction.
@@ -99,11 +105,13 @@ def plan_model(
     if not recipe.preset.planned or recipe.plan is not None:
         raise PlanError("only method auto is planned: leave out --method and --plan.")
     source = source_of(model, tokenizer)
-    with opened(recipe, source, model, tokenizer, work, progress) as subject:
-        calibration = calibration_text(recipe, subject.model, subject.tokenizer, progress)
+    machine = machine_for(device, max_memory, model)
+    with opened(recipe, source, model, tokenizer, work, machine, progress) as subject:
+        calibration = calibration_text(recipe, subject, progress)
         assert calibration is not None
+        subject = within_memory(recipe, subject, calibration)
         weighting = weighting_of(recipe)
-        with calibrated(weighting, subject.model, subject.collected, calibration, progress, subject.work) as weigher:
+        with calibrated(weighting, subject, calibration, progress) as weigher:
             planner = planner_for(recipe, subject, weigher, calibration, progress)
             return _forecast(recipe, subject, planner, weigher, baselines, progress)
 
@@ -130,7 +138,7 @@ def _forecast(
         text = prepare_text(
             model, tokenizer, recipe.evaluate[0], windows=recipe.evaluation_windows, length=recipe.length
         )
-        measured = measured_prediction(plan, model, decoder, weigher, text, progress)
+        measured = measured_prediction(plan, subject, weigher, text, progress)
         plan = plan.model_copy(update={"prediction": measured})
     other = parameter_count(model) - dense_parameters(decoder)
 

@@ -13,9 +13,11 @@ from basis_sharing.calibration.corpora import parse_source
 from basis_sharing.calibration.moments import Statistics
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
+from basis_sharing.estimate import within_memory
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import factorize, refit
 from basis_sharing.layers.surgery import declare_compressed, install_factors, projection_parameters
+from basis_sharing.machine import machine_for
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
@@ -43,6 +45,8 @@ def compress(
     overwrite: bool = False,
     tokenizer: Any = None,
     work: str | Path | None = None,
+    device: str | None = None,
+    max_memory: int | str | None = None,
     progress: ProgressCallback = silent,
     on_plan: Callable[[Plan], None] | None = None,
     **settings: Any,
@@ -59,12 +63,17 @@ def compress(
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text. By
             default a folder beside ``output``, which is removed at the end; after an interruption the same call goes on
             from there and ends with the same bytes. Nothing is kept of a model in memory.
+        device: Where blocks run and matrices are decomposed, one at a time: ``"cpu"``, ``"cuda"``, ``"mps"`` or
+            ``"auto"``; None: where a model in memory is, else ``"auto"``.
+        max_memory: Bytes of memory this process may take, also as text, ``"6GiB"``; None: most of what is free. Weights
+            that are used from their files do not count, since the system can drop them.
         progress: Receives progress events.
         on_plan: Receives the plan before it is executed.
         **settings: The other fields of :class:`~basis_sharing.recipe.Recipe`, e.g. ``method="svd-llm"``.
 
     Returns:
-        The compressed model, ready to use and to ``save_pretrained``, and the result.
+        The compressed model, ready to use and to ``save_pretrained``, and the result. Several processes that
+        ``torchrun`` has started share the work, and all return the same; the first one writes ``output``.
 
     Raises:
         BasisSharingError: Something is wrong with the settings, the model, the text or the output; see
@@ -76,12 +85,13 @@ def compress(
         recipe = recipe.model_copy(update={"method": given.method, "gradients": given.gradients})
     source = source_of(model, tokenizer)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
+    machine = machine_for(device, max_memory, model)
     with ExitStack() as stack:
         staging = None
-        if output is not None:
+        if output is not None and machine.ranks.first:
             inputs = _input_paths(recipe, source)
             staging = stack.enter_context(reserve(Path(output), overwrite=overwrite, inputs=inputs))
-        subject = stack.enter_context(opened(recipe, source, model, tokenizer, own_work or work, progress))
+        subject = stack.enter_context(opened(recipe, source, model, tokenizer, own_work or work, machine, progress))
         result = _run(recipe, given, subject, staging, own_work, stack, progress, on_plan)
         if output is not None and staging is not None:
             _write_card(staging, source, result)
@@ -124,17 +134,19 @@ def _run(
         prepare_text(model, tokenizer, text, windows=recipe.evaluation_windows, length=recipe.length)
         for text in recipe.evaluate
     ]
-    calibration = calibration_text(recipe, model, tokenizer, progress)
-    if own_work is not None:
+    calibration = calibration_text(recipe, subject, progress)
+    subject = within_memory(recipe, subject, calibration)
+    machine = subject.machine
+    if own_work is not None and machine.ranks.first:
         stack.enter_context(same_run(own_work, _identity(recipe, subject, calibration)))
     notes = list(calibration.windows.notes) if calibration else []
     notes += _plan_notes(plan, subject)
-    perplexity_before = _measure(model, texts, "evaluating the original", progress)
+    perplexity_before = _measure(subject, texts, "evaluating the original", progress)
 
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
     weighting = weighting_of(recipe)
-    with calibrated(weighting, model, subject.collected, calibration, progress, subject.work) as weigher:
+    with calibrated(weighting, subject, calibration, progress) as weigher:
         if plan is None:
             assert calibration is not None
             planner = planner_for(recipe, subject, weigher, calibration, progress)
@@ -144,14 +156,14 @@ def _run(
         entries, groups, remarks = _execute(recipe, subject, plan, weigher, pieces, progress)
     notes += remarks
     if recipe.refits and calibration is not None:
-        notes += _refit(model, decoder, plan, originals, calibration, pieces, progress)
+        notes += _refit(subject, plan, originals, calibration, pieces, progress)
     originals.clear()
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
     declare_compressed(model, entries, provenance)
 
-    perplexity_after = _measure(model, texts, "evaluating the result", progress)
+    perplexity_after = _measure(subject, texts, "evaluating the result", progress)
     if staging is not None:
-        write_model(staging, model, tokenizer)
+        write_model(staging, model, tokenizer, max_shard_size=machine.shard_bytes)
     executed = plan.model_copy(update={"groups": tuple(group.planned() for group in groups)})
     after = _sizes(model, decoder, executed, weight_file_bytes(staging) if staging is not None else None)
     result = CompressionResult(
@@ -184,7 +196,9 @@ def _execute(
     """Put the factors of a plan into the model; return their entries in ``config.json``, reports and notes."""
     entries, groups, notes = [], [], []
     with _errors_of(folder):
-        for outcome in factorize(subject.model, subject.decoder, plan, weigher, folder=folder, progress=progress):
+        ranks = subject.machine.ranks
+        found = factorize(subject.model, subject.decoder, plan, weigher, folder=folder, ranks=ranks, progress=progress)
+        for outcome in found:
             entries.append(install_factors(subject.model, outcome.factors))
             owner = outcome.factors.members[0]
             if outcome.not_pivoted:
@@ -252,8 +266,7 @@ def _check_space(staging: Path | None, parameters: int, subject: Subject, before
 
 
 def _refit(
-    model: Any,
-    decoder: Decoder,
+    subject: Subject,
     plan: Plan,
     originals: dict[str, torch.Tensor],
     calibration: Calibration,
@@ -265,9 +278,9 @@ def _refit(
     statistics = Statistics(gram=True)
     with (
         _errors_of(folder),
-        swept(model, decoder, calibration, statistics, stage, folder, progress) as moments,
+        swept(subject, calibration, statistics, stage, folder, progress) as moments,
     ):
-        ridges = refit(model, decoder, plan, originals, moments, progress=progress)
+        ridges = refit(subject.model, subject.decoder, plan, originals, moments, progress=progress)
     return [
         f"the refit of the coefficients of {owner} was singular; a relative ridge of {ridge:.0e} was added."
         for owner, ridge in ridges.items()
@@ -275,9 +288,15 @@ def _refit(
 
 
 def _measure(
-    model: Any, texts: Sequence[EvaluationText], stage: str, progress: ProgressCallback
+    subject: Subject, texts: Sequence[EvaluationText], stage: str, progress: ProgressCallback
 ) -> tuple[Perplexity, ...]:
-    return tuple(measure(model, text, stage=stage, progress=progress) for text in texts)
+    """Return the perplexity on every text; the first of several processes measures."""
+    machine, found = subject.machine, None
+    if machine.ranks.first:
+        found = tuple(
+            measure(subject.model, text, device=machine.device, stage=stage, progress=progress) for text in texts
+        )
+    return machine.ranks.given_by(0, found)
 
 
 def _write_card(staging: Path, source: ModelSource | None, result: CompressionResult) -> None:

@@ -78,6 +78,7 @@ def _candidates(
             across_roles=recipe.across_roles,
             across_depth=recipe.across_depth,
             curves=curves,
+            ranks=subject.machine.ranks,
             progress=progress,
         )
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
 from basis_sharing.errors import RecipeError
+from basis_sharing.estimate import within_memory
+from basis_sharing.machine import machine_for
 from basis_sharing.planning.study import RATIOS, SharingStudy, study_sharing
 from basis_sharing.progress import ProgressCallback, silent
 from basis_sharing.recipe import Recipe
@@ -49,6 +51,8 @@ def study(
     distance: int | None = None,
     tokenizer: Any = None,
     work: str | Path | None = None,
+    device: str | None = None,
+    max_memory: int | str | None = None,
     progress: ProgressCallback = silent,
     **settings: Any,
 ) -> StudyResult:
@@ -61,6 +65,8 @@ def study(
         distance: Compare only layers that are at most so far apart; None: all.
         tokenizer: The tokenizer of a model given in memory.
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        device: As for :func:`~basis_sharing.pipeline.compress`.
+        max_memory: As for :func:`~basis_sharing.pipeline.compress`.
         progress: Receives progress events.
         **settings: Fields of :class:`~basis_sharing.recipe.Recipe`, those in :data:`SETTINGS`.
 
@@ -74,12 +80,12 @@ def study(
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
     recipe = Recipe.create(ratio=ratio, **settings)
     assert recipe.ratio is not None
-    with opened(recipe, source_of(model, tokenizer), model, tokenizer, work, progress) as subject:
-        calibration = calibration_text(recipe, subject.model, subject.tokenizer, progress)
+    machine = machine_for(device, max_memory, model)
+    with opened(recipe, source_of(model, tokenizer), model, tokenizer, work, machine, progress) as subject:
+        calibration = calibration_text(recipe, subject, progress)
         assert calibration is not None
-        with calibrated(
-            weighting_of(recipe), subject.model, subject.whole, calibration, progress, subject.work
-        ) as weigher:
+        subject = within_memory(recipe, subject, calibration)
+        with calibrated(weighting_of(recipe), subject, calibration, progress) as weigher:
             found = study_sharing(
                 subject.model,
                 subject.whole,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from basis_sharing.errors import ModelError, RecipeError
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import (
@@ -20,6 +21,7 @@ from basis_sharing.models.source import (
     resolve,
 )
 from basis_sharing.progress import Progress, ProgressCallback
+from basis_sharing.ranks import Ranks
 from basis_sharing.recipe import Recipe
 from basis_sharing.work import WorkFolder
 
@@ -36,6 +38,7 @@ class Subject:
         whole: Its decoder with all projections.
         decoder: Its decoder with the projections of the recipe's roles.
         work: Where what is measured is kept, if anywhere.
+        machine: Where it is worked on.
     """
 
     source: ModelSource | None
@@ -45,6 +48,7 @@ class Subject:
     whole: Decoder
     decoder: Decoder
     work: WorkFolder | None
+    machine: Machine
 
     @property
     def name(self) -> str:
@@ -81,6 +85,7 @@ def opened(
     model: Any,
     tokenizer: Any,
     work: str | Path | None,
+    machine: Machine | None,
     progress: ProgressCallback,
 ) -> Iterator[Subject]:
     """Load a model if it is not in memory, and put it into evaluation mode for as long as the context.
@@ -91,6 +96,7 @@ def opened(
         model: The model as it was given.
         tokenizer: The tokenizer of a model in memory.
         work: Folder where what is measured is to be kept.
+        machine: Where to work; None: where the model is, within most of the free memory.
         progress: Receives progress events.
 
     Raises:
@@ -106,11 +112,19 @@ def opened(
     elif work is not None:
         raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
     known = fingerprint(source) if source is not None else None
-    kept = WorkFolder(Path(work), known, dtype_name(model.dtype)) if work is not None and known is not None else None
+    machine = machine or Machine(model.device)
+    kept = None
+    if work is not None and known is not None:
+        kept = WorkFolder(_of_rank(Path(work), machine.ranks), known, dtype_name(model.dtype), machine.ranks)
     whole = describe(model)
     training = model.training
     model.eval()
     try:
-        yield Subject(source, model, tokenizer, known, whole, with_roles(whole, recipe.roles), kept)
+        yield Subject(source, model, tokenizer, known, whole, with_roles(whole, recipe.roles), kept, machine)
     finally:
         model.train(training)
+
+
+def _of_rank(folder: Path, ranks: Ranks) -> Path:
+    """Return the folder in which one of several processes keeps what all of them have measured."""
+    return folder if ranks.first else folder / f"rank-{ranks.rank}"

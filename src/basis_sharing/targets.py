@@ -4,20 +4,18 @@ import math
 from statistics import stdev
 from typing import Any
 
-import torch
-
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
 from basis_sharing.factorization.execute import factorize
-from basis_sharing.models.decoder import parameter, weight
-from basis_sharing.models.family import Decoder
+from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.plan import Plan, Prediction, dense_parameters
 from basis_sharing.planning.allocation import UnreachableError
 from basis_sharing.planning.planner import Planner, Resource
 from basis_sharing.progress import ProgressCallback
 from basis_sharing.recipe import Recipe
+from basis_sharing.results.measures import Perplexity
 from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
 
@@ -42,7 +40,7 @@ def target_plan(
         windows=recipe.evaluation_windows or _TRIAL_WINDOWS,
         length=recipe.length,
     )
-    return plan_for_increase(recipe.max_perplexity_increase, subject.model, planner, weigher, text, progress)
+    return plan_for_increase(recipe.max_perplexity_increase, subject, planner, weigher, text, progress)
 
 
 def plan_for(recipe: Recipe, model: Any, planner: Planner) -> Plan:
@@ -93,7 +91,7 @@ def head_multiplications(model: Any) -> int:
 
 def plan_for_increase(
     increase: float,
-    model: Any,
+    subject: Subject,
     planner: Planner,
     weigher: Weigher,
     text: EvaluationText,
@@ -109,7 +107,7 @@ def plan_for_increase(
     """
     allowed = math.log1p(increase)
     trial = planner.within_loss(allowed)
-    measured = measured_prediction(trial, model, planner.decoder, weigher, text, progress)
+    measured = measured_prediction(trial, subject, weigher, text, progress)
     assert measured.scale is not None
     plan = planner.within_loss(min(allowed / measured.scale, _MOST_EXTRAPOLATION * measured.loss))
     assert plan.prediction is not None
@@ -117,29 +115,27 @@ def plan_for_increase(
 
 
 def measured_prediction(
-    plan: Plan, model: Any, decoder: Decoder, weigher: Weigher, text: EvaluationText, progress: ProgressCallback
+    plan: Plan, subject: Subject, weigher: Weigher, text: EvaluationText, progress: ProgressCallback
 ) -> Prediction:
     """Return the prediction of a plan, scaled by the loss rise that its factors really cause on a text.
 
-    The model's weights are replaced by the products of the factors, and put back.
+    The model's projections are replaced by factorized ones, and put back.
     """
     assert plan.prediction is not None
-    dense = measure(model, text, stage="measuring one plan: original", progress=progress)
-    projections = {p.name: p for p in decoder.projections}
-    originals = {
-        name: parameter(model, projections[name]).detach().clone() for group in plan.groups for name in group.members
-    }
+    model, decoder, machine = subject.model, subject.decoder, subject.machine
+
+    def measured(stage: str) -> Perplexity:
+        return measure(model, text, device=machine.device, stage=f"measuring one plan: {stage}", progress=progress)
+
+    dense = measured("original")
+    originals = {name: model.get_submodule(name) for group in plan.groups for name in group.members}
     try:
-        with torch.no_grad():
-            for outcome in factorize(model, decoder, plan, weigher, progress=progress):
-                B = outcome.factors.full_basis()
-                for name, C in zip(outcome.factors.members, outcome.factors.coefficients, strict=True):
-                    weight(model, projections[name]).copy_(B @ C)
-        compressed = measure(model, text, stage="measuring one plan: compressed", progress=progress)
+        for outcome in factorize(model, decoder, plan, weigher, ranks=machine.ranks, progress=progress):
+            install_factors(model, outcome.factors)
+        compressed = measured("compressed")
     finally:
-        with torch.no_grad():
-            for name, original in originals.items():
-                parameter(model, projections[name]).copy_(original)
+        for name, module in originals.items():
+            model.set_submodule(name, module)
     rises = [after - before for after, before in zip(compressed.window_nats, dense.window_nats, strict=True)]
     rise = sum(rises) / len(rises)
     error = stdev(rises) / len(rises) ** 0.5 if len(rises) > 1 else None

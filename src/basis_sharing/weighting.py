@@ -25,7 +25,6 @@ from basis_sharing.presets import Weighting
 
 INPUT_SHRINKAGE = 0.01
 GRADIENT_SHRINKAGE = 0.1
-REMEMBERED_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -41,6 +40,7 @@ class Weigher:
         fisher: Fisher information of the input features per projection, for ``fisher``.
         sensitivity: Nats per token that a unit of output error costs, per projection, for ``sensitivity``.
         device: Where the matrices of a problem are made; it must have fp64.
+        remembered_bytes: What the whitenings of the last inputs may take, which are looked at again and again.
     """
 
     weighting: Weighting
@@ -48,7 +48,8 @@ class Weigher:
     fisher: Mapping[str, Tensor] | None = None
     sensitivity: Mapping[str, float] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _remembered: dict[object, Whitening] = field(default_factory=dict, repr=False)
+    remembered_bytes: int = 256 * 2**20
+    _remembered: dict[object, Whitening] = field(default_factory=dict, init=False, repr=False)
 
     def problem(self, model: Any, members: Sequence[Projection]) -> list[Member]:
         """Return the matrices of a group with their weightings, in fp64.
@@ -132,7 +133,7 @@ class Weigher:
     def _remember(self, key: object, S: Whitening) -> None:
         """Keep the last ones: groups that read one input, and segments of neighbouring blocks, come together."""
         self._remembered[key] = S
-        while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > REMEMBERED_BYTES:
+        while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > self.remembered_bytes:
             del self._remembered[next(iter(self._remembered))]
 
 

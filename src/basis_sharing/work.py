@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from basis_sharing.checkpoint.files import write_file
 from basis_sharing.checkpoint.writer import locked, output_errors
 from basis_sharing.durable import UNFINISHED, flush
 from basis_sharing.errors import BasisSharingError, OutputError
+from basis_sharing.ranks import Ranks
 from basis_sharing.results.base import software_versions
 
 _ABOUT = "about.json"
@@ -35,11 +36,13 @@ class WorkFolder:
         path: The folder; it is made when something is kept in it.
         model: Fingerprint of the model.
         dtype: Name of the dtype it is loaded in.
+        ranks: The processes that have a folder each, with the same in all of them.
     """
 
     path: Path
     model: str
     dtype: str
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -78,7 +81,10 @@ class WorkFolder:
 
     def find(self, kind: str, about: About) -> Path | None:
         """Return the folder of a measurement; None where it is not there, not complete, or damaged."""
-        folder = self._folder(kind, about)
+        found = self._complete(self._folder(kind, about))
+        return found if all(self.ranks.gather(found is not None)) else None
+
+    def _complete(self, folder: Path) -> Path | None:
         if not (folder / _ABOUT).is_file():
             return None
         try:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from basis_sharing.calibration import tape
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import Moments
 from basis_sharing.errors import CorpusError, NumericalError
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.progress import Progress
 from pico import PICO
@@ -125,11 +125,10 @@ def test_in_bf16_it_is_close_and_the_weights_stay_as_they_are(name: str) -> None
 def test_a_tape_on_disk_gives_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     model, ids = PICO["gpt2"](), windows()
     memory = swept(model, ids, dtype)
-    monkeypatch.setattr(tape, "_MEMORY_SHARE", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sizes = []
     disk = {}
-    for block, moments in backward_sweep(model, describe(model), ids, dtype=dtype):
+    for block, moments in backward_sweep(model, describe(model), ids, dtype=dtype, machine=Machine(spare=0)):
         disk[block] = moments
         sizes += [file.stat().st_size for file in tmp_path.rglob("tape*")]
     itemsize = torch.empty(0, dtype=dtype).element_size()
@@ -144,10 +143,9 @@ def test_a_tape_on_disk_gives_the_same(dtype: torch.dtype, monkeypatch: pytest.M
 
 def test_too_little_disk_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = PICO["llama"](), windows()
-    monkeypatch.setattr(tape, "_MEMORY_SHARE", 0)
     monkeypatch.setattr("psutil.disk_usage", lambda _: namedtuple("usage", "free")(5 * ids.numel() * 64 * 4 - 1))
     with pytest.raises(CorpusError, match=r"block inputs.*--windows.*--no-gradients"):
-        swept(model, ids)
+        dict(backward_sweep(model, describe(model), ids, dtype=torch.float32, machine=Machine(spare=0)))
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -30,7 +30,7 @@ def test_states_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_writing_takes_a_twentieth_of_the_time(tmp_path: Path) -> None:
     clock, file = Clock(), tmp_path / "states.unfinished"
-    waypoint = Waypoint(file, clock)
+    waypoint = Waypoint(file, clock=clock)
     clock.tick = 1.0  # writing takes a second
     waypoint.reach(1)
     clock.tick = 0.0

@@ -17,6 +17,7 @@ from basis_sharing.benchmark.turns import Timed, paired_speed, spread, take_turn
 from basis_sharing.benchmark.workloads import Decode, FirstToken, Prefill
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.perplexity import load
+from basis_sharing.machine import choose
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.models.source import dtype_name, load_config, named_dtype, resolve, stored_bytes
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -89,7 +90,7 @@ def bench(
     _check(names, prompt_tokens, new_tokens, batch_sizes, repeats, threads, dtype)
     wanted = _precision(precision)
     configs = [load_config(resolve(model)).get_text_config() for model in models]
-    target = devices.choose(device)
+    target = choose(device)
     settings = BenchmarkSettings(
         prompt_tokens=_prompt_tokens(names, configs, prompt_tokens, new_tokens),
         new_tokens=new_tokens,

@@ -1,29 +1,9 @@
-"""The device a benchmark runs on."""
+"""What a benchmark has to know of the device it runs on."""
 
 import platform
 from pathlib import Path
 
 import torch
-
-from basis_sharing.errors import RecipeError
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-def choose(name: str) -> torch.device:
-    """Return the device of a name; ``"auto"``: CUDA, else MPS, else the CPU.
-
-    Raises:
-        RecipeError: There is no such device here.
-    """
-    if name not in DEVICES:
-        raise RecipeError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}.")
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, here in present.items() if here)
-    if not present[name]:
-        raise RecipeError(f"PyTorch finds no {name} device here: pass --device cpu, or install a build that does.")
-    return torch.device(name)
 
 
 def describe_device(device: torch.device) -> str:

@@ -7,7 +7,7 @@ before it. Weights need no gradients, so a backward step costs about as much as 
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
+from basis_sharing.calibration.placing import placed
+from basis_sharing.calibration.states import Tape, make_tape, states_like
 from basis_sharing.calibration.sweep import (
     BlockCall,
     block_calls,
-    first_hidden_states,
+    fill_first_states,
     head_only,
-    in_dtype,
+    own_windows,
     run_block,
+    states_shape,
 )
-from basis_sharing.calibration.tape import Tape, make_tape
 from basis_sharing.calibration.waypoint import Waypoint
 from basis_sharing.durable import UNFINISHED
 from basis_sharing.errors import NumericalError
+from basis_sharing.machine import Machine
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.ranks import Ranks
 
 _STAGES = ("taped", "loss", "gradients")
 _POSITIONS = 512
@@ -41,6 +45,7 @@ def backward_sweep(
     *,
     dtype: torch.dtype,
     folder: Path | None = None,
+    machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Yield the second moments of inputs and of loss gradients of each block, in reverse depth order.
@@ -54,6 +59,8 @@ def backward_sweep(
         dtype: Dtype of activations, gradients and weights during the sweep.
         folder: Where block inputs and gradients are kept; a sweep of the same model, text and dtype that was
             interrupted goes on from there, and yields only the blocks that are left.
+        machine: Where the blocks run; None: where the model is. Several processes divide the windows among them and
+            yield the statistics of all.
         progress: Receives one event per block and window, in either direction.
 
     Yields:
@@ -63,27 +70,30 @@ def backward_sweep(
     Raises:
         NumericalError: What a block computes or a gradient is NaN or infinite; names the block or the projection.
         ModelError: The model hands token-dependent arguments to its blocks.
-        CorpusError: Neither memory nor the temporary folder has room for the block inputs.
+        CorpusError: Neither memory nor the temporary folder has room for the block inputs, or there are fewer windows
+            than processes.
     """
+    machine = machine or Machine(model.device)
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
     try:
         with ExitStack() as stack:
             room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
-            stages = _Stages(model, decoder, input_ids.to(model.device), dtype, progress)
-            hidden = first_hidden_states(model, decoder, stages.input_ids, dtype)
-            tape = make_tape(1 + len(decoder.blocks), hidden, room, wanted=folder is not None)
+            stages = _Stages(model, decoder, input_ids, dtype, machine, progress)
+            shape = states_shape(model, decoder, stages.input_ids)
+            tape = make_tape(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
             # Without a file there are no block inputs to go on with.
             kept = room if folder is not None and tape.file is not None else None
-            taping, loss, gradients = (Waypoint(kept and kept / f"{name}{UNFINISHED}") for name in _STAGES)
-            gradient = torch.zeros_like(hidden)
+            taping, loss, gradients = (
+                Waypoint(kept and kept / f"{name}{UNFINISHED}", machine.ranks) for name in _STAGES
+            )
+            gradient = states_like(shape, dtype, room / f"gradient{UNFINISHED}", machine).zero_()
             blocks_done = gradients.resume(gradient)
             if not blocks_done:
                 windows_done = loss.resume(gradient)
                 if not windows_done:
-                    stages.tape_inputs(hidden, tape, taping)
+                    stages.tape_inputs(tape, taping)
                 stages.start_gradients(tape, gradient, windows_done, loss)
-            del hidden
             yield from stages.back(tape, gradient, blocks_done, gradients)
     finally:
         for name, parameter in model.named_parameters():
@@ -94,31 +104,39 @@ class _Stages:
     """The three stages of a sweep there and back again."""
 
     def __init__(
-        self, model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype, progress: ProgressCallback
+        self,
+        model: Any,
+        decoder: Decoder,
+        input_ids: Tensor,
+        dtype: torch.dtype,
+        machine: Machine,
+        progress: ProgressCallback,
     ) -> None:
-        self.model, self.decoder, self.input_ids, self.progress = model, decoder, input_ids, progress
-        self._dtype, self._calls = dtype, block_calls(model, decoder, input_ids)
+        self.model, self.decoder, self.progress = model, decoder, progress
+        self.input_ids = own_windows(input_ids, machine)
+        self._machine, self._device, self._dtype = machine, machine.device, dtype
+        self._calls = block_calls(model, decoder, input_ids)
 
-    def tape_inputs(self, hidden: Tensor, tape: Tape, waypoint: Waypoint) -> None:
+    def tape_inputs(self, tape: Tape, waypoint: Waypoint) -> None:
         """Fill the tape with what every block reads, and what the last one hands on."""
         first = waypoint.resume()
         if not first:
-            tape.rows[0].copy_(hidden)
+            fill_first_states(self.model, self.decoder, self.input_ids, tape.rows[0])
         windows = len(self.input_ids)
         done, total = first * windows, len(self.decoder.blocks) * windows
         for index, path in list(enumerate(self.decoder.blocks))[first:]:
-            block, call = self._block(index)
-            for window in range(windows):
-                with torch.no_grad():
-                    output = run_block(block, tape.read(index, window, self.model.device), call)[0]
-                if not torch.isfinite(output).all():
-                    raise NumericalError(
-                        f"what {path} computes contains NaN or infinity: calibrate in float32 "
-                        "(--calibration-dtype float32) or check the model's weights."
-                    )
-                tape.rows[index + 1][window].copy_(output)
-                done += 1
-                self.progress(Progress("taping block inputs", done, total, "windows x blocks"))
+            with self._block(index) as (block, call):
+                for window in range(windows):
+                    with torch.no_grad():
+                        output = run_block(block, tape.read(index, window, self._device), call)[0]
+                    if not torch.isfinite(output).all():
+                        raise NumericalError(
+                            f"what {path} computes contains NaN or infinity: calibrate in float32 "
+                            "(--calibration-dtype float32) or check the model's weights."
+                        )
+                    tape.rows[index + 1][window].copy_(output)
+                    done += 1
+                    self.progress(Progress("taping block inputs", done, total, "windows x blocks"))
             waypoint.reach(index + 1, beside=tape.file)
 
     def start_gradients(self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint) -> None:
@@ -127,19 +145,19 @@ class _Stages:
         A few hundred positions at a time, because logits are wide.
         """
         windows, length = self.input_ids.shape
-        with head_only(self.model, self.decoder, self._dtype) as head, torch.enable_grad():
+        with head_only(self.model, self.decoder, self._device, self._dtype) as head, torch.enable_grad():
             for window in range(first, windows):
-                outputs = tape.read(-1, window, self.model.device)
+                outputs, ids = tape.read(-1, window, self._device), self.input_ids[window].to(self._device)
                 for start in range(0, length - 1, _POSITIONS):
                     stop = min(start + _POSITIONS, length - 1)
                     x = outputs[:, start:stop].clone().requires_grad_(True)
-                    logits = head(x, self.input_ids[window : window + 1, start:stop])[0]
-                    targets = self.input_ids[window, start + 1 : stop + 1]
-                    nn.functional.cross_entropy(logits.float(), targets, reduction="sum").backward()
+                    logits = head(x, ids[None, start:stop])[0]
+                    nn.functional.cross_entropy(logits.float(), ids[start + 1 : stop + 1], reduction="sum").backward()
                     assert x.grad is not None
                     gradient[window, start:stop] = x.grad[0]
                 self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
-                waypoint.reach(window + 1, gradient)
+                if self._machine.ranks.size == 1:  # several processes have different numbers of windows
+                    waypoint.reach(window + 1, gradient)
 
     def back(
         self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint
@@ -148,23 +166,25 @@ class _Stages:
         blocks, windows = len(self.decoder.blocks), len(self.input_ids)
         done, total = first * windows, blocks * windows
         for index in list(reversed(range(blocks)))[first:]:
-            block, call = self._block(index)
             projections = [p for p in self.decoder.projections if p.block == index]
-            watch = _Watch(block, self.decoder.blocks[index], projections)
-            for window in range(windows):
-                x = tape.read(index, window, self.model.device).requires_grad_(True)
-                with torch.enable_grad(), watch:
-                    run_block(block, x, call).backward(gradient[window : window + 1])
-                assert x.grad is not None
-                gradient[window] = x.grad[0]
-                done += 1
-                self.progress(Progress("measuring gradients", done, total, "windows x blocks"))
-            yield index, watch.finish(self.input_ids.numel())
+            with self._block(index) as (block, call):
+                watch = _Watch(block, self.decoder.blocks[index], projections)
+                for window in range(windows):
+                    x = tape.read(index, window, self._device).requires_grad_(True)
+                    with torch.enable_grad(), watch:
+                        run_block(block, x, call).backward(gradient[window : window + 1].to(self._device))
+                    assert x.grad is not None
+                    gradient[window] = x.grad[0]
+                    done += 1
+                    self.progress(Progress("measuring gradients", done, total, "windows x blocks"))
+            yield index, watch.finish(self.input_ids.numel(), self._machine.ranks)
             waypoint.reach(blocks - index, gradient)
 
-    def _block(self, index: int) -> tuple[nn.Module, BlockCall]:
+    @contextmanager
+    def _block(self, index: int) -> Iterator[tuple[nn.Module, BlockCall]]:
         module = self.model.get_submodule(self.decoder.blocks[index])
-        return in_dtype(module, self._dtype), self._calls[index].to(self._dtype)
+        with placed(module, self._device, self._dtype):
+            yield module, self._calls[index].to(self._device, self._dtype)
 
 
 class _Watch:
@@ -213,11 +233,13 @@ class _Watch:
 
         return forward
 
-    def finish(self, tokens: int) -> dict[str, Moments]:
-        """Return the moments; the sums of gradients are over the projection's tokens, their count is the text's."""
-        inputs = {name: accumulator.finish() for name, accumulator in self._inputs.items()}
+    def finish(self, tokens: int, ranks: Ranks) -> dict[str, Moments]:
+        """Return the moments of all processes; a projection's tokens are those of the text, also in an expert."""
+        inputs = {name: accumulator.finish(ranks) for name, accumulator in self._inputs.items()}
+        count = torch.tensor(tokens)
+        ranks.add_up(count)
         outputs = {
-            name: Moments(tokens=tokens, gradient=accumulator.finish().gram)
+            name: Moments(tokens=int(count), gradient=accumulator.finish(ranks).gram)
             for name, accumulator in self._outputs.items()
         }
         return {**inputs, **outputs}

@@ -8,14 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from basis_sharing.calibration.placing import placed
+from basis_sharing.calibration.sweep import own_windows
 from basis_sharing.errors import NumericalError
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import module
 from basis_sharing.models.family import Decoder
 from basis_sharing.progress import Progress, ProgressCallback, silent
 
 
 def row_fisher(
-    model: Any, decoder: Decoder, input_ids: Tensor, *, progress: ProgressCallback = silent
+    model: Any,
+    decoder: Decoder,
+    input_ids: Tensor,
+    *,
+    machine: Machine | None = None,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Tensor]:
     """Sum the squared gradient of every weight over its row, as FWSVD weights input features.
 
@@ -27,6 +35,7 @@ def row_fisher(
         model: Causal language model.
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
+        machine: Where the model runs, as a whole; None: where it is. Several processes divide the windows among them.
         progress: Receives one event per window.
 
     Returns:
@@ -35,6 +44,15 @@ def row_fisher(
     Raises:
         NumericalError: A gradient is NaN or infinite; names the projection.
     """
+    machine = machine or Machine(model.device)
+    with placed(model, machine.device):
+        sums = _own_sums(model, decoder, own_windows(input_ids, machine).to(machine.device), progress)
+    for total in sums.values():
+        machine.ranks.add_up(total)
+    return sums
+
+
+def _own_sums(model: Any, decoder: Decoder, input_ids: Tensor, progress: ProgressCallback) -> dict[str, Tensor]:
     sums = {p.name: torch.zeros(p.d_in, dtype=torch.float64) for p in decoder.projections}
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
@@ -55,7 +73,7 @@ def row_fisher(
         handles.append(parameter.register_post_accumulate_grad_hook(reduce))
     try:
         with torch.enable_grad(), _recomputed_blocks(model, decoder):
-            for done, window in enumerate(input_ids.to(model.device), start=1):
+            for done, window in enumerate(input_ids, start=1):
                 model(input_ids=window[None], labels=window[None], use_cache=False).loss.backward()
                 progress(Progress("measuring gradients", done, len(input_ids), "windows"))
     finally:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from basis_sharing.durable import write_whole
+from basis_sharing.ranks import Ranks
 
 _TILE = 512
 
@@ -81,12 +82,23 @@ class MomentAccumulator:
             watched = moments.abs_sum.sum()
         return bool(torch.isfinite(watched))
 
-    def finish(self) -> Moments:
-        """Return the statistics, on the CPU, with the lower half of the Gram matrix filled in."""
+    def finish(self, ranks: Ranks) -> Moments:
+        """Return the statistics of all processes, on the CPU, with the lower half of the Gram matrix filled in."""
         moments = self._moments
+        tokens = torch.tensor(moments.tokens)
+        ranks.add_up(tokens)
+        moments.tokens = int(tokens)
         if moments.gram is not None:
-            moments.gram = (moments.gram.triu() + moments.gram.triu(1).T).cpu()
+            tiles = list(pairwise(self._edges))
+            for i, (top, bottom) in enumerate(tiles):
+                square = moments.gram[top:bottom, top:bottom]
+                square.copy_(square.triu() + square.triu(1).T)
+                for start, stop in tiles[i + 1 :]:
+                    moments.gram[start:stop, top:bottom] = moments.gram[top:bottom, start:stop].T
+            ranks.add_up(moments.gram)
+            moments.gram = moments.gram.cpu()
         if moments.abs_sum is not None:
+            ranks.add_up(moments.abs_sum)
             moments.abs_sum = moments.abs_sum.cpu()
         return moments
 

@@ -5,9 +5,9 @@ embeddings, ...); after that each block is run alone, on the stored outputs of t
 statistics and one copy of the hidden states exist at a time.
 """
 
-import copy
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
+from basis_sharing.calibration.placing import placed, placed_outside
+from basis_sharing.calibration.states import states_like
 from basis_sharing.calibration.waypoint import Waypoint
 from basis_sharing.durable import UNFINISHED
-from basis_sharing.errors import ModelError, NumericalError
+from basis_sharing.errors import CorpusError, ModelError, NumericalError
+from basis_sharing.machine import Machine
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
 
@@ -39,9 +42,11 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def to(self, dtype: torch.dtype) -> "BlockCall":
-        """Return the call with floating point tensors in ``dtype``."""
-        args, kwargs = _map_tensors((self.args, self.kwargs), lambda t: t.to(dtype) if t.is_floating_point() else t)
+    def to(self, device: torch.device, dtype: torch.dtype) -> "BlockCall":
+        """Return the call on a device, with floating point tensors in ``dtype``."""
+        args, kwargs = _map_tensors(
+            (self.args, self.kwargs), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device)
+        )
         return BlockCall(args, kwargs)
 
 
@@ -59,6 +64,7 @@ def sweep(
     dtype: torch.dtype,
     stage: str = "calibrating",
     folder: Path | None = None,
+    machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
     """Run calibration windows through a model and yield the statistics of each block, in depth order.
@@ -72,6 +78,8 @@ def sweep(
         stage: Name of the stage in progress events.
         folder: Where the hidden states between blocks are kept now and then; a sweep of the same model, text and dtype
             that was interrupted goes on from there, and yields only the blocks that are left.
+        machine: Where the blocks run; None: where the model is. Several processes divide the windows among them and
+            yield the statistics of all.
         progress: Receives one event per block and window.
 
     Yields:
@@ -81,26 +89,51 @@ def sweep(
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
         ModelError: The model hands token-dependent arguments to its blocks.
+        CorpusError: There are fewer windows than processes.
     """
-    input_ids = input_ids.to(model.device)
-    hidden = first_hidden_states(model, decoder, input_ids, dtype)
-    waypoint = Waypoint(folder and folder / f"states{UNFINISHED}")
-    first = waypoint.resume(hidden)
+    machine = machine or Machine(model.device)
     calls = block_calls(model, decoder, input_ids)
-    done, total = first * len(input_ids), len(decoder.blocks) * len(input_ids)
-    for index, path in list(enumerate(decoder.blocks))[first:]:
-        block, call = in_dtype(model.get_submodule(path), dtype), calls[index].to(dtype)
-        accumulators, handles = _watch(block, path, [p for p in decoder.projections if p.block == index], statistics)
-        try:
-            for window in range(len(input_ids)):
-                hidden[window] = run_block(block, hidden[window : window + 1], call)[0]
-                done += 1
-                progress(Progress(stage, done, total, "windows x blocks"))
-        finally:
-            for handle in handles:
-                handle.remove()
-        yield index, {name: accumulator.finish() for name, accumulator in accumulators.items()}
-        waypoint.reach(index + 1, hidden)
+    input_ids = own_windows(input_ids, machine)
+    with ExitStack() as stack:
+        room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
+        shape = states_shape(model, decoder, input_ids)
+        hidden = states_like(shape, dtype, room / f"hidden{UNFINISHED}", machine)
+        waypoint = Waypoint(folder and folder / f"states{UNFINISHED}", machine.ranks)
+        first = waypoint.resume(hidden)
+        if not first:
+            fill_first_states(model, decoder, input_ids, hidden)
+        done, total = first * len(input_ids), len(decoder.blocks) * len(input_ids)
+        for index, path in list(enumerate(decoder.blocks))[first:]:
+            block, call = model.get_submodule(path), calls[index].to(machine.device, dtype)
+            projections = [p for p in decoder.projections if p.block == index]
+            with placed(block, machine.device, dtype):
+                accumulators, handles = _watch(block, path, projections, statistics)
+                try:
+                    for window in range(len(input_ids)):
+                        output = run_block(block, hidden[window : window + 1].to(machine.device), call)
+                        hidden[window] = output[0]
+                        done += 1
+                        progress(Progress(stage, done, total, "windows x blocks"))
+                finally:
+                    for handle in handles:
+                        handle.remove()
+            yield index, {name: accumulator.finish(machine.ranks) for name, accumulator in accumulators.items()}
+            waypoint.reach(index + 1, hidden)
+
+
+def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
+    """Return this process' share of the windows.
+
+    Raises:
+        CorpusError: There are fewer windows than processes.
+    """
+    ranks = machine.ranks
+    if len(input_ids) < ranks.size:
+        raise CorpusError(
+            f"{len(input_ids)} calibration windows cannot be divided among {ranks.size} processes: use more windows "
+            "(--windows), or fewer processes."
+        )
+    return input_ids[ranks.rank :: ranks.size]
 
 
 def _watch(
@@ -140,33 +173,38 @@ def run_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
     return states
 
 
-def in_dtype(block: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the block itself, or a copy in ``dtype`` that lives as long as the block is being swept."""
-    if all(p.dtype == dtype for p in block.parameters()):
-        return block
-    return copy.deepcopy(block).to(dtype)
+def states_shape(model: Any, decoder: Decoder, input_ids: Tensor) -> torch.Size:
+    """Return the shape of the states between two blocks, ``[windows, length, hidden]``."""
+    width = _first_states(model, decoder, input_ids[0, :1]).shape[-1]
+    return torch.Size((*input_ids.shape, width))
 
 
-def first_hidden_states(model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what the first block reads, shape ``[windows, length, hidden]``."""
+def fill_first_states(model: Any, decoder: Decoder, input_ids: Tensor, states: Tensor) -> None:
+    """Put what the first block reads into ``states``, shape ``[windows, length, hidden]``."""
+    for window, ids in enumerate(input_ids):
+        states[window] = _first_states(model, decoder, ids)
+
+
+@torch.no_grad()
+def _first_states(model: Any, decoder: Decoder, ids: Tensor) -> Tensor:
+    """Return what the first block reads of one window, shape ``[length, hidden]``."""
     states: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(_split_call(args, kwargs)[0].to(dtype))
+        states.append(_split_call(args, kwargs)[0][0])
         raise _Captured
 
     handle = model.get_submodule(decoder.blocks[0]).register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        for window in input_ids:
-            try:
-                model.base_model(input_ids=window[None], use_cache=False)
-            except _Captured:
-                continue
+        model.base_model(input_ids=ids[None].to(model.device), use_cache=False)
+    except _Captured:
+        pass
     finally:
         handle.remove()
-    return torch.cat(states)
+    return states[0]
 
 
+@torch.no_grad()
 def block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
     """Record the arguments of every block, and make sure that they do not depend on the tokens."""
     first = _record(model, decoder, input_ids[:1])
@@ -197,7 +235,7 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
     for block in blocks:
         block.forward = partial(first, _forward=block.forward) if block is blocks[0] else other
     try:
-        model.base_model(input_ids=input_ids, use_cache=False)
+        model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
     finally:
         for block in blocks:
             del block.forward
@@ -205,8 +243,10 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
 
 
 @contextmanager
-def head_only(model: Any, decoder: Decoder, dtype: torch.dtype) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
-    """Yield a function from what the last block hands on, and the token ids, to logits, all in ``dtype``.
+def head_only(
+    model: Any, decoder: Decoder, device: torch.device, dtype: torch.dtype
+) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """Yield a function from what the last block hands on, and the token ids, to logits, all on a device in ``dtype``.
 
     The model runs with blocks that pass their input on, so that norms, heads and soft caps are its own.
     """
@@ -224,19 +264,14 @@ def head_only(model: Any, decoder: Decoder, dtype: torch.dtype) -> Iterator[Call
         return logits
 
     blocks = [model.get_submodule(path) for path in decoder.blocks]
-    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
-    outside = [(parameter, parameter.data) for parameter in model.parameters() if id(parameter) not in inside]
     for block in blocks:
         block.forward = first if block is blocks[0] else other
     try:
-        for parameter, data in outside:
-            parameter.data = data.to(dtype)
-        yield head
+        with placed_outside(model, decoder, device, dtype):
+            yield head
     finally:
         for block in blocks:
             del block.forward
-        for parameter, data in outside:
-            parameter.data = data
 
 
 def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:

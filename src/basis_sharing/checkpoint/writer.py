@@ -100,7 +100,7 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: str = "2GB") -> None:
+def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: int | str = "2GB") -> None:
     """Write a model and its tokenizer into an empty folder, index last.
 
     Raises:

@@ -1,12 +1,13 @@
 """``basis-sharing compress``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from basis_sharing.cli import options
 from basis_sharing.cli.options import option
+from basis_sharing.errors import MemoryBudgetError
 
 
 def compress(
@@ -67,7 +68,12 @@ def compress(
     evaluation_windows: options.EvaluationWindows = None,
     recipe: options.RecipeFile = None,
     work: options.Work = None,
+    device: options.Device = None,
+    max_memory: options.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run will need, time, memory and disk, and stop.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
 ) -> None:
     """Compress a model and write it as a folder that transformers loads.
@@ -75,6 +81,10 @@ def compress(
     Takes 20 % away from a model, calibrated on Python's own documentation, and measures what it costs:
 
         basis-sharing compress ./llama -o ./llama-20 --ratio 0.2 --evaluate wikitext2:wiki.test.raw
+
+    Several processes share the work:
+
+        torchrun --nproc-per-node 2 -m basis_sharing compress ./llama -o ./llama-20 --ratio 0.2
     """
     settings = options.settings_from(
         recipe,
@@ -106,11 +116,27 @@ def compress(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.pipeline import compress as run
+    from basis_sharing.ranks import joined
     from basis_sharing.report.tables import compression_table
 
-    with resumable(output, work), progress_bars() as progress:
-        _, result = run(model, output=output, overwrite=overwrite, work=work, progress=progress, **settings)
+    if dry_run:
+        _tell_needs(model, output, device, max_memory, settings, as_json=as_json)
+        return
+    from basis_sharing.pipeline import compress as run
+
+    with joined() as ranks, resumable(output, work), progress_bars() as progress:
+        _, result = run(
+            model,
+            output=output,
+            overwrite=overwrite,
+            work=work,
+            device=device,
+            max_memory=max_memory,
+            progress=progress,
+            **settings,
+        )
+    if not ranks.first:
+        return
     if as_json:
         print(result.model_dump_json(indent=2))
         return
@@ -120,3 +146,19 @@ def compress(
         f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",
         highlight=False,
     )
+
+
+def _tell_needs(
+    model: str, output: Path, device: str | None, max_memory: str | None, settings: dict[str, Any], *, as_json: bool
+) -> None:
+    from basis_sharing.cli.console import out
+    from basis_sharing.estimate import estimate
+    from basis_sharing.report.estimate_table import estimate_table
+
+    found = estimate(model, device=device, max_memory=max_memory, **settings)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        out.print(estimate_table(found, output))
+    if found.least_memory > found.memory:
+        raise MemoryBudgetError(found.refusal)

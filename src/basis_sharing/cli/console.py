@@ -1,5 +1,6 @@
 """Consoles and progress bars of the command line."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from basis_sharing.progress import Progress, ProgressCallback
+from basis_sharing.progress import Progress, ProgressCallback, silent
 
 _WIDTH_OF_A_FILE = 120
 
@@ -18,7 +19,10 @@ err = Console(stderr=True)
 
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """Show one bar per stage with the time left, on standard error."""
+    """Show one bar per stage with the time left, on standard error; only the first of several processes does."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield silent
+        return
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,5 +1,6 @@
 """The command line: one verb per file, errors as one sentence, exit code 2."""
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 import basis_sharing
 from basis_sharing.cli import bench, compare, compress, densify, evaluate, inspect, plan, report, rollout, study
-from basis_sharing.errors import BasisSharingError
+from basis_sharing.errors import BasisSharingError, RecipeError
 
 app = typer.Typer(
     name="basis-sharing",
@@ -36,11 +37,13 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "compress":
+        raise RecipeError(f"only compress shares its work among processes: run {context.invoked_subcommand} alone.")
 
 
 # typer exports only this one of its usage errors; its base covers unknown options, commands and missing values.
@@ -58,6 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except BasisSharingError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        print(
+            "error: the device has too little memory for this: pass --device cpu, or shorter windows (--length).",
+            file=sys.stderr,
+        )
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted: nothing was written.", file=sys.stderr)

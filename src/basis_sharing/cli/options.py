@@ -159,6 +159,23 @@ Work = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where blocks run and matrices are decomposed, one at a time: auto, cpu, cuda or mps (default: auto).",
+        metavar="DEVICE",
+        show_default=False,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory this run may take, e.g. 6GiB (default: most of what is free). Weights used from their files do "
+        "not count: the system can drop their pages.",
+        metavar="N",
+        show_default=False,
+    ),
+]
 RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", help="A YAML or JSON file with the settings above; flags go before it.", metavar="FILE"),

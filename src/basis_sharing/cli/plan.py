@@ -45,6 +45,8 @@ def plan(
     evaluation_windows: options.EvaluationWindows = None,
     recipe: options.RecipeFile = None,
     work: options.Work = None,
+    device: options.Device = None,
+    max_memory: options.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as JSON on standard output.")] = False,
 ) -> None:
@@ -97,7 +99,9 @@ def plan(
     picture = output.with_suffix(".png")
     check_files([output, picture], overwrite=overwrite)
     with progress_bars() as progress:
-        forecast = plan_model(targets[0], work=work, progress=progress, **settings)
+        forecast = plan_model(
+            targets[0], work=work, device=device, max_memory=max_memory, progress=progress, **settings
+        )
     write_file(output, forecast.plan.write)
     write_file(picture, lambda path: draw_forecast(forecast, path))
     if as_json:

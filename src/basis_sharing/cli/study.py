@@ -39,6 +39,8 @@ def study(
     dtype: options.Dtype = None,
     calibration_dtype: options.CalibrationDtype = None,
     work: options.Work = None,
+    device: options.Device = None,
+    max_memory: options.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier study.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the study as JSON on standard output.")] = False,
 ) -> None:
@@ -70,7 +72,15 @@ def study(
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
     with progress_bars() as progress:
-        result = run(model, distance=distance, work=work, progress=progress, **settings)
+        result = run(
+            model,
+            distance=distance,
+            work=work,
+            device=device,
+            max_memory=max_memory,
+            progress=progress,
+            **settings,
+        )
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_sharing.calibration.placing import placed
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.errors import NumericalError, RecipeError
@@ -103,17 +104,30 @@ def window_length(config: Any, length: int | None) -> int:
 
 @torch.no_grad()
 def measure(
-    model: Any, text: EvaluationText, *, stage: str = "evaluating", progress: ProgressCallback = silent
+    model: Any,
+    text: EvaluationText,
+    *,
+    device: torch.device | None = None,
+    stage: str = "evaluating",
+    progress: ProgressCallback = silent,
 ) -> Perplexity:
     """Measure perplexity on prepared windows: the token-weighted mean of the negative log-likelihood.
+
+    Args:
+        model: The model.
+        text: The windows.
+        device: Where the model runs, as a whole; None: where it is.
+        stage: Name of the stage in progress events.
+        progress: Receives one event per window.
 
     Raises:
         NumericalError: The model computes NaN or infinity.
     """
     losses = []
-    for index in range(len(text.input_ids)):
-        losses.append(window_loss(window_logits(model, text, index), text, index))
-        progress(Progress(stage, index + 1, len(text.input_ids), "windows"))
+    with placed(model, device or model.device):
+        for index in range(len(text.input_ids)):
+            losses.append(window_loss(window_logits(model, text, index), text, index))
+            progress(Progress(stage, index + 1, len(text.input_ids), "windows"))
     return from_losses(losses, text, model.dtype)
 
 

@@ -19,6 +19,7 @@ from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import Plan, PlanGroup, multiplications, stored_parameters
 from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.ranks import Ranks
 from basis_sharing.weighting import Weigher, ridge_of
 
 
@@ -30,6 +31,7 @@ def factorize(
     *,
     remembered: MutableMapping[tuple[str, ...], Truncation] | None = None,
     folder: Path | None = None,
+    ranks: Ranks | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[GroupOutcome]:
     """Yield the factors of every group of a plan; the model is not changed.
@@ -42,26 +44,59 @@ def factorize(
         remembered: Decompositions by members, read and added to: plans of several ratios share most of theirs. All of
             them come from one model and one weigher.
         folder: Where finished groups are kept for this plan; those that an interrupted run has left there are taken.
+        ranks: The processes that divide the groups among them; each yields all of them.
         progress: Receives one event per group that is solved.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
         OSError: The disk of ``folder`` is full or fails.
     """
+    ranks = ranks or Ranks()
     known = {projection.name: projection for projection in decoder.projections}
-    for index, group in enumerate(plan.groups):
-        file = None if folder is None else folder / f"group-{index:05d}.safetensors"
-        kept = None if file is None else read_outcome(file)
-        if kept is not None:
-            yield kept
+    owners = _owners([[known[name] for name in group.members] for group in plan.groups], ranks.size)
+    solved: dict[int, GroupOutcome] = {}
+    own = [index for index, owner in enumerate(owners) if owner == ranks.rank]
+
+    def kept(index: int) -> GroupOutcome | None:
+        return None if folder is None else read_outcome(_file(folder, index))
+
+    def solve(index: int) -> GroupOutcome:
+        group = plan.groups[index]
+        outcome = kept(index)
+        if outcome is None:
+            outcome = _solve(model, group, [known[name] for name in group.members], weigher, remembered)
+            if folder is not None:
+                write_outcome(outcome, _file(folder, index))
+                outcome = read_outcome(_file(folder, index)) or outcome
+            progress(Progress("factorizing", own.index(index) + 1, len(own), "groups"))
+        return outcome
+
+    if ranks.size > 1:
+        # All are solved before the first is exchanged: nobody waits for a decomposition of another process.
+        solved = {index: solve(index) for index in own}
+    for index, owner in enumerate(owners):
+        if ranks.size == 1:
+            yield solve(index)
             continue
-        members = [known[name] for name in group.members]
-        outcome = _solve(model, group, members, weigher, remembered)
-        if file is not None:
-            write_outcome(outcome, file)
-            outcome = read_outcome(file) or outcome
+        outcome = ranks.given_by(owner, solved.pop(index, None))
+        if folder is not None and owner != ranks.rank:
+            write_outcome(outcome, _file(folder, index))
+            outcome = read_outcome(_file(folder, index)) or outcome
         yield outcome
-        progress(Progress("factorizing", index + 1, len(plan.groups), "groups"))
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"group-{index:05d}.safetensors"
+
+
+def _owners(groups: Sequence[Sequence[Projection]], processes: int) -> list[int]:
+    """Divide groups among processes: the next largest goes to the one that has the least to do."""
+    work = [group[0].d_in ** 2 * (group[0].d_in + sum(p.d_out for p in group)) for group in groups]
+    owners, loads = [0] * len(groups), [0] * processes
+    for index in sorted(range(len(groups)), key=lambda i: -work[i]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += work[index]
+    return owners
 
 
 def _solve(

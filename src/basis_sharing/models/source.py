@@ -206,6 +206,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def read_in_place(source: ModelSource, dtype: torch.dtype | None) -> bool:
+    """Whether weights loaded in ``dtype`` (None: as stored) are pages of their files rather than memory of their own.
+
+    Raises:
+        ModelError: If the configuration cannot be read.
+    """
+    if source.gguf_file is not None:
+        return False
+    files = weight_files(_fetch(source, weights=True))
+    stored = {
+        _DTYPES.get(entry["dtype"])
+        for file in files
+        if file.suffix == ".safetensors"
+        for entry in read_header(file).values()
+    }
+    return stored == {dtype or _stored_dtype(source, load_config(source))}
+
+
 def stored_bytes(source: ModelSource) -> int:
     """Return the bytes of a model's weight files.
 

@@ -7,6 +7,7 @@ target can lead to.
 
 import functools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import exp
@@ -21,6 +22,7 @@ from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plan import most_rank
 from basis_sharing.planning.allocation import Floats, Lane, Part
 from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.ranks import Ranks
 from basis_sharing.weighting import Weigher
 
 Curves = MutableMapping[tuple[str, ...], Floats]
@@ -72,6 +74,7 @@ def find_candidates(
     across_roles: bool = True,
     across_depth: bool = True,
     curves: Curves | None = None,
+    ranks: Ranks | None = None,
     progress: ProgressCallback = silent,
 ) -> Candidates:
     """Measure all candidates of a model.
@@ -83,41 +86,87 @@ def find_candidates(
         across_roles: Whether projections that read one input may share.
         across_depth: Whether projections of neighbouring blocks may share.
         curves: Loss curves by the names of a group's members, read and added to.
+        ranks: The processes that divide the measurements among them; all of them find the same.
         progress: Receives one event per block and input, and one per role that is looked at across depth.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
     """
-    found, curves = Candidates(), {} if curves is None else curves
+    found, curves, ranks = Candidates(), {} if curves is None else curves, ranks or Ranks()
     lanes = list(_lanes(decoder))
-    done, total = 0, sum(len(lane) for lane in lanes)
-    for lane in lanes:
-        slots = [_slot(p, decoder) for p in lane[0]]
-        partitions = _partitions(slots) if across_roles else (tuple(frozenset([slot]) for slot in slots),)
-        segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for ps in partitions for part in ps}
+    partitions = [_ways_to_divide(lane[0], decoder, across_roles) for lane in lanes]
+    parts = [list(dict.fromkeys(part for ps in ways for part in ps)) for ways in partitions]
+    blocks = [(block, parts_) for lane, parts_ in zip(lanes, parts, strict=True) for block in lane]
+    own = ranks.own(blocks)
+    with _exchanged(curves, ranks) as measured:
+        for done, (block, parts_) in enumerate(own, start=1):
+            known = len(measured)
+            for _ in _within_block(model, decoder, weigher, block, parts_, measured):
+                pass
+            if len(measured) > known:
+                progress(Progress("measuring candidates", done, len(own), "inputs"))
+    for lane, ways, parts_ in zip(lanes, partitions, parts, strict=True):
+        segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for part in parts_}
         for position, block in enumerate(lane):
-            known = len(curves)
-            for part, candidate in _within_block(model, decoder, weigher, block, list(segments), curves):
+            for part, candidate in _within_block(model, decoder, weigher, block, parts_, curves):
                 segments[part][position, position + 1] = len(found.groups)
                 found.groups.append(candidate)
-            done += 1
-            if len(curves) > known:
-                progress(Progress("measuring candidates", done, total, "inputs"))
-        found.lanes.append(Lane(len(lane), partitions, segments))
+        found.lanes.append(Lane(len(lane), ways, segments))
     if not across_depth:
         return found
     prices = _prices(found)
     shared = [
-        (blocks, part, lane.segments[part])
-        for lane, blocks in zip(found.lanes, lanes, strict=True)
+        (lane_blocks, part, lane.segments[part])
+        for lane, lane_blocks in zip(found.lanes, lanes, strict=True)
         for part in _worth_sharing(lane, found.groups, prices)
     ]
-    for done, (blocks, part, grown) in enumerate(shared, start=1):
-        known = len(curves)
-        _grow(model, decoder, weigher, blocks, part, grown, found.groups, prices, curves)
-        if len(curves) > known:
-            progress(Progress("measuring shared candidates", done, len(shared), "roles"))
+    mine = ranks.own(shared)
+    with _exchanged(curves, ranks) as measured:
+        for done, (lane_, part, grown) in enumerate(mine, start=1):
+            known = len(measured)
+            _grow(model, decoder, weigher, lane_, part, dict(grown), list(found.groups), prices, measured)
+            if len(measured) > known:
+                progress(Progress("measuring shared candidates", done, len(mine), "roles"))
+    for lane_, part, grown in shared:
+        _grow(model, decoder, weigher, lane_, part, grown, found.groups, prices, curves)
     return found
+
+
+@contextmanager
+def _exchanged(curves: Curves, ranks: Ranks) -> Iterator[Curves]:
+    """Yield curves to add to; at the end every process has what any of them has added."""
+    added = _Added(curves)
+    yield added
+    for other, new in enumerate(ranks.gather(added.new)):
+        if other != ranks.rank:
+            curves.update(new)
+
+
+class _Added(MutableMapping[tuple[str, ...], Floats]):
+    """Curves that remember which of them are new."""
+
+    def __init__(self, curves: Curves) -> None:
+        self._curves, self.new = curves, dict[tuple[str, ...], Floats]()
+
+    def __getitem__(self, names: tuple[str, ...]) -> Floats:
+        return self._curves[names]
+
+    def __setitem__(self, names: tuple[str, ...], losses: Floats) -> None:
+        self._curves[names] = self.new[names] = losses
+
+    def __delitem__(self, names: tuple[str, ...]) -> None:
+        del self._curves[names]
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        return iter(self._curves)
+
+    def __len__(self) -> int:
+        return len(self._curves)
+
+
+def _ways_to_divide(block: Sequence[Projection], decoder: Decoder, across_roles: bool) -> tuple[tuple[Part, ...], ...]:
+    slots = [_slot(p, decoder) for p in block]
+    return _partitions(slots) if across_roles else (tuple(frozenset([slot]) for slot in slots),)
 
 
 def _worth_sharing(lane: Lane, groups: Sequence[Candidate], prices: Floats) -> Iterator[Part]:

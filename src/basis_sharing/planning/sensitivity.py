@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_sharing.calibration.sweep import block_calls, first_hidden_states, head_only, in_dtype, run_block
+from basis_sharing.calibration.placing import placed
+from basis_sharing.calibration.sweep import block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.linalg.truncation import truncate
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import module
 from basis_sharing.models.family import Decoder
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -29,6 +31,7 @@ def measure_sensitivity(
     input_ids: Tensor,
     *,
     dtype: torch.dtype,
+    machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> dict[str, float]:
     """Return nats per token for a unit of output error E|x dW|^2, by projection.
@@ -41,27 +44,36 @@ def measure_sensitivity(
         weigher: Weighs errors with the second moments of the inputs, with any sensitivity.
         input_ids: Calibration windows; the beginnings of the first ones are used.
         dtype: Dtype to run in.
+        machine: Where to run; None: where the model is. Several processes divide the projections among them.
         progress: Receives one event per projection.
     """
-    ids = input_ids[:_WINDOWS, :_LENGTH].to(model.device)
-    calls = [call.to(dtype) for call in block_calls(model, decoder, ids)]
+    machine = machine or Machine(model.device)
+    device = machine.device
+    ids = input_ids[:_WINDOWS, :_LENGTH]
+    calls = [call.to(device, dtype) for call in block_calls(model, decoder, ids)]
+    ids = ids.to(device)
 
     def step(hidden: Tensor, index: int) -> Tensor:
-        return run_block(in_dtype(module(model, decoder.blocks[index]), dtype), hidden, calls[index])
+        block = module(model, decoder.blocks[index])
+        with placed(block, device, dtype):
+            return run_block(block, hidden, calls[index])
 
     def run(hidden: Tensor, start: int) -> Tensor:
         """Return log-probabilities ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
         for index in range(start, len(decoder.blocks)):
             hidden = step(hidden, index)
-        with head_only(model, decoder, dtype) as head:
+        with head_only(model, decoder, device, dtype) as head:
             return head(hidden, ids).float().log_softmax(-1)
 
-    inputs = [first_hidden_states(model, decoder, ids, dtype)]
+    states = torch.empty(states_shape(model, decoder, ids), dtype=dtype)
+    fill_first_states(model, decoder, ids, states)
+    inputs = [states.to(device)]
     for index in range(len(decoder.blocks) - 1):
         inputs.append(step(inputs[-1], index))
     reference = run(inputs[0], 0)
     found: dict[str, float] = {}
-    for done, projection in enumerate(decoder.projections, start=1):
+    own = machine.ranks.own(decoder.projections)
+    for done, projection in enumerate(own, start=1):
         (member,) = weigher.problem(model, [projection])
         rank = max(1, min(projection.d_in, projection.d_out) // 2)
         truncated = truncate([member])
@@ -71,12 +83,13 @@ def measure_sensitivity(
         assert isinstance(stored, torch.nn.Parameter)
         original = stored.data
         # Written over, a weight that is read from its file would become memory of its own.
-        stored.data = (approximation if projection.transposed else approximation.T).to(original.dtype).contiguous()
+        changed_weight = approximation if projection.transposed else approximation.T
+        stored.data = changed_weight.to(original.device, original.dtype).contiguous()
         try:
             changed = run(inputs[projection.block], projection.block)
         finally:
             stored.data = original
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean().item()
         found[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
-        progress(Progress("measuring sensitivity", done, len(decoder.projections), "projections"))
-    return found
+        progress(Progress("measuring sensitivity", done, len(own), "projections"))
+    return {name: value for part in machine.ranks.gather(found) for name, value in part.items()}

@@ -1,0 +1,52 @@
+"""Tensors of a model in another dtype or on another device for a while."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_sharing.models.family import Decoder
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Move a module to a device, its parameters also into a dtype, for as long as the context.
+
+    What it held before is put back as it was, untouched, so that weights used from their files stay there.
+    """
+    with _swapped(list(module.modules()), device, dtype):
+        yield
+
+
+@contextmanager
+def placed_outside(model: Any, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Do as :func:`placed` with everything of a model but its blocks."""
+    inside = {id(module) for path in decoder.blocks for module in model.get_submodule(path).modules()}
+    with _swapped([module for module in model.modules() if id(module) not in inside], device, dtype):
+        yield
+
+
+@contextmanager
+def _swapped(modules: list[nn.Module], device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    held: list[tuple[dict[str, Any], str, Tensor]] = []
+    moved: dict[int, nn.Parameter] = {}  # one that several modules have stays one
+    try:
+        for module in modules:
+            for name, parameter in module._parameters.items():
+                if parameter is None or (parameter.device == device and parameter.dtype == (dtype or parameter.dtype)):
+                    continue
+                if id(parameter) not in moved:
+                    data = parameter.detach().to(device, dtype)
+                    moved[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+                held.append((module._parameters, name, parameter))
+                module._parameters[name] = moved[id(parameter)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.device != device:
+                    held.append((module._buffers, name, buffer))
+                    module._buffers[name] = buffer.to(device)
+        yield
+    finally:
+        for entries, name, tensor in held:
+            entries[name] = tensor
