@@ -126,8 +126,8 @@ def _solve(
 
 
 def _plain(members: tuple[str, ...], found: Truncation, rank: int, dtype: torch.dtype) -> GroupFactors:
-    coefficients = tuple(C.to(dtype) for C in found.coefficients(rank))
-    return GroupFactors(members, found.basis[:, :rank].to(dtype), coefficients)
+    coefficients = tuple(C.to("cpu", dtype) for C in found.coefficients(rank))
+    return GroupFactors(members, found.basis[:, :rank].to("cpu", dtype), coefficients)
 
 
 def _pivot(
@@ -154,12 +154,12 @@ def _pivot(
         return plain(), "its basis has dependent columns"
 
     def stored_error(factors: GroupFactors) -> float:
-        B = factors.full_basis().double()
+        B = factors.full_basis().to(found.basis)
         pairs = zip(problem, factors.coefficients, strict=True)
-        return sum(loss_of(member, member.W - B @ C.double()) for member, C in pairs)
+        return sum(loss_of(member, member.W - B @ C.to(B)) for member, C in pairs)
 
-    coefficients = tuple((pivoting.transform @ C).to(dtype) for C in found.coefficients(group.rank))
-    pivoted = GroupFactors(group.members, pivoting.stored.to(dtype), coefficients, pivoting.pivots)
+    coefficients = tuple((pivoting.transform @ C).to("cpu", dtype) for C in found.coefficients(group.rank))
+    pivoted = GroupFactors(group.members, pivoting.stored.to("cpu", dtype), coefficients, pivoting.pivots.cpu())
     larger = plain_rank * (d_in + outputs) > stored_parameters(d_in, outputs, group.rank, "pivoted")  # rank 1
     error = stored_error(pivoted)
     # Rounding never gains anything worth having: what plain factors lose before it settles most cases.

@@ -7,7 +7,6 @@ target can lead to.
 
 import functools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import exp
@@ -96,49 +95,65 @@ def find_candidates(
     lanes = list(_lanes(decoder))
     partitions = [_ways_to_divide(lane[0], decoder, across_roles) for lane in lanes]
     parts = [list(dict.fromkeys(part for ps in ways for part in ps)) for ways in partitions]
-    blocks = [(block, parts_) for lane, parts_ in zip(lanes, parts, strict=True) for block in lane]
-    own = ranks.own(blocks)
-    with _exchanged(curves, ranks) as measured:
-        for done, (block, parts_) in enumerate(own, start=1):
-            known = len(measured)
-            for _ in _within_block(model, decoder, weigher, block, parts_, measured):
-                pass
-            if len(measured) > known:
-                progress(Progress("measuring candidates", done, len(own), "inputs"))
-    for lane, ways, parts_ in zip(lanes, partitions, parts, strict=True):
-        segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for part in parts_}
+    inputs = [(block, lane_parts) for lane, lane_parts in zip(lanes, parts, strict=True) for block in lane]
+
+    def measure(position: int, curves: Curves) -> None:
+        for _ in _within_block(model, decoder, weigher, *inputs[position], curves):
+            pass
+
+    _measure_ahead(measure, len(inputs), curves, ranks, "measuring candidates", "inputs", progress)
+    done = 0
+    for lane, ways, lane_parts in zip(lanes, partitions, parts, strict=True):
+        segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for part in lane_parts}
         for position, block in enumerate(lane):
-            for part, candidate in _within_block(model, decoder, weigher, block, parts_, curves):
+            known = len(curves)
+            for part, candidate in _within_block(model, decoder, weigher, block, lane_parts, curves):
                 segments[part][position, position + 1] = len(found.groups)
                 found.groups.append(candidate)
+            done += 1
+            if len(curves) > known:
+                progress(Progress("measuring candidates", done, len(inputs), "inputs"))
         found.lanes.append(Lane(len(lane), ways, segments))
     if not across_depth:
         return found
     prices = _prices(found)
     shared = [
-        (lane_blocks, part, lane.segments[part])
-        for lane, lane_blocks in zip(found.lanes, lanes, strict=True)
+        (blocks, part, lane.segments[part])
+        for lane, blocks in zip(found.lanes, lanes, strict=True)
         for part in _worth_sharing(lane, found.groups, prices)
     ]
-    mine = ranks.own(shared)
-    with _exchanged(curves, ranks) as measured:
-        for done, (lane_, part, grown) in enumerate(mine, start=1):
-            known = len(measured)
-            _grow(model, decoder, weigher, lane_, part, dict(grown), list(found.groups), prices, measured)
-            if len(measured) > known:
-                progress(Progress("measuring shared candidates", done, len(mine), "roles"))
-    for lane_, part, grown in shared:
-        _grow(model, decoder, weigher, lane_, part, grown, found.groups, prices, curves)
+
+    def measure_shared(position: int, curves: Curves) -> None:
+        blocks, part, grown = shared[position]
+        _grow(model, decoder, weigher, blocks, part, dict(grown), list(found.groups), prices, curves)
+
+    _measure_ahead(measure_shared, len(shared), curves, ranks, "measuring shared candidates", "roles", progress)
+    for done, (blocks, part, grown) in enumerate(shared, start=1):
+        known = len(curves)
+        _grow(model, decoder, weigher, blocks, part, grown, found.groups, prices, curves)
+        if len(curves) > known:
+            progress(Progress("measuring shared candidates", done, len(shared), "roles"))
     return found
 
 
-@contextmanager
-def _exchanged(curves: Curves, ranks: Ranks) -> Iterator[Curves]:
-    """Yield curves to add to; at the end every process has what any of them has added."""
-    added = _Added(curves)
-    yield added
-    for other, new in enumerate(ranks.gather(added.new)):
-        if other != ranks.rank:
+def _measure_ahead(
+    measure: Callable[[int, Curves], None],
+    count: int,
+    curves: Curves,
+    ranks: Ranks,
+    stage: str,
+    unit: str,
+    progress: ProgressCallback,
+) -> None:
+    """Where there are several processes, measure this one's share of some items, and exchange what was found."""
+    if ranks.size == 1:
+        return
+    own, added = ranks.own(range(count)), _Added(curves)
+    for done, position in enumerate(own, start=1):
+        measure(position, added)
+        progress(Progress(stage, done, len(own), unit))
+    for rank, new in enumerate(ranks.gather(added.new)):
+        if rank != ranks.rank:
             curves.update(new)
 
 

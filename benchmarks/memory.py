@@ -1,0 +1,141 @@
+"""Memory of ``compress``: flat in the number of layers, and a model larger than its memory.
+
+``python benchmarks/memory.py`` (an hour on two cores; Linux). First models of 8, 16, 32 and 64 layers of one width are
+compressed by ``auto`` under one ``--max-memory``, and the peak of the memory that the system cannot take back
+(``RssAnon``) is compared. Then a random model of 1.5 billion parameters, 6 GB in fp32, is compressed in a control group
+of 4 GiB, where the kernel counts pages of files as well and kills what takes more (needs root; ``--small`` leaves it
+out). ``auto`` there compresses the up and down projections, the largest matrices, to spare time.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, machine, save
+
+LAYERS = (8, 16, 32, 64)
+SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 6400,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_hidden_layers": 24,
+}
+LIMIT = 4 * 2**30
+TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. "
+CHILD = """
+import json, sys, threading, time
+from basis_sharing.machine import taken_memory
+from basis_sharing.pipeline import compress
+
+peak, stage, stages, running = [0], ["loading"], {}, [True]
+
+def watch():
+    while running[0]:
+        stages[stage[0]] = max(stages.get(stage[0], 0), taken_memory())
+        time.sleep(0.01)
+
+thread = threading.Thread(target=watch)
+thread.start()
+settings = json.loads(sys.argv[1])
+_, result = compress(settings.pop("model"), progress=lambda event: stage.__setitem__(0, event.stage), **settings)
+running[0] = False
+thread.join()
+print(json.dumps({"stages": stages, "ratio": result.ratio_reached}))
+"""
+
+
+def make_model(folder: Path, layers: int | None, shape: dict[str, int], vocabulary: int) -> int:
+    """Write a random LLaMA in fp32, in a process of its own; return the bytes of its weights."""
+    code = (
+        "import json, sys, torch\nsys.path.insert(0, sys.argv[1])\n"
+        "from pico import pico_tokenizer\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "torch.manual_seed(0)\nmodel = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[3])))\n"
+        "model.save_pretrained(sys.argv[2], max_shard_size='1GB')\npico_tokenizer().save_pretrained(sys.argv[2])\n"
+    )
+    config = {**shape, "vocab_size": vocabulary, "max_position_embeddings": 2048, "tie_word_embeddings": False}
+    if layers is not None:
+        config["num_hidden_layers"] = layers
+    subprocess.run([sys.executable, "-c", code, str(ROOT / "tests"), str(folder), json.dumps(config)], check=True)
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@contextmanager
+def control_group(limit: int) -> Iterator[Path]:
+    """Yield the file to write a process into, for a group that may take ``limit`` bytes."""
+    first, unified = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    group = (first if first.is_dir() else unified) / f"basis-sharing-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")).write_text(str(limit))
+        yield group / "cgroup.procs"
+    finally:
+        for _ in range(50):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+
+
+def compressed(settings: dict[str, Any], group: Path | None = None) -> dict[str, Any]:
+    """Compress in a process of its own; return its peak of memory by stage, and the seconds it took."""
+
+    def enter() -> None:
+        if group is not None:
+            group.write_text(str(os.getpid()))
+
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(settings)], stdout=subprocess.PIPE, text=True, preexec_fn=enter
+    )
+    if done.returncode:
+        raise SystemExit(f"the compression ended with {done.returncode}")
+    return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.monotonic() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--folder", type=Path, default=None, help="where the models are made (10 GB)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        root = Path(name)
+        (root / "text.txt").write_text(4000 * TEXT)
+        common = {"calibration": str(root / "text.txt"), "device": "cpu"}
+        found: dict[str, Any] = {"machine": machine(), "layers": []}
+        for layers in LAYERS:
+            size = make_model(root / "model", layers, SMALL, 1024)
+            settings = {"ratio": 0.3, "windows": 4, "length": 256, "max_memory": "1GiB", **common}
+            row = compressed({"model": str(root / "model"), "output": str(root / "out"), "overwrite": True, **settings})
+            row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
+            found["layers"].append(row)
+            print(
+                f"{layers} layers, {size / 2**20:,.0f} MiB of weights: peak {row['peak'] / 2**20:,.0f} MiB", flush=True
+            )
+        peaks = [row["peak"] for row in found["layers"]]
+        found["spread"] = max(peaks) / min(peaks) - 1
+        print(f"largest peak {found['spread']:.1%} above the smallest")
+        if not options.small:
+            size = make_model(root / "large", None, LARGE, 32000)
+            settings = {"ratio": 0.3, "windows": 8, "length": 256, "max_memory": "4GiB", "roles": "up,down", **common}
+            with control_group(LIMIT) as group:
+                row = compressed({"model": str(root / "large"), "output": str(root / "small"), **settings}, group)
+            found["large"] = {"bytes": size, "limit": LIMIT, "peak": max(row["stages"].values()), **row}
+            print(
+                f"{size / 2**30:.1f} GiB within {LIMIT / 2**30:.0f} GiB: peak {found['large']['peak'] / 2**20:,.0f} MiB"
+            )
+    save("memory", found)
+
+
+if __name__ == "__main__":
+    main()
