@@ -37,6 +37,7 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/adoption.py
 	$(BIN)/python benchmarks/steady.py build/adoption/auto-20 build/adoption/auto-40
 	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1 --rounds 6
+	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 --threads 1 --rounds 6 --compiled
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/planning_cost.py
 	$(BIN)/python benchmarks/kills.py
