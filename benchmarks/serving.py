@@ -1,10 +1,11 @@
 """How fast vLLM serves compressed folders, against the dense model in the same engine.
 
-``.venv-vllm/bin/python benchmarks/serving.py FOLDER...`` after ``make vllm`` (about nine minutes on two cores); the
-folders are compressions of SmolLM2-135M. Every model has an engine of its own, in fp32, all of them alive at the same
-time; they take turns batch by batch, and speeds are quotients within a round. ``--compiled`` lets vLLM compile the
-models as it does by default; without it they run eagerly. On a busy machine give fewer ``--threads`` than processors:
-threads that wait for each other cost a compressed model, which has more and smaller products, more than the dense one.
+``.venv-vllm/bin/python benchmarks/serving.py FOLDER...`` after ``make vllm`` (about nine minutes on two cores, more
+with ``--compiled``); the folders are compressions of SmolLM2-135M. Every model has an engine of its own, in fp32, all
+of them alive at the same time; they take turns batch by batch, and speeds are quotients within a round.
+``--compiled`` lets vLLM compile the models as it does by default; without it they run eagerly. On a busy machine give
+fewer ``--threads`` than processors: a compressed model has more and smaller products, and threads may wait for each
+other after every one.
 """
 
 import argparse
