@@ -25,17 +25,19 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Our plugin in vLLM, built for CPUs, in an environment of its own (4 GB); a quarter of an hour on two cores.
+# Our plugin in vLLM, built for CPUs, in an environment of its own (4 GB); twenty minutes on two cores.
 vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
 # What the figures in the README were measured with; needs ../shared/data and about ten hours on two cores.
-benchmarks: $(VENV)/.dev
+benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/faithful.py
 	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
 	$(BIN)/python benchmarks/ablation.py --evaluation-windows 8
 	$(BIN)/python benchmarks/adoption.py
 	$(BIN)/python benchmarks/steady.py build/adoption/auto-20 build/adoption/auto-40
+	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1 --rounds 6
+	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 --threads 1 --rounds 6 --compiled
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/planning_cost.py
 	$(BIN)/python benchmarks/kills.py

@@ -1,8 +1,11 @@
 """How fast vLLM serves compressed folders, against the dense model in the same engine.
 
-``.venv-vllm/bin/python benchmarks/serving.py FOLDER...`` after ``make vllm`` (about two minutes a folder and round on
-two cores); the folders are compressions of SmolLM2-135M. Every engine is a fresh process in fp32; in each of
-``--rounds`` rounds all folders have their turn, and speeds are quotients within a round.
+``.venv-vllm/bin/python benchmarks/serving.py FOLDER...`` after ``make vllm`` (about nine minutes on two cores, more
+with ``--compiled``); the folders are compressions of SmolLM2-135M. Every model has an engine of its own, in fp32, all
+of them alive at the same time; they take turns batch by batch, and speeds are quotients within a round.
+``--compiled`` lets vLLM compile the models as it does by default; without it they run eagerly. On a busy machine give
+fewer ``--threads`` than processors: a compressed model has more and smaller products, and threads may wait for each
+other after every one.
 """
 
 import argparse
@@ -13,19 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from basis_sharing.models.source import load_model, load_tokenizer, resolve
-from common import machine, save, smollm2
+from common import machine, read, save, smollm2
 
-PROMPTS, PROMPT_TOKENS, REPEATS = 8, 128, 3
+PROMPTS, PROMPT_TOKENS = 8, 128
 
 
-def measure(folder: str, new_tokens: int) -> None:
-    """Print the seconds of a batch of prompts, and of the same with some new tokens, as JSON."""
+def answer(folder: str, compiled: bool) -> None:
+    """Run a batch of prompts for every number of new tokens on standard input and print the seconds it took."""
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -33,60 +37,109 @@ def measure(folder: str, new_tokens: int) -> None:
         dtype="float32",
         max_model_len=512,
         max_num_seqs=PROMPTS,
-        enforce_eager=True,
+        enforce_eager=not compiled,
         enable_prefix_caching=False,
     )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 20000, (PROMPTS, PROMPT_TOKENS), generator=generator).tolist()
     asked = [{"prompt_token_ids": prompt} for prompt in ids]
-
-    def seconds(tokens: int) -> float:
-        found = []
-        for _ in range(1 + REPEATS):
-            start = time.perf_counter()
-            engine.generate(asked, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True), use_tqdm=False)
-            found.append(time.perf_counter() - start)
-        return statistics.median(found[1:])
-
-    print("SECONDS", json.dumps([seconds(1), seconds(1 + new_tokens)]))
+    for line in sys.stdin:
+        start = time.perf_counter()
+        engine.generate(asked, SamplingParams(temperature=0, max_tokens=int(line), ignore_eos=True), use_tqdm=False)
+        print("SECONDS", time.perf_counter() - start, flush=True)
 
 
-def run(folder: str, new_tokens: int) -> tuple[float, float]:
-    """Return the seconds of a prefill and of one decoding step, both of the whole batch, in a fresh process."""
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    command = [sys.executable, __file__, "--engine", folder, "--new-tokens", str(new_tokens)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("SECONDS ")]
-    if not lines:
-        sys.exit(f"error: vLLM failed on {folder}:\n{done.stderr[-2000:]}")
-    first, whole = json.loads(lines[-1].removeprefix("SECONDS "))
-    return first, (whole - first) / new_tokens
+class Engine:
+    """vLLM with one model, in a process of its own."""
+
+    def __init__(self, folder: str, threads: int, compiled: bool, log: Path) -> None:
+        command = [sys.executable, __file__, "--engine", folder, *(["--compiled"] if compiled else [])]
+        environment = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+        }
+        self.folder, self.log = folder, log
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("wb"),
+            text=True,
+        )
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def seconds(self, new_tokens: int) -> float:
+        """Return how long the batch of prompts takes."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if self._process.poll() is None:
+            self._process.stdin.write(f"{new_tokens}\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("SECONDS "):
+                return float(line.removeprefix("SECONDS "))
+        sys.exit(f"error: vLLM failed on {self.folder}:\n{self.log.read_text(errors='replace')[-2000:]}")
+
+    def turn(self, new_tokens: int) -> tuple[float, float]:
+        """Return the seconds of a prefill and of one decoding step, both of the whole batch."""
+        first = self.seconds(1)
+        return first, (self.seconds(1 + new_tokens) - first) / new_tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
-        measure(options.engine, options.new_tokens)
+        answer(options.engine, options.compiled)
         return
-    with tempfile.TemporaryDirectory() as name:
-        source = resolve(smollm2())
-        load_model(source, torch.float32).save_pretrained(name)
-        load_tokenizer(source).save_pretrained(name)
-        folders = [name, *map(str, options.folders)]
-        rounds = [[run(folder, options.new_tokens) for folder in folders] for _ in range(options.rounds)]
+    with tempfile.TemporaryDirectory() as name, ExitStack() as engines:
+        source, dense = resolve(smollm2()), Path(name) / "dense"
+        load_model(source, torch.float32).save_pretrained(dense)
+        load_tokenizer(source).save_pretrained(dense)
+        running = []
+        for index, folder in enumerate([dense, *options.folders]):
+            engine = Engine(str(folder), options.threads, options.compiled, Path(name) / f"{index}.log")
+            running.append(engines.enter_context(engine))
+            engine.turn(options.new_tokens)  # warm, and one start at a time
+            print(f"{folder.name}: ready", flush=True)
+        rounds = [[engine.turn(options.new_tokens) for engine in running] for _ in range(options.rounds)]
     rows = {}
-    for index, folder in enumerate(folders[1:], start=1):
+    for index, folder in enumerate(options.folders, start=1):
         prefill, decode = ([turn[0][kind] / turn[index][kind] for turn in rounds] for kind in (0, 1))
-        rows[Path(folder).name] = {"prefill": prefill, "decode": decode}
-        medians = f"prefill {statistics.median(prefill):.2f} x, decode {statistics.median(decode):.2f} x"
-        print(f"{Path(folder).name}: {medians}")
-    setting = {"prompts": PROMPTS, "prompt_tokens": PROMPT_TOKENS, "new_tokens": options.new_tokens}
-    save("serving", {"machine": machine(), "vllm": version("vllm-cpu"), **setting, "times_as_fast_as_dense": rows})
+        rows[folder.name] = {"prefill": told(prefill), "decode": told(decode)}
+        print(folder.name, json.dumps(rows[folder.name]))
+    run = {
+        "machine": {**machine(), "threads": options.threads, "vllm": version("vllm-cpu")},
+        "load_average": os.getloadavg()[1],
+        "prompts": PROMPTS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": options.new_tokens,
+        "times_as_fast_as_dense": rows,
+    }
+    name = f"{'compiled' if options.compiled else 'eager'}, threads: {options.threads}"
+    save("serving", {**read("serving"), name: run})
+
+
+def told(quotients: list[float]) -> dict[str, float | list[float]]:
+    """Return the median of the rounds, the middle half, and every round."""
+    low, median, high = statistics.quantiles(quotients, n=4)
+    return {"median": median, "middle_half": [low, high], "rounds": quotients}
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ FLAGS = {
     | {"--help", "-h"}
     for verb, command in GROUP.commands.items()
 }
-FOREIGN = {"--strict", "--version"}
-"""Flags of mkdocs and of the command itself."""
+FOREIGN = {
+    *("--strict", "--version"),
+    *("--continuous-batching", "--quantization", "--trust-remote-code"),
+}
+"""Flags of mkdocs and of the command itself; of ``transformers serve``."""
 
 
 def load_hooks() -> ModuleType:
