@@ -22,7 +22,7 @@ from typing import Any
 from common import ROOT, machine, save
 
 LAYERS = (8, 16, 32, 64)
-SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 4}
+SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
 LARGE = {
     "hidden_size": 2048,
     "intermediate_size": 6400,
@@ -115,7 +115,7 @@ def main() -> None:
         found: dict[str, Any] = {"machine": machine(), "layers": []}
         for layers in LAYERS:
             size = make_model(root / "model", layers, SMALL, 1024)
-            settings = {"ratio": 0.3, "windows": 4, "length": 256, "max_memory": "1GiB", **common}
+            settings = {"ratio": 0.3, "windows": 4, "length": 256, "max_memory": "800MiB", **common}
             row = compressed({"model": str(root / "model"), "output": str(root / "out"), "overwrite": True, **settings})
             row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
             found["layers"].append(row)
