@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from basis_sharing.errors import OutputError
 from basis_sharing.factorization.execute import _owners
 from basis_sharing.models.family import Projection
 from basis_sharing.pipeline import compress
@@ -116,6 +117,8 @@ def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(dies_at: in
     assert "this process was meant to die" in done.stderr
     assert not output.exists()
     assert (tmp_path / "out.work").is_dir()
+    with pytest.raises(OutputError, match="setting processes = 2, now it is 1: give the same again"):
+        compress(str(space / "model"), output=output, calibration=str(space / "text.txt"), **SETTINGS, ratio=0.3)
     done = launch(space, command)
     assert done.returncode == 0, done.stderr
     assert weight_bytes(output) == weight_bytes(together(space, "auto"))

@@ -5,6 +5,7 @@ activations, statistics. Weights that are used from their files, and what is kep
 the system drops their pages when it needs room.
 """
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,15 @@ def choose(name: str) -> torch.device:
 
 
 def default_memory() -> int:
-    """Return the memory a run takes at most if it is not told: what this process has, and most of what is free."""
+    """Return the memory a run takes at most if it is not told: what this process has, and most of what is free.
+
+    Processes that the launcher has started on this machine divide it among them.
+    """
     free = psutil.virtual_memory().available
     for file in map(Path, _CONTROL_GROUPS):
         if file.is_file() and (limit := file.read_text(encoding="ascii").strip()).isdigit():
             free = min(free, int(limit))
-    return taken_memory() + int(_FREE_SHARE * free)
+    return taken_memory() + int(_FREE_SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def taken_memory() -> int:

@@ -235,7 +235,7 @@ def _identity(recipe: Recipe, subject: Subject, calibration: Calibration | None)
     return {
         "the model": {"weights": subject.fingerprint},
         "the calibration text": {"tokens": calibration.windows.fingerprint if calibration is not None else None},
-        "setting": recipe.model_dump(mode="json"),
+        "setting": {**recipe.model_dump(mode="json"), "processes": subject.machine.ranks.size},
         "software": dict(software_versions()),
     }
 

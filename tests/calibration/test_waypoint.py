@@ -51,6 +51,14 @@ def test_a_damaged_file_is_no_point_to_go_on_from(content: bytes, tmp_path: Path
     assert torch.equal(states, torch.ones(2))
 
 
+def test_states_of_another_shape_are_no_point_to_go_on_from(tmp_path: Path) -> None:
+    file = tmp_path / "states.unfinished"
+    Waypoint(file).reach(7, torch.ones(3, 4))
+    states = torch.zeros(2, 4)
+    assert Waypoint(file).resume(states) == 0
+    assert torch.equal(states, torch.zeros(2, 4))
+
+
 def test_without_a_file_nothing_is_kept() -> None:
     waypoint = Waypoint(None)
     waypoint.reach(3, torch.ones(2))

@@ -120,7 +120,9 @@ def compress(
     from basis_sharing.report.tables import compression_table
 
     if dry_run:
-        _tell_needs(model, output, device, max_memory, settings, as_json=as_json)
+        with joined() as ranks:
+            if ranks.first:
+                _tell_needs(model, output, device, max_memory, settings, as_json=as_json)
         return
     from basis_sharing.pipeline import compress as run
 
