@@ -23,7 +23,7 @@ from basis_sharing.results.compression import RESULT_FILE
 from common import machine, save, smollm2
 
 PROCESSES = (1, 2, 4)
-SETTINGS = ["--ratio", "0.3", "--windows", "8", "--length", "512", "--no-sharing", "--calibration-dtype", "float32"]
+SETTINGS = ["--ratio", "0.3", "--windows", "4", "--length", "512", "--no-sharing", "--no-joint-roles"]
 
 
 def compress(processes: int, output: Path) -> float:

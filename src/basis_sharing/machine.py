@@ -5,7 +5,9 @@ activations, statistics. Weights that are used from their files, and what is kep
 the system drops their pages when it needs room.
 """
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ _FREE_SHARE = 0.8
 _STATES_SHARE, _TAPE_SHARE, _MOMENTS_SHARE, _WHITENINGS_SHARE = 0.3, 0.3, 0.3, 0.1
 _MOST_WHITENINGS = 256 * 2**20
 _SMALLEST_SHARD, _LARGEST_SHARD = 64 * 2**20, 2 * 10**9
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _LARGE = -3, -1, 2**18  # mallopt(3)
 _CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -98,7 +101,21 @@ def machine_for(device: str | None, max_memory: int | str | None, model: Any) ->
     placed = getattr(model, "device", None)
     chosen = placed if device is None and placed is not None else choose(device or "auto")
     memory = default_memory() if max_memory is None else parsed_size(max_memory)
+    if max_memory is not None:
+        return_freed_memory()
     return Machine(chosen, memory)
+
+
+def return_freed_memory() -> None:
+    """Let the C library give what is freed back to the system at once, where it can be told to (glibc).
+
+    Otherwise a few small things that are kept between large matrices that go leave holes, which grow with the number
+    of layers.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+        mallopt(_TRIM_THRESHOLD, _LARGE)
 
 
 def choose(name: str) -> torch.device:
