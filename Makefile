@@ -41,6 +41,8 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/planning_cost.py
 	$(BIN)/python benchmarks/kills.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/processes.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) demo-output
