@@ -62,7 +62,15 @@ def test_the_command_gives_the_same_settings_again(settings: dict[str, Any], mon
     found: dict[str, Any] = {}
 
     def compress(
-        model: str, *, output: Path, work: Path | None, overwrite: bool, progress: object, **settings: Any
+        model: str,
+        *,
+        output: Path,
+        work: Path | None,
+        overwrite: bool,
+        device: str | None,
+        max_memory: str | None,
+        progress: object,
+        **settings: Any,
     ) -> None:
         found.update(model=model, output=output, recipe=Recipe.create(**settings))
         raise KeyboardInterrupt
