@@ -1,10 +1,11 @@
 """Memory of ``compress``: flat in the number of layers, and a model larger than its memory.
 
-``python benchmarks/memory.py`` (an hour on two cores; Linux). First models of 8, 16, 32 and 64 layers of one width are
-compressed by ``auto`` under one ``--max-memory``, and the peak of the memory that the system cannot take back
+``python benchmarks/memory.py`` (half an hour on two cores; Linux). First models of 8, 16, 32 and 64 layers of one width
+are compressed by ``auto`` under one ``--max-memory``, and the peak of the memory that the system cannot take back
 (``RssAnon``) is compared. Then a random model of 1.5 billion parameters, 6 GB in fp32, is compressed in a control group
-of 4 GiB, where the kernel counts pages of files as well and kills what takes more (needs root; ``--small`` leaves it
-out). ``auto`` there compresses the down projections, whose problem is the largest, to spare time.
+of 4 GiB, where the kernel counts pages of files as well and kills what takes more (needs root). To spare time only q, k
+and v are compressed in the first part, only q in the second; moments are measured of all projections in both.
+``--part small`` or ``--part large`` does one of the two.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, machine, save
+from common import ROOT, machine, read, save
 
 LAYERS = (8, 16, 32, 64)
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -105,36 +106,37 @@ def compressed(settings: dict[str, Any], group: Path | None = None) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--folder", type=Path, default=None, help="where the models are made (10 GB)")
+    parser.add_argument("--part", choices=("small", "large"), default=None)
+    parser.add_argument("--folder", type=Path, default=None, help="where the models are made (30 GB)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
         (root / "text.txt").write_text(4000 * TEXT)
         common = {"calibration": str(root / "text.txt"), "device": "cpu"}
-        found: dict[str, Any] = {"machine": machine(), "layers": []}
-        for layers in LAYERS:
-            size = make_model(root / "model", layers, SMALL, 1024)
-            settings = {"ratio": 0.3, "windows": 4, "length": 256, "max_memory": "800MiB", **common}
-            row = compressed({"model": str(root / "model"), "output": str(root / "out"), "overwrite": True, **settings})
-            row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
-            found["layers"].append(row)
-            print(
-                f"{layers} layers, {size / 2**20:,.0f} MiB of weights: peak {row['peak'] / 2**20:,.0f} MiB", flush=True
-            )
-        peaks = [row["peak"] for row in found["layers"]]
-        found["spread"] = max(peaks) / min(peaks) - 1
-        print(f"largest peak {found['spread']:.1%} above the smallest")
-        if not options.small:
+        found = {**read("memory"), "machine": machine()}
+        if options.part != "large":
+            rows = []
+            for layers in LAYERS:
+                size = make_model(root / "model", layers, SMALL, 1024)
+                folders = {"model": str(root / "model"), "output": str(root / "out"), "overwrite": True}
+                budget = {"windows": 4, "length": 256, "max_memory": "800MiB", "roles": "q,k,v"}
+                row = compressed({"ratio": 0.3, **folders, **budget, **common})
+                row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
+                rows.append(row)
+                print(f"{layers} layers, {size / 2**20:,.0f} MiB: peak {row['peak'] / 2**20:,.0f} MiB", flush=True)
+            peaks = [row["peak"] for row in rows]
+            found |= {"layers": rows, "spread": max(peaks) / min(peaks) - 1}
+            print(f"largest peak {found['spread']:.1%} above the smallest", flush=True)
+        if options.part != "small":
             size = make_model(root / "large", None, LARGE, 32000)
-            settings = {"ratio": 0.3, "windows": 8, "length": 256, "max_memory": "4GiB", "roles": "down", **common}
+            folders = {"model": str(root / "large"), "output": str(root / "small")}
+            budget = {"windows": 4, "length": 256, "max_memory": "4GiB", "roles": "q", "across_depth": False}
             with control_group(LIMIT) as group:
-                row = compressed({"model": str(root / "large"), "output": str(root / "small"), **settings}, group)
-            found["large"] = {"bytes": size, "limit": LIMIT, "peak": max(row["stages"].values()), **row}
-            print(
-                f"{size / 2**30:.1f} GiB within {LIMIT / 2**30:.0f} GiB: peak {found['large']['peak'] / 2**20:,.0f} MiB"
-            )
-    save("memory", found)
+                row = compressed({"ratio": 0.3, **folders, **budget, **common}, group)
+            peak = max(row["stages"].values())
+            found["large"] = {"bytes": size, "limit": LIMIT, "peak": peak, **row}
+            print(f"{size / 2**30:.1f} GiB within {LIMIT / 2**30:.0f} GiB: peak {peak / 2**20:,.0f} MiB", flush=True)
+    save("memory", {**read("memory"), **found})
 
 
 if __name__ == "__main__":
