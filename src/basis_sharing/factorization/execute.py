@@ -54,35 +54,33 @@ def factorize(
     ranks = ranks or Ranks()
     known = {projection.name: projection for projection in decoder.projections}
     owners = _owners([[known[name] for name in group.members] for group in plan.groups], ranks.size)
-    solved: dict[int, GroupOutcome] = {}
     own = [index for index, owner in enumerate(owners) if owner == ranks.rank]
 
-    def kept(index: int) -> GroupOutcome | None:
-        return None if folder is None else read_outcome(_file(folder, index))
+    def keep(index: int, outcome: GroupOutcome) -> GroupOutcome:
+        """Return an outcome as it lies in its file, where there is one."""
+        if folder is None:
+            return outcome
+        write_outcome(outcome, _file(folder, index))
+        return read_outcome(_file(folder, index)) or outcome
 
-    def solve(index: int) -> GroupOutcome:
+    def solve(position: int) -> GroupOutcome:
+        index = own[position]
         group = plan.groups[index]
-        outcome = kept(index)
-        if outcome is None:
-            outcome = _solve(model, group, [known[name] for name in group.members], weigher, remembered)
-            if folder is not None:
-                write_outcome(outcome, _file(folder, index))
-                outcome = read_outcome(_file(folder, index)) or outcome
-            progress(Progress("factorizing", own.index(index) + 1, len(own), "groups"))
+        kept = None if folder is None else read_outcome(_file(folder, index))
+        if kept is not None:
+            return kept
+        outcome = keep(index, _solve(model, group, [known[name] for name in group.members], weigher, remembered))
+        progress(Progress("factorizing", position + 1, len(own), "groups"))
         return outcome
 
-    if ranks.size > 1:
-        # All are solved before the first is exchanged: nobody waits for a decomposition of another process.
-        solved = {index: solve(index) for index in own}
+    if ranks.size == 1:
+        yield from map(solve, range(len(own)))
+        return
+    # All are solved before the first is exchanged: nobody waits for a decomposition of another process.
+    solved = {index: solve(position) for position, index in enumerate(own)}
     for index, owner in enumerate(owners):
-        if ranks.size == 1:
-            yield solve(index)
-            continue
         outcome = ranks.given_by(owner, solved.pop(index, None))
-        if folder is not None and owner != ranks.rank:
-            write_outcome(outcome, _file(folder, index))
-            outcome = read_outcome(_file(folder, index)) or outcome
-        yield outcome
+        yield outcome if owner == ranks.rank else keep(index, outcome)
 
 
 def _file(folder: Path, index: int) -> Path:
