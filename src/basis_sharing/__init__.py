@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from basis_sharing.forecast import plan_model
     from basis_sharing.pipeline import compress
     from basis_sharing.recipe import Recipe
+    from basis_sharing.recovery import recover
     from basis_sharing.report.html import write_report
     from basis_sharing.results.comparison import Limits
 
 __version__ = "0.1.0"
-__all__ = ["Limits", "Recipe", "bench", "compare", "compress", "evaluate", "plan_model", "recheck", "write_report"]
+__all__ = [
+    "Limits",
+    "Recipe",
+    "bench",
+    "compare",
+    "compress",
+    "evaluate",
+    "plan_model",
+    "recheck",
+    "recover",
+    "write_report",
+]
 
 _LAZY = {
     "Limits": "basis_sharing.results.comparison",
@@ -32,6 +44,7 @@ _LAZY = {
     "evaluate": "basis_sharing.evaluation.perplexity",
     "plan_model": "basis_sharing.forecast",
     "recheck": "basis_sharing.evaluation.recheck",
+    "recover": "basis_sharing.recovery",
     "write_report": "basis_sharing.report.html",
 }
 

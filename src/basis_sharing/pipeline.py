@@ -1,5 +1,6 @@
 """The story of one compression, from a model to a smaller one."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -21,15 +22,16 @@ from basis_sharing.machine import machine_for
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
-from basis_sharing.models.source import ModelSource, stored_bytes
+from basis_sharing.models.source import ModelSource, load_model, stored_bytes
 from basis_sharing.plan import Plan, dense_parameters
 from basis_sharing.planners import fixed_plan, planner_for, shared_roles_of
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.propagation.refine import refine, segment_length
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
-from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport, RefinementReport
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.subject import Subject, opened, source_of
 from basis_sharing.targets import target_plan
@@ -143,6 +145,7 @@ def _run(
     notes += _plan_notes(plan, subject)
     perplexity_before = _measure(subject, texts, "evaluating the original", progress)
 
+    dense = _dense_twin(subject) if recipe.refine is not None else None
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
     weighting = weighting_of(recipe)
@@ -158,6 +161,11 @@ def _run(
     if recipe.refits and calibration is not None:
         notes += _refit(subject, plan, originals, calibration, pieces, progress)
     originals.clear()
+    refinement = None
+    if dense is not None and calibration is not None:
+        refinement, remarks = _refine(recipe, subject, dense, calibration, pieces, progress)
+        notes += remarks
+    del dense
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
     declare_compressed(model, entries, provenance)
 
@@ -183,6 +191,7 @@ def _run(
         perplexity_after=perplexity_after,
         notes=tuple(notes),
         versions=software_versions(),
+        refinement=refinement,
     )
     if staging is not None:
         with output_errors(staging):
@@ -285,6 +294,53 @@ def _refit(
         f"the refit of the coefficients of {owner} was singular; a relative ridge of {ridge:.0e} was added."
         for owner, ridge in ridges.items()
     ]
+
+
+def _dense_twin(subject: Subject) -> Any:
+    """Return the original beside the model that is going to be changed; weights read from files take no memory."""
+    if subject.source is None:
+        return copy.deepcopy(subject.model)
+    return load_model(subject.source, subject.model.dtype)
+
+
+def _refine(
+    recipe: Recipe,
+    subject: Subject,
+    dense: Any,
+    calibration: Calibration,
+    folder: Path | None,
+    progress: ProgressCallback,
+) -> tuple[RefinementReport, list[str]]:
+    """Train the blocks of the compressed model; return what was gained, and notes."""
+    assert recipe.refine is not None
+    with _errors_of(folder):
+        schedule, gains = refine(
+            subject.model,
+            dense,
+            subject.decoder,
+            calibration.windows.input_ids,
+            minutes=recipe.refine,
+            dtype=calibration.dtype,
+            seed=recipe.seed,
+            folder=folder,
+            machine=subject.machine,
+            progress=progress,
+        )
+    report = RefinementReport(
+        minutes=recipe.refine,
+        segments=schedule.segments,
+        length=segment_length(calibration.windows.input_ids),
+        epochs=schedule.epochs,
+        errors=tuple((gain.before, gain.after) for gain in gains),
+    )
+    notes = []
+    for name, blocks in (
+        ("did not get better by training and are as they were", [i for i, g in enumerate(gains) if not g.epochs]),
+        ("diverged in training and keep their best state", [i for i, g in enumerate(gains) if g.diverged]),
+    ):
+        if blocks:
+            notes.append(f"blocks {', '.join(map(str, blocks))} {name}.")
+    return report, notes
 
 
 def _measure(

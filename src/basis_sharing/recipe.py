@@ -45,6 +45,7 @@ class Recipe(BaseModel):
         form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size;
             "auto": pivoted where the planner decides, else plain.
         refit: Whether the coefficients are refitted on the compressed flow; "auto": as the method prescribes.
+        refine: Minutes that training the blocks towards the original's states may take, about; None: no training.
         dtype: Dtype the model is loaded, factorized and stored in; "auto": the checkpoint's own.
         calibration_dtype: Dtype of the calibration forward pass; "auto": bf16 where the hardware is faster in it.
         evaluate: Texts on which perplexity is measured before and after.
@@ -73,6 +74,7 @@ class Recipe(BaseModel):
     share: tuple[str, ...] | None = None
     form: Literal["auto", "plain", "pivoted"] = "auto"
     refit: Literal["auto", "always", "never"] = "auto"
+    refine: float | None = Field(default=None, gt=0)
     dtype: DtypeName = "auto"
     calibration_dtype: DtypeName = "auto"
     evaluate: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from basis_sharing.progress import ProgressCallback, silent
 
 _ARRAY = "input_ids"
 _ZIP_MAGIC = b"PK"
+_OWN_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def calibration_windows(
     *,
     tokenizer: Any,
     model: Any = None,
-    windows: int,
+    windows: int | None,
     length: int,
     seed: int,
     vocab_size: int,
@@ -84,7 +85,8 @@ def calibration_windows(
         spec: The source, see :func:`~basis_sharing.calibration.corpora.parse_source`.
         tokenizer: The model's tokenizer.
         model: The model; needed for ``self`` only.
-        windows: Number of windows; all there are (and a note) where there are fewer.
+        windows: Number of windows; all there are (and a note) where there are fewer. None: all there are, 256 of
+            ``self``, which has no end.
         length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
         seed: Seed of the draw, and of the sampling of ``self``.
         vocab_size: Number of token ids the model knows.
@@ -96,7 +98,7 @@ def calibration_windows(
     """
     source = parse_source(spec)
     if source.kind == "self":
-        ids = write_windows(model, tokenizer, windows, length, seed, progress)
+        ids = write_windows(model, tokenizer, windows or _OWN_WINDOWS, length, seed, progress)
         return TokenWindows(ids, spec, fingerprint_ids(ids))
     if source.kind == "windows":
         stored, notes = _stored_windows(source, windows, length, vocab_size)
@@ -105,7 +107,7 @@ def calibration_windows(
     tokens = _tokenize(text, tokenizer, spec, vocab_size)
     cut = _cut(tokens, length, spec)
     notes = _few(len(cut), windows, length, spec) + _unknown_words(source, text)
-    ids = cut[_draw(len(cut), min(windows, len(cut)), seed)]
+    ids = cut[_draw(len(cut), len(cut) if windows is None else min(windows, len(cut)), seed)]
     return TokenWindows(ids, spec, fingerprint_ids(ids), notes)
 
 

@@ -59,6 +59,7 @@ def compress(
             "WHEN",
         ),
     ] = None,
+    refine: options.Refine = None,
     dtype: options.Dtype = None,
     calibration_dtype: options.CalibrationDtype = None,
     evaluate: Annotated[
@@ -108,6 +109,7 @@ def compress(
         share=share,
         form=form,
         refit=refit,
+        refine=refine,
         dtype=dtype,
         calibration_dtype=calibration_dtype,
         evaluate=tuple(evaluate) if evaluate else None,

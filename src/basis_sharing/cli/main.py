@@ -7,7 +7,19 @@ from typing import Annotated, Any
 import typer
 
 import basis_sharing
-from basis_sharing.cli import bench, compare, compress, densify, evaluate, inspect, plan, report, rollout, study
+from basis_sharing.cli import (
+    bench,
+    compare,
+    compress,
+    densify,
+    evaluate,
+    inspect,
+    plan,
+    recover,
+    report,
+    rollout,
+    study,
+)
 from basis_sharing.errors import BasisSharingError, RecipeError
 
 app = typer.Typer(
@@ -25,6 +37,7 @@ app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("study")(study.study)
+app.command("recover")(recover.recover)
 app.command("densify")(densify.densify)
 app.command("rollout")(rollout.rollout)
 

@@ -105,6 +105,12 @@ FormOption = Annotated[
         "pivoted for auto, else plain",
     ),
 ]
+Refine = Annotated[
+    float | None,
+    option(
+        "Train the factors of each block towards the original's states for so many minutes, about", "refine", "MINUTES"
+    ),
+]
 Dtype = Annotated[
     str | None,
     option(f"Dtype of the model, one of {', '.join(DTYPES)}; auto: as in the checkpoint", "dtype", "DTYPE"),

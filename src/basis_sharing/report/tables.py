@@ -13,6 +13,7 @@ from basis_sharing.plan import Prediction
 from basis_sharing.recipe import TARGETS, Recipe
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Perplexity
+from basis_sharing.results.words import training
 
 SHOWN_RATIOS = (0.2, 0.5)
 
@@ -68,7 +69,8 @@ def compression_table(result: CompressionResult) -> RenderableType:
         ratio.append(f"\n  {expectation(result.prediction)}")
     if result.original_is_quantized:
         ratio.append("\n  the original on disk is quantized; in memory both models have one dtype")
-    return Group(table, ratio, *(Text(f"  note: {note}") for note in condensed(result.notes)))
+    trained = [Text(f"  {sentence}") for sentence in training(result)]
+    return Group(table, ratio, *trained, *(Text(f"  note: {note}") for note in condensed(result.notes)))
 
 
 def expectation(prediction: Prediction) -> str:

@@ -10,7 +10,9 @@ from basis_sharing.results.words import (
     change,
     how_to_load,
     how_to_repeat,
+    recovery_line,
     short_name,
+    training,
     without_folders,
 )
 
@@ -38,7 +40,7 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
             f"# {short_name(original)} with {100 * removed:.1f} % fewer parameters",
             "",
             f"A smaller form of `{original}`, made with basis-sharing "
-            f"{result.versions['basis-sharing']}, without fine-tuning. Weight matrices are products of a basis, which "
+            f"{result.versions['basis-sharing']}{'' if training(result) else ', without fine-tuning'}. Weight matrices are products of a basis, which "
             f"several of them may share, and coefficients of their own ({_PAPER}).",
             "",
             "## Size",
@@ -150,9 +152,11 @@ def _making(result: CompressionResult) -> list[str]:
             f"Calibrated on {used.windows} windows of {used.length} tokens of `{without_folders(used.source)}` in "
             f"{used.dtype}."
         )
+    lines += training(result)
+    again = recovery_line(result, "DIR", "RECOVERED")
     lines += [
         "",
-        f"```\n{how_to_repeat(result, published=True)}\n```",
+        f"```\n{how_to_repeat(result, published=True)}\n{f'{again}{chr(10)}' if again else ''}```",
         "",
         "Versions: " + ", ".join(f"{package} {version}" for package, version in sorted(result.versions.items())) + ". "
         "All settings, groups and ranks are in `basis_sharing.json`.",

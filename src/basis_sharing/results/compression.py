@@ -6,6 +6,7 @@ from basis_sharing.plan import PlanGroup, Prediction
 from basis_sharing.recipe import Form, Recipe
 from basis_sharing.results.base import Frozen, Result
 from basis_sharing.results.measures import Perplexity, Sizes
+from basis_sharing.results.recovery import RecoveryReport
 
 RESULT_FILE = "basis_sharing.json"
 
@@ -52,6 +53,24 @@ class CalibrationReport(Frozen):
     dtype: str
 
 
+class RefinementReport(Frozen):
+    """What training the blocks did.
+
+    Attributes:
+        minutes: How long it might take.
+        segments: Segments of text that were used, those to judge by included.
+        length: Tokens per segment.
+        epochs: Passes over them at most.
+        errors: Error of every block on the segments to judge by, before and after, in proportion to its states.
+    """
+
+    minutes: float
+    segments: int
+    length: int
+    epochs: int
+    errors: tuple[tuple[float, float], ...]
+
+
 class CompressionResult(Result):
     """Everything about one compression that a reader or a program may want to know.
 
@@ -72,6 +91,8 @@ class CompressionResult(Result):
         perplexity_after: Perplexity of the result on the same windows.
         notes: Everything unusual that happened, one sentence each.
         versions: Versions of the software.
+        refinement: What training the blocks did; None: they were not trained.
+        recovery: What training the whole model did; None: it was not trained.
     """
 
     kind: Literal["compression"] = "compression"
@@ -91,6 +112,8 @@ class CompressionResult(Result):
     perplexity_after: tuple[Perplexity, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    refinement: RefinementReport | None = None
+    recovery: RecoveryReport | None = None
 
     @property
     def original_is_quantized(self) -> bool:

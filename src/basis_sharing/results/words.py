@@ -83,6 +83,41 @@ def how_to_repeat(result: CompressionResult, output: str = "DIR", *, published: 
     return without_folders(call) if published else call
 
 
+def training(result: CompressionResult) -> list[str]:
+    """Return one sentence for everything that was trained after the factorization; none where nothing was."""
+    told = []
+    if result.refinement is not None:
+        done = result.refinement
+        better = sum(after < before for before, after in done.errors)
+        told.append(
+            f"The factors of each block were trained towards the original's states on {done.segments} segments of "
+            f"{done.length} tokens, {done.epochs} {'times' if done.epochs > 1 else 'time'} at most; {better} of "
+            f"{len(done.errors)} blocks got nearer to the original."
+        )
+    if result.recovery is not None:
+        learned = result.recovery
+        what = "LoRA on the coefficients, then merged," if learned.settings.train == "lora" else "Factors and norms"
+        goal = "the original's predictions" if learned.settings.loss == "distillation" else "the text itself"
+        told.append(
+            f"{what} were trained on {goal} for {learned.steps:,} steps of {learned.settings.length} tokens of "
+            f"`{without_folders(learned.settings.calibration)}`."
+        )
+    return told
+
+
+def recovery_line(result: CompressionResult, folder: str, output: str = "DIR") -> str | None:
+    """Return the command that repeats the recovery of a compressed folder; None where there was none."""
+    if result.recovery is None:
+        return None
+    words = ["basis-sharing", "recover", folder, "-o", output]
+    settings = result.recovery.settings
+    for name in ("preset", "minutes", "epochs", "learning_rate", "calibration", "windows", "length", "seed"):
+        value = getattr(settings, name)
+        if value is not None:
+            words += ["--" + name.replace("_", "-"), without_folders(str(value))]
+    return shlex.join(words)
+
+
 def how_to_load(folder: str) -> tuple[str, str]:
     """Return the code that loads a compressed folder: where the package is installed, and where it is not."""
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -1,0 +1,136 @@
+"""Block refinement: what it may change, what it must not, and how it ends."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from basis_sharing.errors import RecipeError
+from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.models.decoder import describe
+from basis_sharing.pipeline import compress
+from basis_sharing.propagation.block_training import BlockGain
+from basis_sharing.propagation.refine import Schedule, refine
+from pico import PICO, TEXT, pico_tokenizer
+
+IDS = torch.randint(0, 250, (32, 32), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def pair(name: str, text: Path, **settings: Any) -> tuple[Any, Any]:
+    """Return a compressed model and its original."""
+    original = PICO[name]()
+    recipe = {"ratio": 0.4, "calibration": str(text), "windows": 4, "length": 64, **settings}
+    model, _ = compress(copy.deepcopy(original), tokenizer=pico_tokenizer(), **recipe)
+    return model, original
+
+
+def refined(model: Any, original: Any, **changes: Any) -> tuple[Schedule, list[BlockGain]]:
+    settings = {"minutes": 0.1, "dtype": torch.float32, "seed": 0, **changes}
+    return refine(model, original, describe(original), IDS, **settings)
+
+
+def output_error(model: Any, original: Any) -> float:
+    ids = torch.randint(0, 250, (4, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return (model(ids).logits - original(ids).logits).square().mean().item()
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "gemma3"])
+def test_it_brings_the_model_nearer_to_the_original(name: str, text_file: Path) -> None:
+    model, original = pair(name, text_file)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    before = output_error(model, original)
+    _, gains = refined(model, original)
+    assert len(gains) == len(describe(original).blocks)
+    assert all(gain.after <= gain.before for gain in gains)
+    assert output_error(model, original) < before
+    assert {n: p.shape for n, p in model.named_parameters()} == shapes
+
+
+def test_bases_that_blocks_share_stay_as_they_are_and_shared(text_file: Path) -> None:
+    model, original = pair("llama", text_file, method="basis-sharing")
+    name = "model.layers.{}.self_attn.q_proj"
+    basis = model.get_submodule(name.format(0)).basis.weight
+    values = basis.detach().clone()
+    refined(model, original)
+    first, second = (model.get_submodule(name.format(block)) for block in (0, 1))
+    assert first.basis.weight is second.basis.weight is basis
+    assert torch.equal(basis, values)
+
+
+def test_bases_that_roles_of_one_block_share_are_trained_and_stay_shared(text_file: Path) -> None:
+    model, original = pair("llama", text_file, across_depth=False)
+    modules = [m for m in model.modules() if isinstance(m, FactorizedLinear)]
+    shared = [(a, b) for a in modules for b in modules if a is not b and a.basis.weight is b.basis.weight]
+    assert shared, "the plan has a joint group"
+    values = [a.basis.weight.detach().clone() for a, _ in shared]
+    refined(model, original)
+    assert all(a.basis.weight is b.basis.weight for a, b in shared)
+    assert any(not torch.equal(a.basis.weight, old) for (a, _), old in zip(shared, values, strict=True))
+
+
+def test_the_original_and_the_embeddings_are_not_touched(text_file: Path) -> None:
+    model, original = pair("llama-untied-bias", text_file)
+    kept = {n: p.clone() for n, p in original.state_dict().items()}
+    embeddings = model.get_input_embeddings().weight.clone()
+    refined(model, original)
+    assert all(torch.equal(p, kept[n]) for n, p in original.state_dict().items())
+    assert torch.equal(model.get_input_embeddings().weight, embeddings)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_block_that_training_makes_worse_is_left_as_it_was(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_sharing.propagation import block_training
+
+    model, original = pair("llama", text_file)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    monkeypatch.setattr(block_training, "relative_adamw", lambda p, _: torch.optim.SGD(p, lr=1e6))
+    _, gains = refined(model, original)
+    assert all(gain.epochs == 0 and gain.diverged and gain.after == gain.before for gain in gains)
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+def test_more_minutes_mean_more_text_or_epochs(text_file: Path) -> None:
+    model, original = pair("llama", text_file)
+    short, _ = refined(copy.deepcopy(model), original, minutes=0.02)
+    long, _ = refined(model, original, minutes=1)
+    assert (long.segments, long.epochs) > (short.segments, short.epochs)
+    assert not set(long.training) & set(long.held_out)
+
+
+def test_too_few_minutes_are_refused_with_the_fewest(text_file: Path) -> None:
+    model, original = pair("llama", text_file)
+    with pytest.raises(RecipeError, match="too few for this model here: at least"):
+        refined(model, original, minutes=1e-6)
+
+
+def test_too_little_text_is_refused(text_file: Path) -> None:
+    model, original = pair("llama", text_file)
+    with pytest.raises(RecipeError, match="has 3 segments of 32 tokens, but --refine needs 16"):
+        refine(model, original, describe(original), IDS[:3], minutes=1, dtype=torch.float32, seed=0)
+
+
+def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp_path: Path) -> None:
+    original = PICO["llama"]()
+    _, result = compress(
+        original,
+        tokenizer=pico_tokenizer(),
+        ratio=0.4,
+        refine=0.1,
+        calibration=str(text_file),
+        windows=32,
+        length=64,
+        output=tmp_path / "out",
+    )
+    assert result.refinement is not None
+    assert len(result.refinement.errors) == 5
+    assert sum(after for _, after in result.refinement.errors) < sum(before for before, _ in result.refinement.errors)

@@ -1,0 +1,153 @@
+"""Recovery: a compressed folder becomes a better one of the same structure and size."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from basis_sharing.cli.main import main
+from basis_sharing.errors import ModelError, OutputError, RecipeError
+from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.pipeline import compress
+from basis_sharing.progress import Progress
+from basis_sharing.propagation import recovery_training
+from basis_sharing.recovery import recover
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.recovery import RecoverySettings
+from pico import save_with_texts, weight_bytes
+
+
+class Killed(BaseException):
+    """Ends a run as no error of its own does."""
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a model, two texts, and the model compressed."""
+    root = save_with_texts(tmp_path_factory.mktemp("recovery"))
+    text = str(root / "text.txt")
+    compress(
+        root / "model",
+        ratio=0.4,
+        output=root / "small",
+        calibration=text,
+        windows=4,
+        length=64,
+        evaluate=(text,),
+        evaluation_windows=2,
+    )
+    return root
+
+
+def recovered(space: Path, output: Path, **changes: Any) -> CompressionResult:
+    settings = {"calibration": str(space / "text.txt"), "length": 64, "epochs": 2, **changes}
+    return recover(space / "small", output, **settings)
+
+
+@pytest.mark.parametrize("preset", ["distill", "next-token", "paper"])
+def test_every_preset_gains_and_keeps_structure_and_size(preset: str, space: Path, tmp_path: Path) -> None:
+    text = str(space / "text.txt")
+    rate = {"learning_rate": 1e-2} if preset == "paper" else {}
+    result = recovered(space, tmp_path / "out", preset=preset, evaluate=(text,), evaluation_windows=2, **rate)
+    report = result.recovery
+    assert report is not None
+    assert report.loss_after < report.loss_before
+    assert report.perplexity_after[0].perplexity < report.perplexity_before[0].perplexity
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (space / "small", tmp_path / "out"))
+    assert before == after
+    small, larger = (AutoModelForCausalLM.from_pretrained(folder) for folder in (space / "small", tmp_path / "out"))
+    assert {n: (p.shape, p.dtype) for n, p in small.named_parameters()} == {
+        n: (p.shape, p.dtype) for n, p in larger.named_parameters()
+    }
+    assert not torch.equal(
+        *(next(m for m in model.modules() if isinstance(m, FactorizedLinear)).coeff.weight for model in (small, larger))
+    )
+    assert CompressionResult.read(tmp_path / "out" / RESULT_FILE) == result
+    assert result.perplexity_after == report.perplexity_after
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert "trained" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("preset", ["distill", "paper"])
+def test_killed_half_way_it_ends_with_the_same_bytes(preset: str, space: Path, tmp_path: Path) -> None:
+    recovered(space, tmp_path / "whole", preset=preset)
+
+    def killing(event: Progress) -> None:
+        if event.stage == "recovering" and event.done == round(0.7 * event.total):
+            raise Killed
+
+    with pytest.raises(Killed):
+        recovered(space, tmp_path / "out", preset=preset, progress=killing)
+    assert not (tmp_path / "out").exists()
+    steps = []
+    recovered(
+        space, tmp_path / "out", preset=preset, progress=lambda e: steps.append(e) if e.stage == "recovering" else 0
+    )
+    assert len(steps) < 0.5 * steps[-1].total
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "whole")
+
+
+def test_an_interrupted_recovery_refuses_other_settings(space: Path, tmp_path: Path) -> None:
+    def killing(event: Progress) -> None:
+        if event.stage == "recovering" and event.done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recovered(space, tmp_path / "out", progress=killing)
+    with pytest.raises(OutputError, match=r"interrupted run with setting epochs = 2.0, now it is 3.0"):
+        recovered(space, tmp_path / "out", epochs=3)
+
+
+def test_one_that_diverges_is_stopped_and_keeps_the_best_state(space: Path, tmp_path: Path) -> None:
+    result = recovered(space, tmp_path / "out", learning_rate=1e3, epochs=10)
+    assert result.recovery is not None
+    assert result.recovery.diverged
+    assert result.recovery.loss_after == result.recovery.loss_before
+    assert weight_bytes(tmp_path / "out") == weight_bytes(space / "small")
+    assert any("diverged" in note for note in result.notes)
+
+
+def test_minutes_are_turned_into_steps(space: Path, tmp_path: Path) -> None:
+    result = recovered(space, tmp_path / "out", epochs=None, minutes=0.02)
+    assert result.recovery is not None
+    assert result.recovery.steps >= 1
+
+
+def test_the_distillation_loss_is_the_kl_divergence() -> None:
+    ours, theirs = torch.randn(2, 1, 7, 11, generator=torch.Generator().manual_seed(0))
+    expected = (theirs.softmax(-1) * (theirs.log_softmax(-1) - ours.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(recovery_training.distillation_loss(ours, theirs, theirs), expected)
+    assert recovery_training.distillation_loss(ours, ours, ours).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_bad_input_is_one_sentence(space: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is no folder of a model compressed by basis-sharing"):
+        recover(space / "model", tmp_path / "out")
+    with pytest.raises(RecipeError, match="unknown preset 'magic': choose from distill, next-token, paper"):
+        recovered(space, tmp_path / "out", preset="magic")
+    with pytest.raises(RecipeError, match="either the minutes or the epochs"):
+        recovered(space, tmp_path / "out", minutes=3)
+    with pytest.raises(ModelError, match="is not the model that .* was when it was compressed"):
+        other = save_with_texts(tmp_path / "elsewhere")
+        AutoModelForCausalLM.from_pretrained(other / "model").save_pretrained(other / "model")
+        (other / "model" / "model.safetensors").write_bytes((space / "small" / "model.safetensors").read_bytes())
+        recovered(space, tmp_path / "out", original=other / "model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_name_what_is_wrong() -> None:
+    with pytest.raises(RecipeError, match="setting 'learning_rate' with value -1"):
+        RecoverySettings.create(learning_rate=-1)
+
+
+def test_the_verb_prints_what_was_gained(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recover", str(space / "small"), "-o", str(tmp_path / "out"), "--length", "64", "--epochs", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--calibration", str(space / "text.txt"), "--evaluate", str(space / "text.txt")])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "KL divergence from the original" in printed
+    assert "perplexity" in printed
