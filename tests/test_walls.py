@@ -47,7 +47,7 @@ ALLOWED = {
         "weighting",
         "work",
     },
-    "estimate": {"calibrate", "calibration", "models", "presets", "recipe", "subject"},
+    "estimate": {"calibrate", "calibration", "models", "presets", "propagation", "recipe", "subject"},
     "planners": {"calibrate", "checkpoint", "models", "plan", "planning", "recipe", "subject", "weighting", "work"},
     "targets": {
         "calibration",

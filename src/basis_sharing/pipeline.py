@@ -14,6 +14,7 @@ from basis_sharing.calibration.corpora import parse_source
 from basis_sharing.calibration.moments import Statistics
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
+from basis_sharing.errors import RecipeError
 from basis_sharing.estimate import within_memory
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.factorization.execute import factorize, refit
@@ -88,6 +89,8 @@ def compress(
     source = source_of(model, tokenizer)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     machine = machine_for(device, max_memory, model)
+    if recipe.refine is not None and machine.ranks.size > 1:
+        raise RecipeError("--refine runs in one process: leave torchrun away, or refine in a second run.")
     with ExitStack() as stack:
         staging = None
         if output is not None and machine.ranks.first:
@@ -155,7 +158,7 @@ def _run(
             planner = planner_for(recipe, subject, weigher, calibration, progress)
             plan = target_plan(recipe, subject, planner, weigher, progress)
             announce(plan)
-        pieces = _pieces(subject, plan, weighting, calibration, stack)
+        pieces = _pieces(subject, recipe, plan, weighting, calibration, stack)
         entries, groups, remarks = _execute(recipe, subject, plan, weigher, pieces, progress)
     notes += remarks
     if recipe.refits and calibration is not None:
@@ -250,14 +253,21 @@ def _identity(recipe: Recipe, subject: Subject, calibration: Calibration | None)
 
 
 def _pieces(
-    subject: Subject, plan: Plan, weighting: Weighting, calibration: Calibration | None, stack: ExitStack
+    subject: Subject,
+    recipe: Recipe,
+    plan: Plan,
+    weighting: Weighting,
+    calibration: Calibration | None,
+    stack: ExitStack,
 ) -> Path | None:
     """Return the folder of the finished pieces of a plan, which goes when ``stack`` is left without an error."""
     if subject.work is None:
         return None
     measured = calibration.about(subject.collected) if calibration is not None else {}
     groups = [(group.members, group.rank, group.form) for group in plan.groups]
-    folder = subject.work.shelf("factors", {**measured, "weighting": str(weighting), "groups": groups})
+    trained = {} if recipe.refine is None else {"refine": recipe.refine, "seed": recipe.seed}
+    about = {**measured, **trained, "weighting": str(weighting), "groups": groups}
+    folder = subject.work.shelf("factors", about)
     stack.enter_context(until_done(folder))
     return folder
 

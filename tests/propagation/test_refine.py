@@ -1,21 +1,31 @@
 """Block refinement: what it may change, what it must not, and how it ends."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from basis_sharing import pipeline
+from basis_sharing.calibration import waypoint
 from basis_sharing.errors import RecipeError
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.pipeline import compress
+from basis_sharing.progress import Progress
 from basis_sharing.propagation.block_training import BlockGain
 from basis_sharing.propagation.refine import Schedule, refine
+from basis_sharing.ranks import Ranks
 from pico import PICO, TEXT, pico_tokenizer
 
 IDS = torch.randint(0, 250, (32, 32), generator=torch.Generator().manual_seed(0))
+
+
+class Killed(BaseException):
+    """Ends a run as no error of its own does."""
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +115,36 @@ def test_more_minutes_mean_more_text_or_epochs(text_file: Path) -> None:
     long, _ = refined(model, original, minutes=1)
     assert (long.segments, long.epochs) > (short.segments, short.epochs)
     assert not set(long.training) & set(long.held_out)
+
+
+def test_killed_half_way_it_ends_with_the_same_weights(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waypoint, "_SHARE", float("inf"))
+    model, original = pair("llama", text_file)
+    interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
+    interrupted.mkdir()
+    whole.mkdir()
+
+    def killing(event: Progress) -> None:
+        if event.done >= 0.5 * event.total:
+            raise Killed
+
+    with pytest.raises(Killed):
+        refined(copy.deepcopy(model), original, folder=interrupted, progress=killing)
+    shutil.copy(interrupted / "schedule.json", whole)  # the pace is settled once
+    ours, theirs, events = copy.deepcopy(model), copy.deepcopy(model), []
+    assert refined(ours, original, folder=interrupted, progress=events.append) == refined(
+        theirs, original, folder=whole
+    )
+    assert events[0].done > 0.3 * events[0].total
+    assert all(torch.equal(p, theirs.state_dict()[n]) for n, p in ours.state_dict().items())
+
+
+def test_several_processes_are_refused(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Ranks(0, 2)))
+    with pytest.raises(RecipeError, match="--refine runs in one process"):
+        compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
 
 
 def test_too_few_minutes_are_refused_with_the_fewest(text_file: Path) -> None:

@@ -39,9 +39,9 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
             "",
             f"# {short_name(original)} with {100 * removed:.1f} % fewer parameters",
             "",
-            f"A smaller form of `{original}`, made with basis-sharing "
-            f"{result.versions['basis-sharing']}{'' if training(result) else ', without fine-tuning'}. Weight matrices are products of a basis, which "
-            f"several of them may share, and coefficients of their own ({_PAPER}).",
+            f"A smaller form of `{original}`, made with basis-sharing {result.versions['basis-sharing']}"
+            f"{'' if training(result) else ', without fine-tuning'}. Weight matrices are products of a basis, "
+            f"which several of them may share, and coefficients of their own ({_PAPER}).",
             "",
             "## Size",
             "",
