@@ -27,7 +27,7 @@ ALLOWED = {
     "calibration": {"models"},
     "planning": {"models", "plan", "recipe", "linalg", "calibration", "weighting"},
     "factorization": {"models", "plan", "linalg", "layers", "calibration", "weighting"},
-    "propagation": {"calibration", "models", "layers"},
+    "propagation": {"calibration", "layers", "linalg", "models"},
     "checkpoint": {"layers", "models"},
     "benchmark": {"evaluation", "models", "recipe", "results"},
     "evaluation": {"models", "calibration", "checkpoint", "results"},

@@ -21,7 +21,7 @@ from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import silent
-from basis_sharing.propagation.refine import SEGMENT
+from basis_sharing.propagation.propagate import SEGMENT
 from basis_sharing.recipe import Recipe
 from basis_sharing.subject import Subject, source_of
 
@@ -248,8 +248,11 @@ class _Shapes:
             found.append(
                 ("refit", speeds and (forward + grams) / speeds.products, self._calibrating(False) + 2 * solving // 3)
             )
+        if self.recipe.refit == "anchored":
+            work = forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
+            found.append(("refit", speeds and work / speeds.products, self._training() + solving))
         if self.recipe.refine is not None:
-            found.append(("refinement", speeds and 60 * self.recipe.refine, self._refining()))
+            found.append(("refinement", speeds and 60 * self.recipe.refine, self._training()))
         if self.recipe.evaluate or self.recipe.max_perplexity_increase is not None:
             per_window = (forward + head) / max(self.windows, 1)
             count = 2 * (self.recipe.evaluation_windows or 64) * max(1, len(self.recipe.evaluate))
@@ -280,7 +283,7 @@ class _Shapes:
             logits += self.outside * size
         return max(moments + copies + working + 4 * size * self.scores, logits)
 
-    def _refining(self) -> int:
+    def _training(self) -> int:
         """Return the memory of a block in training: weights, gradients, the optimizer's two, the best state; fp32."""
         widths = sum(p.d_in + p.d_out for p in self._of_a_block)
         working = 4 * min(self.length, SEGMENT) * (16 * self.hidden + 3 * widths)

@@ -28,11 +28,11 @@ from basis_sharing.plan import Plan, dense_parameters
 from basis_sharing.planners import fixed_plan, planner_for, shared_roles_of
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.propagation.refine import refine, segment_length
+from basis_sharing.propagation.propagate import propagate, segment_length
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
-from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport, RefinementReport
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport, PropagationReport
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.subject import Subject, opened, source_of
 from basis_sharing.targets import target_plan
@@ -89,8 +89,8 @@ def compress(
     source = source_of(model, tokenizer)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     machine = machine_for(device, max_memory, model)
-    if recipe.refine is not None and machine.ranks.size > 1:
-        raise RecipeError("--refine runs in one process: leave torchrun away, or refine in a second run.")
+    if recipe.propagates and machine.ranks.size > 1:
+        raise RecipeError("--refine and --refit anchored run in one process: leave torchrun away.")
     with ExitStack() as stack:
         staging = None
         if output is not None and machine.ranks.first:
@@ -148,7 +148,7 @@ def _run(
     notes += _plan_notes(plan, subject)
     perplexity_before = _measure(subject, texts, "evaluating the original", progress)
 
-    dense = _dense_twin(subject) if recipe.refine is not None else None
+    dense = _dense_twin(subject) if recipe.propagates else None
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
     originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
     weighting = weighting_of(recipe)
@@ -164,9 +164,9 @@ def _run(
     if recipe.refits and calibration is not None:
         notes += _refit(subject, plan, originals, calibration, pieces, progress)
     originals.clear()
-    refinement = None
+    propagation = None
     if dense is not None and calibration is not None:
-        refinement, remarks = _refine(recipe, subject, dense, calibration, pieces, progress)
+        propagation, remarks = _propagate(recipe, subject, dense, calibration, pieces, progress)
         notes += remarks
     del dense
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
@@ -194,7 +194,7 @@ def _run(
         perplexity_after=perplexity_after,
         notes=tuple(notes),
         versions=software_versions(),
-        refinement=refinement,
+        propagation=propagation,
     )
     if staging is not None:
         with output_errors(staging):
@@ -265,8 +265,8 @@ def _pieces(
         return None
     measured = calibration.about(subject.collected) if calibration is not None else {}
     groups = [(group.members, group.rank, group.form) for group in plan.groups]
-    trained = {} if recipe.refine is None else {"refine": recipe.refine, "seed": recipe.seed}
-    about = {**measured, **trained, "weighting": str(weighting), "groups": groups}
+    mended = {"refit": recipe.refit, "refine": recipe.refine, "seed": recipe.seed} if recipe.propagates else {}
+    about = {**measured, **mended, "weighting": str(weighting), "groups": groups}
     folder = subject.work.shelf("factors", about)
     stack.enter_context(until_done(folder))
     return folder
@@ -313,22 +313,23 @@ def _dense_twin(subject: Subject) -> Any:
     return load_model(subject.source, subject.model.dtype)
 
 
-def _refine(
+def _propagate(
     recipe: Recipe,
     subject: Subject,
     dense: Any,
     calibration: Calibration,
     folder: Path | None,
     progress: ProgressCallback,
-) -> tuple[RefinementReport, list[str]]:
-    """Train the blocks of the compressed model; return what was gained, and notes."""
-    assert recipe.refine is not None
+) -> tuple[PropagationReport, list[str]]:
+    """Mend the blocks of the compressed model on the compressed flow; return what was gained, and notes."""
+    refit, ids = recipe.refit == "anchored", calibration.windows.input_ids
     with _errors_of(folder):
-        schedule, gains = refine(
+        schedule, gains = propagate(
             subject.model,
             dense,
             subject.decoder,
-            calibration.windows.input_ids,
+            ids,
+            refit=refit,
             minutes=recipe.refine,
             dtype=calibration.dtype,
             seed=recipe.seed,
@@ -336,21 +337,21 @@ def _refine(
             machine=subject.machine,
             progress=progress,
         )
-    report = RefinementReport(
+    report = PropagationReport(
+        refit=refit,
         minutes=recipe.refine,
         segments=schedule.segments,
-        length=segment_length(calibration.windows.input_ids),
+        length=segment_length(ids),
         epochs=schedule.epochs,
-        errors=tuple((gain.before, gain.after) for gain in gains),
+        before=tuple(gain.before for gain in gains),
+        refitted=tuple(gain.refitted for gain in gains),
+        after=tuple(gain.after for gain in gains),
     )
-    notes = []
-    for name, blocks in (
-        ("did not get better by training and are as they were", [i for i, g in enumerate(gains) if not g.epochs]),
-        ("diverged in training and keep their best state", [i for i, g in enumerate(gains) if g.diverged]),
-    ):
-        if blocks:
-            notes.append(f"blocks {', '.join(map(str, blocks))} {name}.")
-    return report, notes
+    found = {
+        "got no nearer to the original and are as they were": [i for i, g in enumerate(gains) if g.after >= g.before],
+        "diverged in training and keep their best state": [i for i, g in enumerate(gains) if g.diverged],
+    }
+    return report, [f"blocks {', '.join(map(str, blocks))} {what}." for what, blocks in found.items() if blocks]
 
 
 def _measure(

@@ -44,7 +44,9 @@ class Recipe(BaseModel):
         share: Roles that share, or the name of a family whose table is used; None: the model's own family.
         form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size;
             "auto": pivoted where the planner decides, else plain.
-        refit: Whether the coefficients are refitted on the compressed flow; "auto": as the method prescribes.
+        refit: Whether the coefficients are refitted on the compressed flow: "auto": as the method prescribes;
+            "always": as Basis Sharing does from ratio 0.4 on; "anchored": block by block, towards the original's
+            states, where that helps; "never".
         refine: Minutes that training the blocks towards the original's states may take, about; None: no training.
         dtype: Dtype the model is loaded, factorized and stored in; "auto": the checkpoint's own.
         calibration_dtype: Dtype of the calibration forward pass; "auto": bf16 where the hardware is faster in it.
@@ -73,7 +75,7 @@ class Recipe(BaseModel):
     group_size: int | None = Field(default=None, ge=1)
     share: tuple[str, ...] | None = None
     form: Literal["auto", "plain", "pivoted"] = "auto"
-    refit: Literal["auto", "always", "never"] = "auto"
+    refit: Literal["auto", "always", "anchored", "never"] = "auto"
     refine: float | None = Field(default=None, gt=0)
     dtype: DtypeName = "auto"
     calibration_dtype: DtypeName = "auto"
@@ -205,10 +207,15 @@ class Recipe(BaseModel):
 
     @property
     def refits(self) -> bool:
-        """Whether the coefficients will be refitted."""
+        """Whether the coefficients will be refitted as Basis Sharing does."""
         threshold, ratio = self.preset.refit_from, self.exact_ratio
         prescribed = threshold is not None and ratio is not None and ratio >= threshold
         return self.refit == "always" or (self.refit == "auto" and prescribed)
+
+    @property
+    def propagates(self) -> bool:
+        """Whether blocks will be mended on the compressed flow, one after the other."""
+        return self.refit == "anchored" or self.refine is not None
 
 
 def fraction(value: object) -> object:

@@ -54,7 +54,8 @@ def compress(
         str | None,
         option(
             "Refit the coefficients on the compressed model: auto (as the method prescribes: basis-sharing from ratio "
-            "0.4 on), always, never",
+            "0.4 on), always (as basis-sharing does), anchored (block by block towards the original's states, where it "
+            "helps), never",
             "refit",
             "WHEN",
         ),

@@ -108,7 +108,10 @@ FormOption = Annotated[
 Refine = Annotated[
     float | None,
     option(
-        "Train the factors of each block towards the original's states for so many minutes, about", "refine", "MINUTES"
+        "Train the factors of each block towards the original's states for so many minutes, about",
+        "refine",
+        "MINUTES",
+        "no",
     ),
 ]
 Dtype = Annotated[

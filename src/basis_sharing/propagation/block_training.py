@@ -10,11 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.sweep import BlockCall, run_block
-from basis_sharing.propagation.block_error import BlockError
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
 RATE = 1e-3
 _PATIENCE = 2
+
+
+def relative_error(states: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over the tokens of ||y - t||^2 / ||t||^2, as a scalar.
+
+    No token counts for more because its activations are huge.
+
+    Args:
+        states: What a block hands on, y, ``[..., tokens, hidden]``.
+        targets: What the original hands on, t.
+    """
+    targets = targets.float()
+    squares = (states.float() - targets).square().sum(-1)
+    return (squares / targets.square().sum(-1).clamp_min(1e-12)).mean()
 
 
 @dataclass
@@ -26,7 +39,6 @@ class BlockTask:
         call: What the model hands to it besides the states.
         read: Returns what it reads of a window, ``[1, length, hidden]``, on its device.
         target: Returns what the original hands on for a window, ``[1, length, hidden]``, on its device.
-        error: The error to make small.
         training: Windows to learn from.
         held_out: Windows to judge by.
         dtype: Dtype of the products; weights, and what the optimizer knows, stay in fp32.
@@ -36,7 +48,6 @@ class BlockTask:
     call: BlockCall
     read: Callable[[int], Tensor]
     target: Callable[[int], Tensor]
-    error: BlockError
     training: list[int]
     held_out: list[int]
     dtype: torch.dtype
@@ -47,7 +58,7 @@ class BlockTask:
         mixed = self.dtype != torch.float32
         with torch.autocast(states.device.type, self.dtype) if mixed else nullcontext():
             output = run_block(self.block, states, self.call)
-        return self.error(output, self.target(window))
+        return relative_error(output, self.target(window))
 
     @torch.no_grad()
     def held_out_error(self) -> float:
@@ -57,16 +68,18 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockGain:
-    """What training did to the held-out error of a block.
+    """What was done to the held-out error of a block.
 
     Attributes:
         before: Error before.
+        refitted: Error after the refit of the coefficients, if there was one; never larger.
         after: Error of the weights that are kept; never larger.
-        epochs: Passes over the training windows until the kept weights; 0: training did not help, nothing is changed.
+        epochs: Passes over the training windows until the kept weights; 0: training changed nothing.
         diverged: Whether an epoch ended in NaN, infinity or more than ten times the error.
     """
 
     before: float
+    refitted: float
     after: float
     epochs: int
     diverged: bool = False
@@ -119,7 +132,7 @@ def train_block(
         with torch.no_grad():
             for parameter, values in zip(parameters, kept, strict=True):
                 parameter.copy_(values)
-    return BlockGain(before, best, kept_epoch, diverged)
+    return BlockGain(before, before, best, kept_epoch, diverged)
 
 
 @contextmanager

@@ -53,22 +53,28 @@ class CalibrationReport(Frozen):
     dtype: str
 
 
-class RefinementReport(Frozen):
-    """What training the blocks did.
+class PropagationReport(Frozen):
+    """What mending the blocks on the compressed flow did.
 
     Attributes:
-        minutes: How long it might take.
+        refit: Whether coefficients were refitted.
+        minutes: How long training might take; None: nothing was trained.
         segments: Segments of text that were used, those to judge by included.
         length: Tokens per segment.
-        epochs: Passes over them at most.
-        errors: Error of every block on the segments to judge by, before and after, in proportion to its states.
+        epochs: Passes over them at most; 0: nothing was trained.
+        before: Error of every block on the segments to judge by, in proportion to its states.
+        refitted: That error after the refit.
+        after: That error in the end.
     """
 
-    minutes: float
+    refit: bool
+    minutes: float | None
     segments: int
     length: int
     epochs: int
-    errors: tuple[tuple[float, float], ...]
+    before: tuple[float, ...]
+    refitted: tuple[float, ...]
+    after: tuple[float, ...]
 
 
 class CompressionResult(Result):
@@ -91,7 +97,7 @@ class CompressionResult(Result):
         perplexity_after: Perplexity of the result on the same windows.
         notes: Everything unusual that happened, one sentence each.
         versions: Versions of the software.
-        refinement: What training the blocks did; None: they were not trained.
+        propagation: What mending the blocks on the compressed flow did; None: nothing was mended.
         recovery: What training the whole model did; None: it was not trained.
     """
 
@@ -112,7 +118,7 @@ class CompressionResult(Result):
     perplexity_after: tuple[Perplexity, ...]
     notes: tuple[str, ...]
     versions: dict[str, str]
-    refinement: RefinementReport | None = None
+    propagation: PropagationReport | None = None
     recovery: RecoveryReport | None = None
 
     @property

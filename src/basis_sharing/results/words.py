@@ -86,13 +86,15 @@ def how_to_repeat(result: CompressionResult, output: str = "DIR", *, published: 
 def training(result: CompressionResult) -> list[str]:
     """Return one sentence for everything that was trained after the factorization; none where nothing was."""
     told = []
-    if result.refinement is not None:
-        done = result.refinement
-        better = sum(after < before for before, after in done.errors)
+    if result.propagation is not None:
+        done = result.propagation
+        means = " and ".join(
+            [*(["refitted to the compressed flow"] if done.refit else []), *(["trained"] if done.epochs else [])]
+        )
+        better = sum(after < before for before, after in zip(done.before, done.after, strict=True))
         told.append(
-            f"The factors of each block were trained towards the original's states on {done.segments} segments of "
-            f"{done.length} tokens, {done.epochs} {'times' if done.epochs > 1 else 'time'} at most; {better} of "
-            f"{len(done.errors)} blocks got nearer to the original."
+            f"Each block was {means}, towards the original's states, on {done.segments} segments of {done.length} "
+            f"tokens; {better} of {len(done.before)} got nearer to the original."
         )
     if result.recovery is not None:
         learned = result.recovery

@@ -1,4 +1,4 @@
-"""Block refinement: what it may change, what it must not, and how it ends."""
+"""Refit and refinement of blocks: what they may change, what they must not, and how they end."""
 
 import copy
 import shutil
@@ -17,7 +17,7 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.propagation.block_training import BlockGain
-from basis_sharing.propagation.refine import Schedule, refine
+from basis_sharing.propagation.propagate import Schedule, propagate
 from basis_sharing.ranks import Ranks
 from pico import PICO, TEXT, pico_tokenizer
 
@@ -44,8 +44,8 @@ def pair(name: str, text: Path, **settings: Any) -> tuple[Any, Any]:
 
 
 def refined(model: Any, original: Any, **changes: Any) -> tuple[Schedule, list[BlockGain]]:
-    settings = {"minutes": 0.1, "dtype": torch.float32, "seed": 0, **changes}
-    return refine(model, original, describe(original), IDS, **settings)
+    settings = {"refit": False, "minutes": 0.1, "dtype": torch.float32, "seed": 0, **changes}
+    return propagate(model, original, describe(original), IDS, **settings)
 
 
 def output_error(model: Any, original: Any) -> float:
@@ -143,7 +143,7 @@ def test_killed_half_way_it_ends_with_the_same_weights(
 
 def test_several_processes_are_refused(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Ranks(0, 2)))
-    with pytest.raises(RecipeError, match="--refine runs in one process"):
+    with pytest.raises(RecipeError, match="run in one process"):
         compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
 
 
@@ -155,8 +155,8 @@ def test_too_few_minutes_are_refused_with_the_fewest(text_file: Path) -> None:
 
 def test_too_little_text_is_refused(text_file: Path) -> None:
     model, original = pair("llama", text_file)
-    with pytest.raises(RecipeError, match="has 3 segments of 32 tokens, but --refine needs 16"):
-        refine(model, original, describe(original), IDS[:3], minutes=1, dtype=torch.float32, seed=0)
+    with pytest.raises(RecipeError, match=r"has 3 segments of 32 tokens, but .* needs 16"):
+        propagate(model, original, describe(original), IDS[:3], refit=False, minutes=1, dtype=torch.float32, seed=0)
 
 
 def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp_path: Path) -> None:
@@ -171,6 +171,51 @@ def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp
         length=64,
         output=tmp_path / "out",
     )
-    assert result.refinement is not None
-    assert len(result.refinement.errors) == 5
-    assert sum(after for _, after in result.refinement.errors) < sum(before for before, _ in result.refinement.errors)
+    done = result.propagation
+    assert done is not None
+    assert len(done.before) == 5
+    assert sum(done.after) < sum(done.before)
+    assert done.refitted == done.before
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Each block was trained, towards the original's states" in card
+    assert "without fine-tuning" not in card
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
+def test_the_anchored_refit_changes_coefficients_only_and_helps(name: str, text_file: Path) -> None:
+    model, original = pair(name, text_file, method="svd-llm")
+    before, error = {n: p.clone() for n, p in model.named_parameters()}, output_error(model, original)
+    schedule, gains = refined(model, original, refit=True, minutes=None)
+    assert schedule.epochs == 0
+    assert all(gain.after == gain.refitted <= gain.before for gain in gains)
+    assert output_error(model, original) < error
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all(n.endswith("coeff.weight") for n in changed)
+
+
+def test_refit_and_training_together(text_file: Path) -> None:
+    model, original = pair("llama", text_file, method="svd-llm")
+    _, gains = refined(model, original, refit=True)
+    assert all(gain.after <= gain.refitted <= gain.before for gain in gains)
+    assert any(gain.after < gain.refitted < gain.before for gain in gains)
+
+
+def test_experts_that_read_other_tokens_are_left_out(text_file: Path) -> None:
+    model, original = pair("mixtral", text_file, method="svd-llm")
+    refined(model, original, refit=True, minutes=None)
+
+
+def test_a_compression_with_an_anchored_refit_reports_it(text_file: Path) -> None:
+    _, result = compress(
+        PICO["llama"](),
+        0.4,
+        tokenizer=pico_tokenizer(),
+        refit="anchored",
+        calibration=str(text_file),
+        windows=32,
+        length=64,
+    )
+    assert result.propagation is not None
+    assert result.propagation.refit
+    assert sum(result.propagation.refitted) <= sum(result.propagation.before)
