@@ -43,6 +43,7 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/propagation.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) demo-output

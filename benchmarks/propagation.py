@@ -1,7 +1,7 @@
-"""What training after the plan is worth: refinement of the blocks, recovery of the whole, and both.
+"""What mending after the plan is worth: the anchored refit, refinement of the blocks, recovery of the whole, and both.
 
-``python benchmarks/propagation.py --ratios 0.4`` (an hour and a half per ratio on two cores). SmolLM2-135M is
-compressed by ``auto``, with moments of 64 windows of ``wiki.valid.raw``; then its blocks are refined for ``--refine``
+``python benchmarks/propagation.py --ratios 0.4`` (two hours per ratio on two cores). SmolLM2-135M is compressed by
+``auto``, with moments of 64 windows of ``wiki.valid.raw``; then its blocks are refitted, or refined for ``--refine``
 minutes on the same windows, and the whole is recovered for ``--recover`` minutes on ``wiki.valid.raw``, from the plan
 and from the refined model. Perplexities on WikiText-2, C4 and prose are multiples of the original's on the same
 windows. It runs the program's own verbs, and goes on where it was stopped; folders are in ``--output``.
@@ -28,7 +28,7 @@ TEXTS = {
     "prose": f"{DATA}/calibration/warandpeace.txt.gz",
 }
 VALID = f"{DATA}/wikitext2/wiki.valid.raw"
-ROWS = ("plan", "refined", "recovered", "refined and recovered")
+ROWS = ("plan", "refitted", "refined", "recovered", "refined and recovered")
 
 
 def verb(output: Path, *arguments: object) -> float | None:
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--refine", type=float, default=20)
     parser.add_argument("--recover", type=float, default=30)
     parser.add_argument("--evaluation-windows", type=int, default=16)
-    parser.add_argument("--rows", default="plan,refined,recovered,refined and recovered")
+    parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "propagation")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
@@ -93,6 +93,7 @@ def main() -> None:
         folders = {name: options.output / f"{ratio}-{name.replace(' ', '-')}" for name in ROWS}
         steps = {
             "plan": (*compress, "--ratio", ratio, "--work", options.work),
+            "refitted": (*compress, "--ratio", ratio, "--work", options.work, "--refit", "anchored"),
             "refined": (*compress, "--ratio", ratio, "--work", options.work, "--refine", options.refine),
             "recovered": ("recover", folders["plan"], "--calibration", VALID, "--minutes", options.recover),
             "refined and recovered": (

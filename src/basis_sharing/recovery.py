@@ -14,7 +14,7 @@ from basis_sharing.calibration.sweep import default_dtype
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
-from basis_sharing.durable import write_whole
+from basis_sharing.durable import write_text_whole
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
@@ -104,7 +104,7 @@ def recover(
             prepare_text(model, tokenizer, name, windows=evaluation_windows, length=result.recipe.length)
             for name in evaluate
         ]
-        identity = {
+        identity: dict[str, dict[str, object]] = {
             "the compressed model": {"weights": fingerprint(source)},
             "the original": {"weights": None if teacher_source is None else fingerprint(teacher_source)},
             "the text": {"tokens": text.fingerprint},
@@ -234,7 +234,7 @@ def _steps(asked: RecoverySettings, recovery: Recovery, work: Path) -> int:
     steps = settled_steps(asked, recovery)
     text = json.dumps({"steps": steps})
     with output_errors(work):
-        write_whole(file, lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_text_whole(file, text)
     return steps
 
 
@@ -252,7 +252,7 @@ def settled_steps(asked: RecoverySettings, recovery: Recovery, clock: Callable[[
     times: list[float] = []
     for _ in range(3):  # the first one warms up
         start = clock()
-        recovery.loss(recovery.training[:1]).backward()  # type: ignore[no-untyped-call]
+        recovery.loss(recovery.training[:1]).backward()
         times.append(clock() - start)
     for parameter in recovery.parameters.values():
         parameter.grad = None

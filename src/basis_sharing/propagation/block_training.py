@@ -116,7 +116,7 @@ def train_block(
             for position in torch.randperm(len(task.training), generator=generator).tolist():
                 loss = task.loss(task.training[position])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 schedule.step()

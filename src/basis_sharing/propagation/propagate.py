@@ -25,7 +25,7 @@ from basis_sharing.calibration.placing import placed
 from basis_sharing.calibration.states import states_like
 from basis_sharing.calibration.sweep import BlockCall, block_calls, fill_first_states, run_block, states_shape
 from basis_sharing.calibration.waypoint import Waypoint
-from basis_sharing.durable import UNFINISHED, write_whole
+from basis_sharing.durable import UNFINISHED, write_text_whole, write_whole
 from basis_sharing.errors import RecipeError
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import basis_of, set_coefficients
@@ -159,7 +159,7 @@ def _schedule(folder: Path | None, settle: Callable[[], Schedule]) -> Schedule:
     schedule = settle()
     if file is not None:
         text = json.dumps({"segments": schedule.segments, "epochs": schedule.epochs})
-        write_whole(file, lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_text_whole(file, text)
     return schedule
 
 
