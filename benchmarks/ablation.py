@@ -4,7 +4,8 @@
 can be stopped at any time: what the results hold is not measured again). Calibration is on 64 windows of 2048 tokens of
 ``wiki.valid.raw``, perplexity on the first ``--evaluation-windows`` of ``wiki.test.raw``; everything in fp32. A row
 that was measured on fewer windows than asked is measured on the others too. What is measured on the original is kept
-in ``--work DIR`` for the next start. Prints rank correlation and error of the prediction at the end, and draws
+in ``--work DIR`` for the next start. With ``--device cuda`` blocks and models run there, and matrices are decomposed
+there or, with ``--algebra cpu``, beside it. Prints rank correlation and error of the prediction at the end, and draws
 ``docs/images/ablation-MODEL.png``.
 """
 
@@ -72,6 +73,7 @@ class Bench:
     calibration: Calibration
     short_calibration: Calibration
     text: EvaluationText
+    algebra: torch.device
     progress: ProgressCallback
     planners: dict[bool, Planner] = field(default_factory=dict)
     weighers: dict[Weighting, Weigher] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Bench:
             # Gradients of all weights take their time.
             calibration = self.short_calibration if weighting == Weighting.FISHER else self.calibration
             with calibrated(weighting, self.subject, calibration, self.progress) as weigher:
-                self.weighers[weighting] = weigher
+                self.weighers[weighting] = replace(weigher, device=self.algebra)
         return self.weighers[weighting]
 
     def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
@@ -121,7 +123,10 @@ class Bench:
     def window_nats(self, model: Any, known: Sequence[float] = ()) -> list[float]:
         """Return the nats per token of every evaluation window, of which the first are known."""
         left = replace(self.text, input_ids=self.text.input_ids[len(known) :])
-        return [*known, *(measure(model, left, progress=self.progress).window_nats if len(left.input_ids) else ())]
+        if not len(left.input_ids):
+            return list(known)
+        device = self.subject.machine.device
+        return [*known, *measure(model, left, device=device, progress=self.progress).window_nats]
 
     def plan(self, variant: str, ratio: Fraction) -> tuple[Plan, Weigher]:
         """Return the plan of a row and the weigher that executes it."""
@@ -153,12 +158,10 @@ class Bench:
         return plan.model_copy(update={"groups": tuple(groups)})
 
 
-def bench_for(
-    name: str, windows: int, evaluation_windows: int | None, work: Path, device: str, progress: ProgressCallback
-) -> Bench:
+def bench_for(options: argparse.Namespace, progress: ProgressCallback) -> Bench:
     """Load a model and both texts."""
-    source = resolve(MODELS[name]())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32).to(device).eval()
+    source = resolve(MODELS[options.model]())
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
 
     def calibration(count: int) -> Calibration:
         text = calibration_windows(
@@ -172,14 +175,13 @@ def bench_for(
         )
         return Calibration(text, torch.float32)
 
-    prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
+    prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=options.evaluation_windows, length=2048)
     decoder, known = describe(model), fingerprint(source)
-    kept = WorkFolder(work, known, "float32")
-    subject = Subject(
-        source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept, machine=Machine(model.device)
-    )
-    short = calibration(min(windows, FISHER_WINDOWS))
-    return Bench(subject, calibration(windows), short, prepared, progress)
+    kept, place = WorkFolder(options.work, known, "float32"), Machine(torch.device(options.device))
+    subject = Subject(source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept, machine=place)
+    short = calibration(min(options.windows, FISHER_WINDOWS))
+    algebra = torch.device(options.algebra or options.device)
+    return Bench(subject, calibration(options.windows), short, prepared, algebra, progress)
 
 
 def run_row(bench: Bench, variant: str, ratio: str, known: Sequence[float]) -> tuple[dict[str, Any], list[float]]:
@@ -311,15 +313,14 @@ def main() -> None:
     parser.add_argument("--evaluation-windows", type=int, default=None)
     parser.add_argument("--rows", default=",".join(VARIANTS))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--algebra", choices=("cpu", "cuda"))
     parser.add_argument("--ratios", default=",".join(RATIOS))
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
     need_data()
     name = f"ablation-{options.model}"
     with progress_bars() as progress:
-        bench = bench_for(
-            options.model, options.windows, options.evaluation_windows, options.work, options.device, progress
-        )
+        bench = bench_for(options, progress)
         setting = {
             "windows": len(bench.calibration.windows.input_ids),
             "calibration": bench.calibration.windows.fingerprint,

@@ -286,8 +286,9 @@ class _Shapes:
     def _training(self) -> int:
         """Return the memory of a block in training: weights, gradients, the optimizer's two, the best state; fp32."""
         widths = sum(p.d_in + p.d_out for p in self._of_a_block)
-        working: int = 4 * min(self.length, SEGMENT) * (16 * self.hidden + 3 * widths)
-        return 6 * 4 * max(self.block_parameters) + working
+        states: int = min(self.length, SEGMENT) * (16 * self.hidden + 3 * widths)
+        masters: int = 6 * max(self.block_parameters)
+        return 4 * (masters + states)
 
     def _solving(self) -> int:
         """Return the memory of the largest problem: one matrix with its weightings, and the factors of its group."""
