@@ -1,9 +1,10 @@
 """What mending after the plan is worth: the anchored refit, refinement of the blocks, recovery of the whole, and both.
 
-``python benchmarks/propagation.py --ratios 0.4`` (two hours per ratio on two cores). SmolLM2-135M is compressed by
-``auto``, with moments of 64 windows of ``wiki.valid.raw``; then its blocks are refitted, or refined for ``--refine``
-minutes on the same windows, and the whole is recovered for ``--recover`` minutes on ``wiki.valid.raw``, from the plan
-and from the refined model. Perplexities on WikiText-2, C4 and prose are multiples of the original's on the same
+``python benchmarks/propagation.py --ratios 0.4`` (two hours per ratio on two cores). SmolLM2-135M is planned by ``auto``,
+with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan: as it is, with its blocks refitted, or
+refined for ``--refine`` minutes, on the same windows; the whole is recovered for ``--recover`` minutes on
+``wiki.valid.raw``, from the plan and from the refined model. The moments of the plan are those of ``ablation.py``, in
+fp32; the rest runs in the dtypes that the program chooses on the machine. Perplexities on WikiText-2, C4 and prose are multiples of the original's on the same
 windows. It runs the program's own verbs, and goes on where it was stopped; folders are in ``--output``.
 """
 
@@ -32,7 +33,8 @@ ROWS = ("plan", "refitted", "refined", "recovered", "refined and recovered")
 
 
 def verb(output: Path, *arguments: object) -> float | None:
-    """Run a verb of the program whose folder is not there yet; return the seconds it took."""
+    """Run a verb of the program whose output is not there yet; return the seconds it took."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         return None
     start = time.monotonic()
@@ -88,13 +90,16 @@ def main() -> None:
         results["dense_texts"] = samples(model, tokenizer)
     results |= {"machine": machine(), "evaluation_windows": options.evaluation_windows}
     save("propagation", results)
-    compress = ("compress", source, "--windows", 64, "--length", 2048, "--calibration", VALID)
+    text = ("--windows", 64, "--length", 2048, "--calibration", VALID, "--work", options.work)
     for ratio in options.ratios.split(","):
+        plan = options.output / f"{ratio}.json"
+        verb(plan, "plan", source, "--ratio", ratio, *text, "--dtype", "float32", "--calibration-dtype", "float32")
+        compress = ("compress", source, "--plan", plan, *text)
         folders = {name: options.output / f"{ratio}-{name.replace(' ', '-')}" for name in ROWS}
         steps = {
-            "plan": (*compress, "--ratio", ratio, "--work", options.work),
-            "refitted": (*compress, "--ratio", ratio, "--work", options.work, "--refit", "anchored"),
-            "refined": (*compress, "--ratio", ratio, "--work", options.work, "--refine", options.refine),
+            "plan": compress,
+            "refitted": (*compress, "--refit", "anchored"),
+            "refined": (*compress, "--refine", options.refine),
             "recovered": ("recover", folders["plan"], "--calibration", VALID, "--minutes", options.recover),
             "refined and recovered": (
                 *("recover", folders["refined"], "--calibration", VALID, "--minutes", options.recover),
