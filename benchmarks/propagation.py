@@ -1,11 +1,12 @@
 """What mending after the plan is worth: the anchored refit, refinement of the blocks, recovery of the whole, and both.
 
-``python benchmarks/propagation.py --ratios 0.4`` (two hours per ratio on two cores). SmolLM2-135M is planned by ``auto``,
-with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan: as it is, with its blocks refitted, or
-refined for ``--refine`` minutes, on the same windows; the whole is recovered for ``--recover`` minutes on
-``wiki.valid.raw``, from the plan and from the refined model. The moments of the plan are those of ``ablation.py``, in
-fp32; the rest runs in the dtypes that the program chooses on the machine. Perplexities on WikiText-2, C4 and prose are multiples of the original's on the same
-windows. It runs the program's own verbs, and goes on where it was stopped; folders are in ``--output``.
+``python benchmarks/propagation.py --ratios 0.4`` (two hours per ratio on two cores). SmolLM2-135M is planned by
+``auto``, with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan: as it is, with its blocks
+refitted, or refined for ``--refine`` minutes, on the same windows; the whole is recovered for ``--recover`` minutes on
+``wiki.valid.raw``, from the plan and from the refined model. The moments of the plan are those of ``ablation.py``;
+what comes after runs in the dtype that the program chooses on the machine. Perplexities on WikiText-2, C4 and prose are
+multiples of the original's on the same windows. It runs the program's own verbs, and goes on where it was stopped;
+folders are in ``--output``.
 """
 
 import argparse
@@ -90,10 +91,10 @@ def main() -> None:
         results["dense_texts"] = samples(model, tokenizer)
     results |= {"machine": machine(), "evaluation_windows": options.evaluation_windows}
     save("propagation", results)
-    text = ("--windows", 64, "--length", 2048, "--calibration", VALID, "--work", options.work)
+    text = ("--windows", 64, "--length", 2048, "--calibration", VALID, "--dtype", "float32", "--work", options.work)
     for ratio in options.ratios.split(","):
         plan = options.output / f"{ratio}.json"
-        verb(plan, "plan", source, "--ratio", ratio, *text, "--dtype", "float32", "--calibration-dtype", "float32")
+        verb(plan, "plan", source, "--ratio", ratio, *text, "--calibration-dtype", "float32")
         compress = ("compress", source, "--plan", plan, *text)
         folders = {name: options.output / f"{ratio}-{name.replace(' ', '-')}" for name in ROWS}
         steps = {
