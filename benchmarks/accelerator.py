@@ -22,7 +22,6 @@ from basis_sharing import compress
 from basis_sharing.benchmark.bench import bench
 from basis_sharing.linalg.truncation import Weighted, truncate
 from basis_sharing.linalg.whitening import cholesky_whitening
-from basis_sharing.models.source import dtype_name
 from basis_sharing.progress import Progress
 from common import ROOT, machine, save
 
@@ -182,7 +181,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("error: this benchmark needs a CUDA device.")
     result: dict[str, Any] = {
-        "machine": {**machine(), "card": torch.cuda.get_device_name(), "dtype": dtype_name(torch.bfloat16)},
+        "machine": machine(),
         "layers": options.layers,
         "windows": options.windows,
         "compress": {},

@@ -89,6 +89,7 @@ def machine() -> dict[str, Any]:
         "amx": torch.cpu._is_amx_tile_supported(),
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
