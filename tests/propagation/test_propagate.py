@@ -1,8 +1,10 @@
 """Refit and refinement of blocks: what they may change, what they must not, and how they end."""
 
 import copy
+import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
+from basis_sharing.propagation import propagate as propagating
 from basis_sharing.propagation.block_training import BlockGain
 from basis_sharing.propagation.propagate import Schedule, propagate
 from basis_sharing.ranks import Ranks
@@ -26,6 +29,11 @@ IDS = torch.randint(0, 250, (32, 32), generator=torch.Generator().manual_seed(0)
 
 class Killed(BaseException):
     """Ends a run as no error of its own does."""
+
+
+@pytest.fixture(autouse=True)
+def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagating, "_MOST_EPOCHS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +117,14 @@ def test_a_block_that_training_makes_worse_is_left_as_it_was(text_file: Path, mo
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
 
 
-def test_more_minutes_mean_more_text_or_epochs(text_file: Path) -> None:
+def test_more_minutes_mean_more_text_then_more_epochs(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, original = pair("llama", text_file)
-    short, _ = refined(copy.deepcopy(model), original, minutes=0.02)
-    long, _ = refined(model, original, minutes=1)
-    assert (long.segments, long.epochs) > (short.segments, short.epochs)
-    assert not set(long.training) & set(long.held_out)
+    # What is timed takes one second each.
+    monkeypatch.setattr(propagating, "time", SimpleNamespace(monotonic=map(float, itertools.count()).__next__))
+    found = [refined(copy.deepcopy(model), original, minutes=minutes)[0] for minutes in (0.3, 0.5, 1)]
+    assert 16 <= found[0].segments < found[1].segments <= found[2].segments == len(IDS)
+    assert found[0].epochs <= found[1].epochs < found[2].epochs == 4
+    assert not set(found[2].training) & set(found[2].held_out)
 
 
 def test_killed_half_way_it_ends_with_the_same_weights(
