@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from basis_sharing.calibrate import Calibration, calibration_text, weighting_of
-from basis_sharing.calibration.corpora import parse_source
+from basis_sharing.calibration.corpora import parse_mixture
 from basis_sharing.calibration.sweep import default_dtype
 from basis_sharing.machine import Machine, machine_for, taken_memory, too_little
 from basis_sharing.models.decoder import describe, with_roles
@@ -113,7 +113,7 @@ def estimate(
     whole = describe(skeleton)
     subject = Subject(source, skeleton, tokenizer, None, whole, with_roles(whole, recipe.roles), None, machine)
     windows, length, dtype = 0, 0, kept or skeleton.dtype
-    if parse_source(recipe.calibration).kind == "self":
+    if any(part.kind == "self" for part in parse_mixture(recipe.calibration)):
         windows, length = recipe.windows, recipe.length or skeleton.config.get_text_config().max_position_embeddings
     elif (calibration := calibration_text(recipe, subject, silent)) is not None:
         windows, length = calibration.windows.input_ids.shape

@@ -10,7 +10,7 @@ import torch
 
 import basis_sharing
 from basis_sharing.calibrate import Calibration, calibrated, calibration_text, swept, weighting_of
-from basis_sharing.calibration.corpora import parse_source
+from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.moments import Statistics
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
@@ -384,8 +384,8 @@ def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None)
 
 def _input_paths(recipe: Recipe, source: ModelSource | None) -> list[Path]:
     """Return the local files and folders a run reads."""
-    specs = [recipe.calibration, *recipe.evaluate]
-    paths = [parsed.path for parsed in map(parse_source, specs) if parsed.path is not None]
+    texts = [*parse_mixture(recipe.calibration), *map(parse_source, recipe.evaluate)]
+    paths = [text.path for text in texts if text.path is not None]
     if source is not None and source.path is not None:
         paths.append(source.path / source.gguf_file if source.gguf_file else source.path)
     return paths

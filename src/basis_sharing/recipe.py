@@ -36,7 +36,7 @@ class Recipe(BaseModel):
         across_roles: Whether the planner may let projections that read one input share.
         across_depth: Whether the planner may let projections of neighbouring blocks share.
         rank_multiple: The planner's ranks are multiples of this.
-        calibration: Source of the calibration text.
+        calibration: Source of the calibration text, or several, ``A + B``.
         windows: Number of calibration windows; fewer are used (and reported) where the text is shorter.
         length: Tokens per window; None: 2048, or the model's limit where that is smaller.
         seed: Seed of everything random.

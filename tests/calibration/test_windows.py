@@ -87,6 +87,27 @@ def test_too_few_windows_are_all_used_and_noted(text: Path) -> None:
     assert "only 100 of the 101 windows of 10 tokens" in result.notes[0]
 
 
+def test_sources_of_a_mixture_take_turns(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Another text, of another kind altogether; twelve words, more or less. " * 40)
+    alone = [calibrate(path, windows=windows).input_ids for path, windows in ((text, 3), (other, 2))]
+    mixed = calibrate(f"{text} + {other}", windows=5)
+    assert torch.equal(mixed.input_ids[::2], alone[0])
+    assert torch.equal(mixed.input_ids[1::2], alone[1])
+    everything = [calibrate(path, windows=None).input_ids for path in (text, other)]
+    assert len(calibrate(f"{text} + {other}", windows=None).input_ids) == sum(map(len, everything))
+
+
+def test_a_mixture_tells_which_source_is_wrong(text: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"there is no file .*missing.txt: check the path"):
+        calibrate(f"{text} + {tmp_path / 'missing.txt'}")
+    with pytest.raises(CorpusError, match=r"1 windows cannot come from 2 sources: use more windows \(--windows\)"):
+        calibrate(f"{text} + python-docs", windows=1)
+    np.savez(tmp_path / "short.npz", input_ids=np.ones((4, 8), dtype=np.int64))
+    with pytest.raises(CorpusError, match=r"short.npz have 8 tokens, those of the other sources 10: set --length 8"):
+        calibrate(f"{text} + {tmp_path / 'short.npz'}", windows=4)
+
+
 def test_three_words_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("just three words")

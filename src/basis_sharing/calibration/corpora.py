@@ -50,6 +50,7 @@ _C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-valid
 _C4_DOCUMENTS = {"train": 8000, "test": 1100}  # 1,100 is what GPTQ evaluates on
 
 _LONG_PARAGRAPH = 80
+_AND = " + "
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,15 @@ def parse_source(spec: str) -> Source:
         f"the name of {spec} does not tell what it holds: write text:{spec} for plain text, or windows:{spec} for "
         "token windows."
     )
+
+
+def parse_mixture(spec: str) -> tuple[Source, ...]:
+    """Parse calibration text that may come from several sources, written with plus signs: ``A + B``.
+
+    Raises:
+        CorpusError: As :func:`parse_source`, for one of them.
+    """
+    return tuple(parse_source(part.strip()) for part in spec.split(_AND))
 
 
 def read_text(source: Source, split: Split) -> str:

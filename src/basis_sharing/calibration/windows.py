@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from basis_sharing.calibration.corpora import Source, Split, parse_source, read_text
+from basis_sharing.calibration.corpora import Source, Split, parse_mixture, parse_source, read_text
 from basis_sharing.calibration.readers import read_conversations
 from basis_sharing.calibration.self_text import write_windows
 from basis_sharing.errors import CorpusError
@@ -75,14 +75,14 @@ def calibration_windows(
     vocab_size: int,
     progress: ProgressCallback = silent,
 ) -> TokenWindows:
-    """Draw calibration windows from a source.
+    """Draw calibration windows from a source, or as many from each of several.
 
-    The text is tokenized once, without special tokens, and cut into windows that do not overlap. Windows are drawn
+    A text is tokenized once, without special tokens, and cut into windows that do not overlap. Windows are drawn
     without replacement: those whose ``blake2b("seed/index")`` is smallest, so that a seed means the same windows on
-    every machine and fewer windows are a subset of more. They stay in the order of the text.
+    every machine and fewer windows are a subset of more. They stay in the order of the text; sources take turns.
 
     Args:
-        spec: The source, see :func:`~basis_sharing.calibration.corpora.parse_source`.
+        spec: The sources, see :func:`~basis_sharing.calibration.corpora.parse_mixture`.
         tokenizer: The model's tokenizer.
         model: The model; needed for ``self`` only.
         windows: Number of windows; all there are (and a note) where there are fewer. None: all there are, 256 of
@@ -96,19 +96,40 @@ def calibration_windows(
         CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
         NumericalError: The model computes NaN or infinity while it writes its own text.
     """
-    source = parse_source(spec)
-    if source.kind == "self":
-        ids = write_windows(model, tokenizer, windows or _OWN_WINDOWS, length, seed, progress)
-        return TokenWindows(ids, spec, fingerprint_ids(ids))
-    if source.kind == "windows":
-        stored, notes = _stored_windows(source, windows, length, vocab_size)
-        return TokenWindows(stored, spec, fingerprint_ids(stored), notes)
+    sources = parse_mixture(spec)
+    shares = [None if windows is None else len(range(i, windows, len(sources))) for i in range(len(sources))]
+    if 0 in shares:
+        raise CorpusError(f"{windows} windows cannot come from {len(sources)} sources: use more windows (--windows).")
+    drawn, notes = [], []
+    for source, share in zip(sources, shares, strict=True):
+        if source.kind == "self":
+            ids = write_windows(model, tokenizer, share or _OWN_WINDOWS, length, seed, progress)
+        elif source.kind == "windows":
+            ids, told = _stored_windows(source, share, length, vocab_size)
+            notes += told
+        else:
+            ids, told = _drawn_windows(source, tokenizer, share, length, seed, vocab_size)
+            notes += told
+        drawn.append(ids)
+    lengths = {ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)}
+    if len(lengths) > 1:
+        raise CorpusError(
+            f"the windows of {lengths[min(lengths)]} have {min(lengths)} tokens, those of the other sources "
+            f"{max(lengths)}: set --length {min(lengths)}."
+        )
+    turns = sorted((place, which) for which, ids in enumerate(drawn) for place in range(len(ids)))
+    ids = torch.stack([drawn[which][place] for place, which in turns])
+    return TokenWindows(ids, spec, fingerprint_ids(ids), tuple(notes))
+
+
+def _drawn_windows(
+    source: Source, tokenizer: Any, windows: int | None, length: int, seed: int, vocab_size: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return windows of a source that is text, and notes."""
     text = _text(source, "train", tokenizer)
-    tokens = _tokenize(text, tokenizer, spec, vocab_size)
-    cut = _cut(tokens, length, spec)
-    notes = _few(len(cut), windows, length, spec) + _unknown_words(source, text)
-    ids = cut[_draw(len(cut), len(cut) if windows is None else min(windows, len(cut)), seed)]
-    return TokenWindows(ids, spec, fingerprint_ids(ids), notes)
+    cut = _cut(_tokenize(text, tokenizer, source.spec, vocab_size), length, source.spec)
+    notes = _few(len(cut), windows, length, source.spec) + _unknown_words(source, text)
+    return cut[_draw(len(cut), len(cut) if windows is None else min(windows, len(cut)), seed)], notes
 
 
 def evaluation_windows(

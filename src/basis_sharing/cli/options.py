@@ -11,7 +11,8 @@ from basis_sharing.recipe import DTYPES, Recipe
 
 _CALIBRATION = (
     "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "
-    "or .jsonl file (gzipped or not), or token windows in an .npz or .safetensors file"
+    "or .jsonl file (gzipped or not), or token windows in an .npz or .safetensors file; several, in equal parts, as "
+    "'A + B'"
 )
 
 
