@@ -100,7 +100,8 @@ def calibration_windows(
     shares = [None if windows is None else len(range(i, windows, len(sources))) for i in range(len(sources))]
     if 0 in shares:
         raise CorpusError(f"{windows} windows cannot come from {len(sources)} sources: use more windows (--windows).")
-    drawn, notes = [], []
+    drawn: list[Tensor] = []
+    notes: list[str] = []
     for source, share in zip(sources, shares, strict=True):
         if source.kind == "self":
             ids = write_windows(model, tokenizer, share or _OWN_WINDOWS, length, seed, progress)
