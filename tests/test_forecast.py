@@ -54,6 +54,17 @@ def test_without_sharing_there_is_nothing_to_tell() -> None:
     assert {point.method for point in found.points} == {"auto"}
 
 
+def test_with_a_work_folder_another_ratio_measures_nothing_again(tmp_path: Path) -> None:
+    model, stages = save_pico("llama", tmp_path / "model"), list[str]()
+    settings = {**SETTINGS, "work": tmp_path / "work", "progress": lambda event: stages.append(event.stage)}
+    first = basis_sharing.plan_model(model, 0.3, **settings)
+    assert "predicting svd-llm" in stages
+    stages.clear()
+    second = basis_sharing.plan_model(model, 0.4, **settings)
+    assert not [stage for stage in stages if "predicting" in stage or "measuring" in stage]
+    assert second.points == first.points
+
+
 def test_a_plan_for_some_roles_is_executed_by_a_plain_compress(tmp_path: Path) -> None:
     model = save_pico("gpt2", tmp_path / "model")
     found = basis_sharing.plan_model(model, 0.4, roles=("up", "down"), baselines=(), **SETTINGS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from basis_sharing.calibrate import calibrated, calibration_text, weighting_of
+from basis_sharing.calibrate import Calibration, calibrated, calibration_text, weighting_of
 from basis_sharing.errors import PlanError
 from basis_sharing.estimate import within_memory
 from basis_sharing.evaluation.perplexity import prepare_text
@@ -17,7 +17,8 @@ from basis_sharing.machine import machine_for
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import parameter_count
 from basis_sharing.plan import Plan, dense_parameters
-from basis_sharing.planners import fixed_plan, planner_for
+from basis_sharing.planners import fixed_plan, known_curves, planner_for
+from basis_sharing.planning.candidates import Curves
 from basis_sharing.planning.planner import Planner
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -113,12 +114,13 @@ def plan_model(
         weighting = weighting_of(recipe)
         with calibrated(weighting, subject, calibration, progress) as weigher:
             planner = planner_for(recipe, subject, weigher, calibration, progress)
-            return _forecast(recipe, subject, planner, weigher, baselines, progress)
+            return _forecast(recipe, subject, calibration, planner, weigher, baselines, progress)
 
 
 def _forecast(
     recipe: Recipe,
     subject: Subject,
+    calibration: Calibration,
     planner: Planner,
     weigher: Weigher,
     baselines: Sequence[str],
@@ -165,7 +167,8 @@ def _forecast(
                 plans[ratio] = fixed_plan(Recipe.create(ratio=float(ratio), method=method), decoder)
             except PlanError:
                 break
-        losses = _losses(method, plans, model, decoder, weigher, progress)
+        with known_curves(subject, weigher, calibration) as curves:
+            losses = _losses(method, plans, model, decoder, weigher, curves, progress)
         points += [point(method, plans[ratio], loss) for ratio, loss in losses.items()]
     return Forecast(
         plan=plan,
@@ -188,12 +191,13 @@ def _losses(
     model: Any,
     decoder: Decoder,
     weigher: Weigher,
+    curves: Curves,
     progress: ProgressCallback,
 ) -> dict[Fraction, float]:
     """Return the expected loss of a published method's plans, which differ in their ranks only.
 
     Each method weighs errors in its own way when it chooses factors; what these factors lose is measured in the
-    planner's unit. Refits are left out.
+    planner's unit, at all ranks, unless it is known. Refits are left out.
     """
     known = {p.name: p for p in decoder.projections}
     own = weigher.as_published(PRESETS[method].weighting, decoder.projections)
@@ -203,9 +207,12 @@ def _losses(
     groups = next(iter(plans.values())).groups
     ranks = [[group.rank for group in plan.groups] for plan in plans.values()]
     for done, group in enumerate(groups):
-        members = [known[name] for name in group.members]
-        lost = losses_under(weigher.problem(model, members), truncate(own.problem(model, members)))
+        members, key = [known[name] for name in group.members], (method, *group.members)
+        lost = curves.get(key)
+        if lost is None:
+            found = losses_under(weigher.problem(model, members), truncate(own.problem(model, members)))
+            lost = curves[key] = found.numpy()
+            progress(Progress(f"predicting {method}", done + 1, len(groups), "groups"))
         for ratio, rank in zip(plans, ranks, strict=True):
-            totals[ratio] += lost[rank[done]].item()
-        progress(Progress(f"predicting {method}", done + 1, len(groups), "groups"))
+            totals[ratio] += float(lost[rank[done]])
     return totals

@@ -1,5 +1,8 @@
 """What plans a recipe: the fixed plan of a published method, or the planner with its measured candidates."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from basis_sharing.calibrate import Calibration
 from basis_sharing.checkpoint.writer import output_errors
 from basis_sharing.errors import RecipeError
@@ -70,7 +73,7 @@ def planner_for(
 def _candidates(
     recipe: Recipe, subject: Subject, weigher: Weigher, calibration: Calibration, progress: ProgressCallback
 ) -> Candidates:
-    def find(curves: Curves | None) -> Candidates:
+    with known_curves(subject, weigher, calibration) as curves:
         return find_candidates(
             subject.model,
             subject.decoder,
@@ -82,9 +85,20 @@ def _candidates(
             progress=progress,
         )
 
+
+@contextmanager
+def known_curves(subject: Subject, weigher: Weigher, calibration: Calibration) -> Iterator[Curves]:
+    """Yield the loss curves that are known of a model and a text, to be read and added to.
+
+    They stay in the subject's work folder; without one there are none yet, and what is added is forgotten.
+
+    Raises:
+        OutputError: The disk of the work folder is full or fails.
+    """
     if subject.work is None:
-        return find(None)
+        yield {}
+        return
     about = {**calibration.about(subject.collected), "weighting": str(weigher.weighting)}
     folder = subject.work.shelf("curves", about)
     with output_errors(folder), stored_curves(folder) as curves:
-        return find(curves)
+        yield curves
