@@ -1,7 +1,9 @@
 """Recovery: a compressed folder becomes a better one of the same structure and size."""
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.propagation import recovery_training
-from basis_sharing.recovery import recover
+from basis_sharing.recovery import recover, settled_steps
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoverySettings
 from pico import save_with_texts, weight_bytes
@@ -110,8 +112,21 @@ def test_one_that_diverges_is_stopped_and_keeps_the_best_state(space: Path, tmp_
     assert any("diverged" in note for note in result.notes)
 
 
-def test_minutes_are_turned_into_steps(space: Path, tmp_path: Path) -> None:
-    result = recovered(space, tmp_path / "out", epochs=None, minutes=0.02)
+def test_minutes_are_turned_into_steps() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    recovery: Any = SimpleNamespace(
+        parameters={"weight": weight}, training=torch.zeros(3, 8), loss=lambda _: 2 * weight, held_out_loss=lambda: 0.0
+    )
+    seconds = map(float, itertools.count())  # whatever is timed takes one
+    steps = settled_steps(RecoverySettings.create(minutes=1), recovery, seconds.__next__)
+    assert steps == 60 - (recovery_training.LOOKS + 1)
+    assert weight.grad is None
+    with pytest.raises(RecipeError, match=r"--minutes 0.1 are too few for one step here: at least 0.2"):
+        settled_steps(RecoverySettings.create(minutes=0.1), recovery, seconds.__next__)
+
+
+def test_minutes_are_enough_to_say(space: Path, tmp_path: Path) -> None:
+    result = recovered(space, tmp_path / "out", epochs=None, minutes=0.05)
     assert result.recovery is not None
     assert result.recovery.steps >= 1
 

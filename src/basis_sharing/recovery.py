@@ -30,7 +30,7 @@ from basis_sharing.models.source import (
     resolve,
 )
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.propagation.recovery_training import Recovery
+from basis_sharing.propagation.recovery_training import LOOKS, Recovery
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
@@ -239,7 +239,7 @@ def _steps(asked: RecoverySettings, recovery: Recovery, work: Path) -> int:
 
 
 def settled_steps(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic) -> int:
-    """Return how many steps fit into the epochs or minutes; for the latter a few steps are timed.
+    """Return how many steps fit into the epochs or minutes; for the latter a few steps and a look are timed.
 
     Raises:
         RecipeError: Not one does.
@@ -256,9 +256,13 @@ def settled_steps(asked: RecoverySettings, recovery: Recovery, clock: Callable[[
         times.append(clock() - start)
     for parameter in recovery.parameters.values():
         parameter.grad = None
-    steps = int(60 * asked.minutes / min(times[1:]))
+    start = clock()
+    recovery.held_out_loss()
+    looking, step = (LOOKS + 1) * (clock() - start), min(times[1:])
+    steps = int((60 * asked.minutes - looking) / step)
     if steps < 1:
-        raise RecipeError(f"--minutes {asked.minutes:g} are too few for one step here: at least {min(times) / 60:.1f}.")
+        needed = (looking + step) / 60
+        raise RecipeError(f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}.")
     return steps
 
 

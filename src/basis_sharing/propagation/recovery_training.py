@@ -21,7 +21,7 @@ from basis_sharing.durable import write_whole
 from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
-_LOOKS = 10  # at the windows to judge by, over the whole training
+LOOKS = 10  # at the windows to judge by while training; there is one before as well
 _PIECE = 512  # positions whose probabilities are in memory at once
 _CHECKPOINT, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
@@ -143,7 +143,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
     def __init__(self, recovery: Recovery, steps: int, folder: Path, progress: ProgressCallback) -> None:
         self._recovery, self._steps, self._progress = recovery, steps, progress
         self._file = folder / _BEST
-        self.every, self.diverged = max(1, steps // _LOOKS), False
+        self.every, self.diverged = max(1, steps // LOOKS), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
                 known = json.loads(file.metadata()["losses"])
