@@ -22,17 +22,18 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8."""
+    path.write_text(text, encoding="utf-8")
+
+
 def write_text_whole(path: Path, text: str) -> None:
     """Write a text as :func:`write_whole` does.
 
     Raises:
         OSError: The disk is full or fails; ``path`` is as it was.
     """
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
+    write_whole(path, lambda partial: write_text(partial, text))
 
 
 def flush(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from basis_sharing.checkpoint.files import write_file
 from basis_sharing.checkpoint.writer import locked, output_errors
-from basis_sharing.durable import UNFINISHED, flush
+from basis_sharing.durable import UNFINISHED, flush, write_text
 from basis_sharing.errors import BasisSharingError, OutputError
 from basis_sharing.ranks import Ranks
 from basis_sharing.results.base import software_versions
@@ -74,7 +74,7 @@ class WorkFolder:
                     flush(path)
                 sizes = {path.name: path.stat().st_size for path in files}
                 text = json.dumps({**whole, "files": sizes}, indent=2) + "\n"
-                write_file(folder / _ABOUT, lambda path: _write(path, text))
+                write_file(folder / _ABOUT, lambda path: write_text(path, text))
             for path in folder.glob(f"*{UNFINISHED}"):
                 path.unlink()
         return folder
@@ -172,7 +172,7 @@ def same_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> Iter
     """
     file = folder / _RUN
     _refuse_another(file, identity)
-    write_file(file, lambda path: _write(path, json.dumps(identity, indent=2) + "\n"))
+    write_file(file, lambda path: write_text(path, json.dumps(identity, indent=2) + "\n"))
     try:
         with until_done(folder):
             yield
@@ -199,7 +199,3 @@ def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) ->
                 f"{file.parent} holds an interrupted run {told}: give the same again to go on with it, or remove that "
                 "folder to begin anew."
             )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
