@@ -108,10 +108,11 @@ def test_three_processes_share_seven_windows(space: Path) -> None:
     assert (space / "three" / "model.safetensors").is_file()
 
 
-def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(space: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dies_at", [6, 30])
+def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(dies_at: int, space: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = arguments(space, output, **METHODS["auto"])
-    done = launch(space, command, dies_at=30)
+    done = launch(space, command, dies_at=dies_at)
     assert done.returncode != 0
     assert "this process was meant to die" in done.stderr
     assert not output.exists()
