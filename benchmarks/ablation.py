@@ -13,7 +13,7 @@ import argparse
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -43,9 +43,8 @@ from basis_sharing.recipe import Form, Recipe
 from basis_sharing.subject import Subject
 from basis_sharing.weighting import Weigher
 from basis_sharing.work import WorkFolder
-from common import DATA, ROOT, TEST_TEXT, gemma, machine, need_data, read, save, smollm2
+from common import DATA, MODELS, ROOT, TEST_TEXT, machine, need_data, read, save
 
-MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma": gemma}
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 SHARING_RATIOS = ("0.2", "0.3", "0.4", "0.5", "0.6", "0.7")
 FISHER_WINDOWS = 8

@@ -2,9 +2,13 @@
 
 import importlib.util
 import json
+import os
 import platform
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +52,19 @@ def gemma() -> Path:
             for part in parts:
                 file.write(part.read_bytes())
     return whole
+
+
+MODELS: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma": gemma}
+
+
+def cost(*arguments: object) -> dict[str, float]:
+    """Run a verb of the program; return its wall time in seconds and its peak of resident memory in MiB."""
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "basis_sharing", *map(str, arguments)])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"error: {arguments[0]} failed.")
+    return {"seconds": time.monotonic() - start, "peak_mib": usage.ru_maxrss / 1024}
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,10 @@ what was measured from its work folder. SmolLM2-135M in fp32; all times are mult
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from common import DATA, machine, need_data, save, smollm2
-
-
-def cost(*arguments: object) -> dict[str, float]:
-    """Run a verb and return its wall time in seconds and its peak of resident memory in MiB."""
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "basis_sharing", *map(str, arguments)])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"error: {arguments[0]} failed.")
-    return {"seconds": time.monotonic() - start, "peak_mib": usage.ru_maxrss / 1024}
+from common import DATA, cost, machine, need_data, save, smollm2
 
 
 def main() -> None:

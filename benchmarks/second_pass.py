@@ -17,6 +17,7 @@ from typing import Any
 from ablation import Bench, bench_for
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.calibration.sweep import default_dtype
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.plan import Plan
@@ -48,6 +49,7 @@ def main() -> None:
     results = {**read("second-pass"), "machine": machine(), "windows": options.windows}
     with tempfile.TemporaryDirectory() as room, progress_bars() as progress:
         bench = bench_for(options, progress)
+        bench.calibration = replace(bench.calibration, dtype=default_dtype())
         texts = {
             name: prepare_text(
                 bench.model, bench.subject.tokenizer, text, windows=options.evaluation_windows, length=2048

@@ -21,7 +21,7 @@ from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import silent
-from basis_sharing.propagation.propagate import SEGMENT
+from basis_sharing.propagation.propagate import REFIT_SEGMENTS, SEGMENT
 from basis_sharing.recipe import Recipe
 from basis_sharing.subject import Subject, source_of
 
@@ -249,7 +249,8 @@ class _Shapes:
                 ("refit", speeds and (forward + grams) / speeds.products, self._calibrating(False) + 2 * solving // 3)
             )
         if self.recipe.refit == "anchored":
-            work = forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
+            share = min(1.0, REFIT_SEGMENTS * SEGMENT / max(tokens, 1))
+            work = share * forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
             found.append(("refit", speeds and work / speeds.products, self._training() + solving))
         if self.recipe.refine is not None:
             found.append(("refinement", speeds and 60 * self.recipe.refine, self._training()))

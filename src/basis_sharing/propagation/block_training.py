@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -52,12 +52,15 @@ class BlockTask:
     held_out: list[int]
     dtype: torch.dtype
 
+    def mixed(self) -> AbstractContextManager[object]:
+        """Compute products in ``dtype`` for as long as the context."""
+        device = next(self.block.parameters()).device
+        return torch.autocast(device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+
     def loss(self, window: int) -> Tensor:
         """Return the error on one window, as a scalar that can be differentiated."""
-        states = self.read(window)
-        mixed = self.dtype != torch.float32
-        with torch.autocast(states.device.type, self.dtype) if mixed else nullcontext():
-            output = run_block(self.block, states, self.call)
+        with self.mixed():
+            output = run_block(self.block, self.read(window), self.call)
         return relative_error(output, self.target(window))
 
     @torch.no_grad()

@@ -37,6 +37,7 @@ from basis_sharing.propagation.anchored_refit import FlowMoments, anchored_coeff
 from basis_sharing.propagation.block_training import BlockGain, BlockTask, train_block
 
 SEGMENT = 512
+REFIT_SEGMENTS = 96  # what coefficients are solved from and judged by
 EPOCHS = 2
 _MOST_EPOCHS = 16
 _HELD_OUT = 8  # one of so many segments
@@ -92,7 +93,7 @@ def propagate(
         input_ids: Windows of text, shape ``[windows, length]``; they are cut into segments of 512 tokens.
         refit: Whether coefficients are refitted first (:mod:`~basis_sharing.propagation.anchored_refit`).
         minutes: How long training may take, about. The first steps are timed, then it is settled how much text is used;
-            None: no training, all text is used for the refit.
+            None: no training, and the refit takes 96 segments.
         dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
         seed: Seed of the order of the segments.
         folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
@@ -114,7 +115,10 @@ def propagate(
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
         work = _Work(model, original, decoder, calls, dtype, refit, machine)
         schedule = _schedule(
-            folder, lambda: work.settle(segments, minutes) if minutes is not None else Schedule(len(segments), 0)
+            folder,
+            lambda: (
+                Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
+            ),
         )
         segments = segments[: schedule.segments]
         shape = states_shape(model, decoder, segments)
@@ -317,7 +321,7 @@ class _Work:
     def _refit(self, index: int, flows: Tensor, task: BlockTask, before: float) -> float:
         """Refit the coefficients of a block, input by input as they are read; return the held-out error."""
         block, original = self._block(self.model, index), self._block(self.original, index)
-        path = self.decoder.blocks[index]
+        path, call = self.decoder.blocks[index], self.calls[index].to(self.machine.device, self.dtype)
         readers: dict[str, list[Projection]] = {}
         for projection in self.decoder.projections:
             if projection.block == index:
@@ -328,18 +332,17 @@ class _Work:
             factorized = [p for p in projections if isinstance(self.model.get_submodule(p.name), FactorizedLinear)]
 
             def pair(window: int, first: str = first) -> tuple[Tensor, Tensor]:
-                theirs = flows[_ORIGINAL, window : window + 1].to(self.machine.device, torch.float32)
-                return (
-                    read_by(block, first, task.read(window), task.call),
-                    read_by(original, first, theirs, task.call),
-                )
+                theirs = flows[_ORIGINAL, window : window + 1].to(self.machine.device)
+                with task.mixed():
+                    ours = read_by(block, first, task.read(window), task.call)
+                return ours, read_by(original, first, theirs, call)
 
             if not factorized:
                 continue
-            with placed(original, self.machine.device, torch.float32):
+            with placed(original, self.machine.device, self.dtype):
                 if any(len(read) != flows.shape[2] for read in pair(task.training[0])):
                     continue  # an expert, which reads other tokens in the other flow
-                moments = flow_moments(map(pair, task.training))
+                moments = flow_moments(map(pair, task.training[:REFIT_SEGMENTS]))
             error = self._refit_readers(factorized, moments, task)
         return error
 
