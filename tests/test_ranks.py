@@ -19,7 +19,7 @@ from basis_sharing.ranks import Ranks
 from basis_sharing.results.compression import RESULT_FILE
 from pico import save_with_texts, weight_bytes
 
-SETTINGS = {"windows": 7, "length": 32, "calibration_dtype": "float32"}
+SETTINGS = {"windows": 17, "length": 32, "calibration_dtype": "float32"}
 METHODS: dict[str, dict[str, Any]] = {
     "auto": {"ratio": 0.3},
     "without-gradients": {"ratio": 0.3, "gradients": False},
@@ -90,6 +90,7 @@ def test_two_processes_make_what_one_makes(method: str, space: Path) -> None:
     settings: dict[str, Any] = {**SETTINGS, **METHODS[method]}
     _, result = compress(str(space / "model"), output=space / method, calibration=str(space / "text.txt"), **settings)
     theirs = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    assert bool(theirs["propagation"]) == (settings.get("method", "auto") == "auto")
     assert [(tuple(g["members"]), g["rank"]) for g in theirs["groups"]] == [(g.members, g.rank) for g in result.groups]
     one, two = (load_file(path / "model.safetensors") for path in (space / method, folder))
     assert one.keys() == two.keys()
@@ -102,7 +103,7 @@ def test_two_processes_make_what_one_makes(method: str, space: Path) -> None:
     assert not list(space.glob("two-*.work"))
 
 
-def test_three_processes_share_seven_windows(space: Path) -> None:
+def test_three_processes_share_seventeen_windows(space: Path) -> None:
     done = launch(space, arguments(space, space / "three", ratio=0.3), processes=3)
     assert done.returncode == 0, done.stderr
     assert (space / "three" / "model.safetensors").is_file()

@@ -51,17 +51,21 @@ def test_the_ratio_is_the_decimal_the_user_wrote() -> None:
 @pytest.mark.parametrize(
     ("settings", "refits"),
     [
-        ({"ratio": 0.39, "method": "basis-sharing"}, False),
-        ({"ratio": 0.4, "method": "basis-sharing"}, True),
-        ({"ratio": 0.5, "method": "basis-sharing", "refit": "never"}, False),
-        ({"ratio": 0.1, "method": "basis-sharing", "refit": "always"}, True),
-        ({"ratio": 0.5, "method": "svd-llm"}, False),
-        ({"ratio": 0.5}, False),
-        ({"max_parameters": 1000}, False),
+        ({"ratio": 0.39, "method": "basis-sharing"}, "never"),
+        ({"ratio": 0.4, "method": "basis-sharing"}, "always"),
+        ({"ratio": 0.5, "method": "basis-sharing", "refit": "never"}, "never"),
+        ({"ratio": 0.1, "method": "basis-sharing", "refit": "always"}, "always"),
+        ({"ratio": 0.5, "method": "svd-llm"}, "never"),
+        ({"ratio": 0.5, "method": "svd-llm", "refit": "anchored"}, "anchored"),
+        ({"ratio": 0.1}, "anchored"),
+        ({"max_parameters": 1000}, "anchored"),
+        ({"ratio": 0.1, "refit": "never"}, "never"),
+        ({"ratio": 0.5, "refine": 5}, "never"),
+        ({"ratio": 0.5, "refine": 5, "refit": "anchored"}, "anchored"),
     ],
 )
-def test_when_coefficients_are_refitted(settings: dict[str, object], refits: bool) -> None:
-    assert Recipe.create(**settings).refits == refits
+def test_when_coefficients_are_refitted(settings: dict[str, object], refits: str) -> None:
+    assert Recipe.create(**settings).chosen_refit == refits
 
 
 TARGETS = {

@@ -65,7 +65,7 @@ def weighting_of(recipe: Recipe) -> Weighting:
 
 def calibration_text(recipe: Recipe, subject: Subject, progress: ProgressCallback) -> Calibration | None:
     """Prepare the calibration windows, if the method looks at data at all."""
-    if recipe.preset.weighting == Weighting.NONE and not recipe.refits and not recipe.propagates:
+    if recipe.preset.weighting == Weighting.NONE and recipe.chosen_refit == "never" and recipe.refine is None:
         return None
     model = subject.model
     windows = calibration_windows(

@@ -244,12 +244,12 @@ class _Shapes:
         if self.recipe.preset.planned and self.recipe.plan is None:
             found.append(("planning", speeds and self._planning_seconds(speeds), solving))
         found.append(("factorization", speeds and self._factorizing_seconds(speeds), solving))
-        if self.recipe.refits:
+        if self.recipe.chosen_refit == "always":
             found.append(
                 ("refit", speeds and (forward + grams) / speeds.products, self._calibrating(False) + 2 * solving // 3)
             )
-        if self.recipe.refit == "anchored":
-            share = min(1.0, REFIT_SEGMENTS * SEGMENT / max(tokens, 1))
+        if self.recipe.chosen_refit == "anchored":
+            share = min(1.0, REFIT_SEGMENTS * SEGMENT / self.machine.ranks.size / max(tokens, 1))
             work = share * forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
             found.append(("refit", speeds and work / speeds.products, self._training() + solving))
         if self.recipe.refine is not None:

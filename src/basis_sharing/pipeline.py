@@ -28,7 +28,7 @@ from basis_sharing.plan import Plan, dense_parameters
 from basis_sharing.planners import fixed_plan, planner_for, shared_roles_of
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.propagation.propagate import propagate, segment_length
+from basis_sharing.propagation.propagate import check_text, propagate, segment_length
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
@@ -89,8 +89,8 @@ def compress(
     source = source_of(model, tokenizer)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     machine = machine_for(device, max_memory, model)
-    if recipe.propagates and machine.ranks.size > 1:
-        raise RecipeError("--refine and --refit anchored run in one process: leave torchrun away.")
+    if recipe.refine is not None and machine.ranks.size > 1:
+        raise RecipeError("--refine runs in one process: leave torchrun away.")
     with ExitStack() as stack:
         staging = None
         if output is not None and machine.ranks.first:
@@ -140,6 +140,8 @@ def _run(
         for text in recipe.evaluate
     ]
     calibration = calibration_text(recipe, subject, progress)
+    if calibration is not None and (recipe.refine is not None or recipe.refit == "anchored"):
+        check_text(calibration.windows.input_ids)
     subject = within_memory(recipe, subject, calibration)
     machine = subject.machine
     if own_work is not None and machine.ranks.first:
@@ -148,9 +150,8 @@ def _run(
     notes += _plan_notes(plan, subject)
     perplexity_before = _measure(subject, texts, "evaluating the original", progress)
 
-    dense = _dense_twin(subject) if recipe.propagates else None
     # The refit aims at the dense weights; holding them here keeps them alive once their modules are replaced.
-    originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.refits else {}
+    originals = {p.name: weight(model, p) for p in decoder.projections} if recipe.chosen_refit == "always" else {}
     weighting = weighting_of(recipe)
     with calibrated(weighting, subject, calibration, progress) as weigher:
         if plan is None:
@@ -158,15 +159,18 @@ def _run(
             planner = planner_for(recipe, subject, weigher, calibration, progress)
             plan = target_plan(recipe, subject, planner, weigher, progress)
             announce(plan)
-        pieces = _pieces(subject, recipe, plan, weighting, calibration, stack)
+        anchored, remarks = _anchored(recipe, calibration, plan)
+        notes += remarks
+        dense = _dense_twin(subject) if anchored or recipe.refine is not None else None
+        pieces = _pieces(subject, recipe, plan, weighting, calibration, anchored, stack)
         entries, groups, remarks = _execute(recipe, subject, plan, weigher, pieces, progress)
     notes += remarks
-    if recipe.refits and calibration is not None:
+    if originals and calibration is not None:
         notes += _refit(subject, plan, originals, calibration, pieces, progress)
     originals.clear()
     propagation = None
     if dense is not None and calibration is not None:
-        propagation, remarks = _propagate(recipe, subject, dense, calibration, pieces, progress)
+        propagation, remarks = _propagate(recipe, subject, dense, calibration, anchored, pieces, progress)
         notes += remarks
     del dense
     provenance = {"version": basis_sharing.__version__, "method": recipe.method, "ratio": plan.ratio}
@@ -258,6 +262,7 @@ def _pieces(
     plan: Plan,
     weighting: Weighting,
     calibration: Calibration | None,
+    anchored: bool,
     stack: ExitStack,
 ) -> Path | None:
     """Return the folder of the finished pieces of a plan, which goes when ``stack`` is left without an error."""
@@ -265,7 +270,7 @@ def _pieces(
         return None
     measured = calibration.about(subject.collected) if calibration is not None else {}
     groups = [(group.members, group.rank, group.form) for group in plan.groups]
-    mended = {"refit": recipe.refit, "refine": recipe.refine, "seed": recipe.seed} if recipe.propagates else {}
+    mended = {"anchored": anchored, "refine": recipe.refine, "seed": recipe.seed}
     about = {**measured, **mended, "weighting": str(weighting), "groups": groups}
     folder = subject.work.shelf("factors", about)
     stack.enter_context(until_done(folder))
@@ -306,6 +311,23 @@ def _refit(
     ]
 
 
+def _anchored(recipe: Recipe, calibration: Calibration | None, plan: Plan) -> tuple[bool, list[str]]:
+    """Return whether coefficients will be refitted block by block, and a note where the text is too short for it.
+
+    Raises:
+        RecipeError: The text is too short, and the refit was asked for.
+    """
+    if recipe.chosen_refit != "anchored" or calibration is None:
+        return False, []
+    try:
+        check_text(calibration.windows.input_ids, max((group.rank for group in plan.groups), default=0))
+    except RecipeError as error:
+        if recipe.refit == "anchored":
+            raise
+        return False, [f"coefficients were not refitted to the compressed flow: {error}"]
+    return True, []
+
+
 def _dense_twin(subject: Subject) -> Any:
     """Return the original beside the model that is going to be changed; weights read from files take no memory."""
     if subject.source is None:
@@ -318,11 +340,12 @@ def _propagate(
     subject: Subject,
     dense: Any,
     calibration: Calibration,
+    refit: bool,
     folder: Path | None,
     progress: ProgressCallback,
 ) -> tuple[PropagationReport, list[str]]:
     """Mend the blocks of the compressed model on the compressed flow; return what was gained, and notes."""
-    refit, ids = recipe.refit == "anchored", calibration.windows.input_ids
+    ids = calibration.windows.input_ids
     with _errors_of(folder):
         schedule, gains = propagate(
             subject.model,

@@ -6,6 +6,7 @@ A method is a weighting of errors, a grouping, and a rule for refitting the coef
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from typing import Literal
 
 
 class Weighting(StrEnum):
@@ -29,7 +30,9 @@ class Preset:
         weighting: What errors are weighted with.
         planned: Whether groups and ranks are chosen from measured loss, instead of the same rank for every group.
         group_size: Number of consecutive layers that share a basis, for the roles that share; 1 shares nothing.
-        refit_from: Ratio from which the coefficients are refitted on the compressed flow; None: never.
+        refit: How the coefficients are refitted on the compressed flow: "never", "always", as Basis Sharing does, or
+            "anchored", block by block where it helps.
+        refit_from: Ratio from which they are.
     """
 
     name: str
@@ -37,7 +40,8 @@ class Preset:
     weighting: Weighting
     planned: bool = False
     group_size: int = 1
-    refit_from: Fraction | None = None
+    refit: Literal["never", "always", "anchored"] = "never"
+    refit_from: Fraction = Fraction(0)
 
 
 PRESETS: dict[str, Preset] = {
@@ -48,6 +52,7 @@ PRESETS: dict[str, Preset] = {
             "groups and ranks planned from measured loss, errors weighted with inputs and loss gradients",
             Weighting.LOSS,
             planned=True,
+            refit="anchored",
         ),
         Preset("svd", "plain singular value decomposition of every weight, no data", Weighting.NONE),
         Preset(
@@ -70,6 +75,7 @@ PRESETS: dict[str, Preset] = {
             "svd-llm with bases shared by neighbouring layers (Wang et al., ICLR 2025), refitted from 40 % on",
             Weighting.SECOND_MOMENT,
             group_size=2,
+            refit="always",
             refit_from=Fraction(2, 5),
         ),
     )

@@ -44,9 +44,9 @@ class Recipe(BaseModel):
         share: Roles that share, or the name of a family whose table is used; None: the model's own family.
         form: How factors are stored: "plain", as published, or "pivoted", which reaches a higher rank in the same size;
             "auto": pivoted where the planner decides, else plain.
-        refit: Whether the coefficients are refitted on the compressed flow: "auto": as the method prescribes;
-            "always": as Basis Sharing does from ratio 0.4 on; "anchored": block by block, towards the original's
-            states, where that helps; "never".
+        refit: Whether the coefficients are refitted on the compressed flow: "auto": as the method prescribes, and
+            anchored only where the text suffices; "always": as Basis Sharing does from ratio 0.4 on; "anchored", as
+            the planner's methods do: block by block, towards the original's states, where that helps; "never".
         refine: Minutes that training the blocks towards the original's states may take, about; None: no training.
         dtype: Dtype the model is loaded, factorized and stored in; "auto": the checkpoint's own.
         calibration_dtype: Dtype of the calibration forward pass; "auto": bf16 where the hardware is faster in it.
@@ -206,16 +206,18 @@ class Recipe(BaseModel):
         return self.form
 
     @property
-    def refits(self) -> bool:
-        """Whether the coefficients will be refitted as Basis Sharing does."""
-        threshold, ratio = self.preset.refit_from, self.exact_ratio
-        prescribed = threshold is not None and ratio is not None and ratio >= threshold
-        return self.refit == "always" or (self.refit == "auto" and prescribed)
+    def chosen_refit(self) -> Literal["never", "always", "anchored"]:
+        """How the coefficients will be refitted; training, where it is asked for, takes the place of the method's."""
+        if self.refit != "auto":
+            return self.refit
+        ratio = self.exact_ratio
+        prescribed = self.preset.refit_from == 0 or (ratio is not None and ratio >= self.preset.refit_from)
+        return self.preset.refit if prescribed and self.refine is None else "never"
 
     @property
     def propagates(self) -> bool:
         """Whether blocks will be mended on the compressed flow, one after the other."""
-        return self.refit == "anchored" or self.refine is not None
+        return self.chosen_refit == "anchored" or self.refine is not None
 
 
 def fraction(value: object) -> object:

@@ -20,7 +20,7 @@ from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.propagation import propagate as propagating
 from basis_sharing.propagation.block_training import BlockGain
-from basis_sharing.propagation.propagate import Schedule, propagate
+from basis_sharing.propagation.propagate import Schedule, check_text, propagate
 from basis_sharing.ranks import Ranks
 from pico import PICO, TEXT, pico_tokenizer
 
@@ -151,9 +151,9 @@ def test_killed_half_way_it_ends_with_the_same_weights(
     assert all(torch.equal(p, theirs.state_dict()[n]) for n, p in ours.state_dict().items())
 
 
-def test_several_processes_are_refused(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_several_processes_is_refused(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Ranks(0, 2)))
-    with pytest.raises(RecipeError, match="run in one process"):
+    with pytest.raises(RecipeError, match="--refine runs in one process"):
         compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
 
 
@@ -167,6 +167,12 @@ def test_too_little_text_is_refused(text_file: Path) -> None:
     model, original = pair("llama", text_file)
     with pytest.raises(RecipeError, match=r"has 3 segments of 32 tokens, but .* needs 16"):
         propagate(model, original, describe(original), IDS[:3], refit=False, minutes=1, dtype=torch.float32, seed=0)
+
+
+def test_fewer_tokens_than_basis_vectors_are_refused() -> None:
+    check_text(IDS[:16, :3], rank=42)
+    with pytest.raises(RecipeError, match="42 tokens cannot determine coefficients for 43 basis vectors"):
+        check_text(IDS[:16, :3], rank=43)
 
 
 def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp_path: Path) -> None:
@@ -216,16 +222,20 @@ def test_experts_that_read_other_tokens_are_left_out(text_file: Path) -> None:
     refined(model, original, refit=True, minutes=None)
 
 
-def test_a_compression_with_an_anchored_refit_reports_it(text_file: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"method": "svd-llm", "refit": "anchored"}])
+def test_a_compression_with_an_anchored_refit_reports_it(settings: dict[str, str], text_file: Path) -> None:
     _, result = compress(
-        PICO["llama"](),
-        0.4,
-        tokenizer=pico_tokenizer(),
-        refit="anchored",
-        calibration=str(text_file),
-        windows=32,
-        length=64,
+        PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), calibration=str(text_file), windows=32, length=64, **settings
     )
     assert result.propagation is not None
     assert result.propagation.refit
     assert sum(result.propagation.refitted) <= sum(result.propagation.before)
+
+
+def test_where_the_text_is_too_short_the_method_says_so_and_who_asked_for_a_refit_is_refused(text_file: Path) -> None:
+    settings = {"tokenizer": pico_tokenizer(), "calibration": str(text_file), "windows": 4, "length": 64}
+    _, result = compress(PICO["llama"](), 0.4, **settings)
+    assert result.propagation is None
+    assert any(note.startswith("coefficients were not refitted") and "needs 16" in note for note in result.notes)
+    with pytest.raises(RecipeError, match="4 segments of 64 tokens"):
+        compress(PICO["llama"](), 0.4, refit="anchored", **settings)

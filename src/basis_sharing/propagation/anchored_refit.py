@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from basis_sharing.errors import RecipeError
 from basis_sharing.linalg.whitening import positive_cholesky
+from basis_sharing.ranks import Ranks
 
 CHOICES = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.5, 0.5))
 _RIDGE = 1e-3
@@ -30,29 +30,30 @@ class FlowMoments:
     Attributes:
         own: G', shape ``[d_in, d_in]``, fp64.
         cross: K, shape ``[d_in, d_in]``, fp64.
-        tokens: Number of tokens.
     """
 
     own: Tensor
     cross: Tensor
-    tokens: int
 
 
-def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]]) -> FlowMoments:
-    """Add up the moments of what is read in the compressed and in the original flow, ``[tokens, d_in]`` each."""
-    own: Tensor | None = None
-    cross: Tensor | None = None
-    tokens = 0
+def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, ranks: Ranks | None = None) -> FlowMoments:
+    """Add up the moments of what is read in the compressed and in the original flow.
+
+    Args:
+        pairs: What is read, ``[tokens, d_in]`` in either flow.
+        d_in: Its width.
+        ranks: The processes that have pairs of their own.
+    """
+    totals: list[Tensor] = []
     for compressed, original in pairs:
-        weights = 1 / original.float().square().sum(-1, keepdim=True).clamp_min(1e-12)
-        ours = compressed.float()
-        left = (weights * ours).T
-        own = left @ ours if own is None else own.add_(left @ ours)
-        cross = left @ original.float() if cross is None else cross.add_(left @ original.float())
-        tokens += len(ours)
-    assert own is not None
-    assert cross is not None
-    return FlowMoments(own.double().cpu(), cross.double().cpu(), tokens)
+        ours, theirs = compressed.float(), original.float()
+        left = (ours / theirs.square().sum(-1, keepdim=True).clamp_min(1e-12)).T
+        products = left @ ours, left @ theirs
+        totals = [total.add_(new) for total, new in zip(totals, products, strict=True)] if totals else list(products)
+    own, cross = (total.double().cpu() for total in totals or torch.zeros(2, d_in, d_in))
+    for total in (own, cross):
+        (ranks or Ranks()).add_up(total)
+    return FlowMoments(own, cross)
 
 
 def anchored_coefficients(B: Tensor, moments: FlowMoments, W: Tensor, C: Tensor, anchor: float) -> Tensor:
@@ -66,15 +67,7 @@ def anchored_coefficients(B: Tensor, moments: FlowMoments, W: Tensor, C: Tensor,
         W: Weight of the original, shape ``[d_in, d_out]``, fp64.
         C: Planned coefficients, shape ``[k, d_out]``, fp64.
         anchor: 1: the output in the original flow is the target; 0: what the original's weight makes of x'.
-
-    Raises:
-        RecipeError: There are fewer tokens than basis vectors.
     """
-    if moments.tokens < B.shape[1]:
-        raise RecipeError(
-            f"{moments.tokens} tokens cannot determine coefficients for {B.shape[1]} basis vectors: use more windows "
-            "(--windows), or --refit never."
-        )
     A = B.T @ moments.own @ B
     A.diagonal().add_(_RIDGE * A.diagonal().mean())
     target = B.T @ (anchor * (moments.cross @ W) + (1 - anchor) * (moments.own @ W))

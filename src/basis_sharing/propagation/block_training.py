@@ -4,13 +4,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from basis_sharing.calibration.sweep import BlockCall, run_block
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
+from basis_sharing.ranks import Ranks
 
 RATE = 1e-3
 _PATIENCE = 2
@@ -42,6 +43,7 @@ class BlockTask:
         training: Windows to learn from.
         held_out: Windows to judge by.
         dtype: Dtype of the products; weights, and what the optimizer knows, stay in fp32.
+        ranks: The processes that have windows of their own.
     """
 
     block: nn.Module
@@ -51,6 +53,7 @@ class BlockTask:
     training: list[int]
     held_out: list[int]
     dtype: torch.dtype
+    ranks: Ranks = field(default_factory=Ranks)
 
     def mixed(self) -> AbstractContextManager[object]:
         """Compute products in ``dtype`` for as long as the context."""
@@ -65,8 +68,11 @@ class BlockTask:
 
     @torch.no_grad()
     def held_out_error(self) -> float:
-        """Return the mean error on the windows to judge by."""
-        return sum(self.loss(window).item() for window in self.held_out) / len(self.held_out)
+        """Return the mean error on the windows to judge by, of all processes."""
+        errors = [self.loss(window).item() for window in self.held_out]
+        total = torch.tensor([sum(errors), len(errors)], dtype=torch.float64)
+        self.ranks.add_up(total)
+        return (total[0] / total[1]).item()
 
 
 @dataclass(frozen=True)

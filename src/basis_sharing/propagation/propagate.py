@@ -35,6 +35,7 @@ from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.propagation.anchored_refit import FlowMoments, anchored_coefficients, best_choice, flow_moments
 from basis_sharing.propagation.block_training import BlockGain, BlockTask, train_block
+from basis_sharing.ranks import Ranks
 
 SEGMENT = 512
 REFIT_SEGMENTS = 96  # what coefficients are solved from and judged by
@@ -68,6 +69,35 @@ class Schedule:
         return [index for index in range(self.segments) if index % _HELD_OUT != _HELD_OUT - 1]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """The segments of one process: those to learn from, then those to judge by.
+
+    Attributes:
+        segments: Their places in the text.
+        learning: How many of them are to learn from.
+    """
+
+    segments: list[int]
+    learning: int
+
+    @property
+    def training(self) -> list[int]:
+        """The places of those to learn from."""
+        return list(range(self.learning))
+
+    @property
+    def held_out(self) -> list[int]:
+        """The places of those to judge by."""
+        return list(range(self.learning, len(self.segments)))
+
+
+def _share(schedule: Schedule, ranks: Ranks) -> _Share:
+    """Return what this process has of the segments."""
+    training = list(ranks.own(schedule.training))
+    return _Share([*training, *ranks.own(schedule.held_out)], len(training))
+
+
 def propagate(
     model: Any,
     original: Any,
@@ -98,7 +128,8 @@ def propagate(
         seed: Seed of the order of the segments.
         folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
             weights.
-        machine: Where to work; None: where the model is.
+        machine: Where to work; None: where the model is. Several processes divide the segments among them, and refit
+            to what all of them read; training is for one.
         progress: Receives one event per block and epoch.
 
     Returns:
@@ -120,16 +151,17 @@ def propagate(
                 Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
             ),
         )
-        segments = segments[: schedule.segments]
+        segments = segments[_share(schedule, machine.ranks).segments]
         shape = states_shape(model, decoder, segments)
         flows = states_like(torch.Size((3, *shape)), dtype, room / f"flows{UNFINISHED}", machine)
         waypoint = Waypoint(folder and folder / f"flows-reached{UNFINISHED}", machine.ranks)
         first = waypoint.resume(flows)
         try:
             gains = [work.take(index, room) for index in range(first)]
-        except (FileNotFoundError, SafetensorError):  # damaged: begin anew
+        except (FileNotFoundError, SafetensorError):  # damaged
+            first = 0
+        if not all(machine.ranks.gather(first)):  # begin anew
             first, gains = 0, []
-        if not first:
             for flow, source in ((_COMPRESSED, model), (_ORIGINAL, original)):
                 fill_first_states(source, decoder, segments, flows[flow])
         for index in range(first, len(decoder.blocks)):
@@ -143,15 +175,40 @@ def segment_length(input_ids: Tensor) -> int:
     return min(SEGMENT, input_ids.shape[1])
 
 
-def _segments(input_ids: Tensor, seed: int) -> Tensor:
-    """Return the text in segments, in an order in which any number of first ones is a fair sample."""
-    length = segment_length(input_ids)
-    pieces = input_ids[:, : input_ids.shape[1] // length * length].reshape(-1, length)
-    if len(pieces) < _FEWEST:
+def check_text(input_ids: Tensor, rank: int = 0) -> None:
+    """Make sure that a text suffices to train blocks, or to solve for coefficients.
+
+    Args:
+        input_ids: Windows of text, shape ``[windows, length]``.
+        rank: The highest rank of the coefficients to solve for; 0: none are.
+
+    Raises:
+        RecipeError: It is too short.
+    """
+    pieces = _pieces(input_ids)
+    count, length = pieces.shape
+    if count < _FEWEST:
         raise RecipeError(
-            f"the calibration text has {len(pieces)} segments of {length} tokens, but training or refitting blocks "
+            f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
             f"needs {_FEWEST}: use more windows (--windows)."
         )
+    tokens = length * len(Schedule(min(count, REFIT_SEGMENTS), 0).training)
+    if tokens < rank:
+        raise RecipeError(
+            f"{tokens} tokens cannot determine coefficients for {rank} basis vectors: use more windows (--windows)."
+        )
+
+
+def _pieces(input_ids: Tensor) -> Tensor:
+    """Return windows cut into segments, ``[segments, length]``."""
+    length = segment_length(input_ids)
+    return input_ids[:, : input_ids.shape[1] // length * length].reshape(-1, length)
+
+
+def _segments(input_ids: Tensor, seed: int) -> Tensor:
+    """Return the text in segments, in an order in which any number of first ones is a fair sample."""
+    check_text(input_ids)
+    pieces = _pieces(input_ids)
     return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]
 
 
@@ -182,7 +239,8 @@ class _Work:
     def settle(self, segments: Tensor, minutes: float) -> Schedule:
         """Time the first block, and return what fits into the minutes."""
         available = len(segments)
-        few, segments = Schedule(_FEWEST, 1), segments[:_FEWEST]
+        few = Schedule(_FEWEST, 1)
+        segments = segments[_share(few, self.machine.ranks).segments]
         flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
         for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
             fill_first_states(source, self.decoder, segments, flows[flow])
@@ -296,15 +354,16 @@ class _Work:
             _swap(block, {id(masters[name]): old for name, old in own.items()})
 
     def _task(self, index: int, flows: Tensor, schedule: Schedule) -> BlockTask:
-        device = self.machine.device
+        device, share = self.machine.device, _share(schedule, self.machine.ranks)
         return BlockTask(
             block=self._block(self.model, index),
             call=self.calls[index].to(device, torch.float32),
             read=lambda window: flows[_COMPRESSED, window : window + 1].to(device, torch.float32),
             target=lambda window: flows[_TARGETS, window : window + 1].to(device),
-            training=schedule.training,
-            held_out=schedule.held_out,
+            training=share.training,
+            held_out=share.held_out,
             dtype=self.dtype,
+            ranks=self.machine.ranks,
         )
 
     def _train(
@@ -340,9 +399,10 @@ class _Work:
             if not factorized:
                 continue
             with placed(original, self.machine.device, self.dtype):
-                if any(len(read) != flows.shape[2] for read in pair(task.training[0])):
+                if any(len(read) != flows.shape[2] for read in pair(0)):
                     continue  # an expert, which reads other tokens in the other flow
-                moments = flow_moments(map(pair, task.training[:REFIT_SEGMENTS]))
+                learning = task.training[: REFIT_SEGMENTS // self.machine.ranks.size]
+                moments = flow_moments(map(pair, learning), projections[0].d_in, self.machine.ranks)
             error = self._refit_readers(factorized, moments, task)
         return error
 
