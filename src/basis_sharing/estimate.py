@@ -118,7 +118,9 @@ def estimate(
     elif (calibration := calibration_text(recipe, subject, silent)) is not None:
         windows, length = calibration.windows.input_ids.shape
     calibrated_in = named_dtype(recipe.calibration_dtype) or default_dtype(machine.device)
-    shapes = _Shapes(recipe, skeleton, subject.decoder, windows, length, dtype, calibrated_in, machine)
+    shapes = _Shapes(
+        recipe, skeleton, subject.decoder, windows, length, dtype, calibrated_in, machine, _twin(subject, kept)
+    )
     stages = shapes.stages(_Speeds(machine, calibrated_in))
     return Estimate(
         stages=stages,
@@ -150,9 +152,18 @@ def within_memory(recipe: Recipe, subject: Subject, calibration: Calibration | N
         subject.model.dtype,
         calibrated_in,
         subject.machine,
+        _twin(subject, named_dtype(recipe.dtype)),
     )
     least = _least(taken_memory(), shapes.stages(None))
     return replace(subject, machine=subject.machine.needing(least))
+
+
+def _twin(subject: Subject, dtype: torch.dtype | None) -> int:
+    """Return the bytes of an original beside the compressed model, which take no memory where they stay in files."""
+    if subject.source is not None and read_in_place(subject.source, dtype):
+        return 0
+    stored: torch.dtype = subject.model.dtype
+    return memory_bytes(subject.model) * (dtype or stored).itemsize // stored.itemsize
 
 
 def _least(resident: int, stages: tuple[Stage, ...]) -> int:
@@ -196,9 +207,10 @@ class _Shapes:
         dtype: torch.dtype,
         calibrated_in: torch.dtype,
         machine: Machine,
+        twin: int,
     ) -> None:
         config = model.config.get_text_config()
-        self.recipe, self.decoder, self.machine = recipe, decoder, machine
+        self.recipe, self.decoder, self.machine, self.twin = recipe, decoder, machine, twin
         self.windows, self.length = -(-windows // machine.ranks.size), length
         self.dtype, self.calibrated_in = dtype, calibrated_in
         self.vocabulary: int = config.vocab_size
@@ -251,9 +263,9 @@ class _Shapes:
         if self.recipe.chosen_refit == "anchored":
             share = min(1.0, REFIT_SEGMENTS * SEGMENT / self.machine.ranks.size / max(tokens, 1))
             work = share * forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
-            found.append(("refit", speeds and work / speeds.products, self._training() + solving))
+            found.append(("refit", speeds and work / speeds.products, self.twin + self._training(3) + solving))
         if self.recipe.refine is not None:
-            found.append(("refinement", speeds and 60 * self.recipe.refine, self._training()))
+            found.append(("refinement", speeds and 60 * self.recipe.refine, self.twin + self._training()))
         if self.recipe.evaluate or self.recipe.max_perplexity_increase is not None:
             per_window = (forward + head) / max(self.windows, 1)
             count = 2 * (self.recipe.evaluation_windows or 64) * max(1, len(self.recipe.evaluate))
@@ -284,11 +296,11 @@ class _Shapes:
             logits += self.outside * size
         return max(moments + copies + working + 4 * size * self.scores, logits)
 
-    def _training(self) -> int:
+    def _training(self, copies: int = 6) -> int:
         """Return the memory of a block in training: weights, gradients, the optimizer's two, the best state; fp32."""
         widths = sum(p.d_in + p.d_out for p in self._of_a_block)
         states: int = min(self.length, SEGMENT) * (16 * self.hidden + 3 * widths)
-        masters: int = 6 * max(self.block_parameters)
+        masters: int = copies * max(self.block_parameters)
         return 4 * (masters + states)
 
     def _solving(self) -> int:

@@ -151,7 +151,9 @@ def test_killed_half_way_it_ends_with_the_same_weights(
     assert all(torch.equal(p, theirs.state_dict()[n]) for n, p in ours.state_dict().items())
 
 
-def test_training_in_several_processes_is_refused(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_several_processes_is_refused(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Ranks(0, 2)))
     with pytest.raises(RecipeError, match="--refine runs in one process"):
         compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
@@ -223,13 +225,17 @@ def test_experts_that_read_other_tokens_are_left_out(text_file: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"method": "svd-llm", "refit": "anchored"}])
-def test_a_compression_with_an_anchored_refit_reports_it(settings: dict[str, str], text_file: Path) -> None:
-    _, result = compress(
-        PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), calibration=str(text_file), windows=32, length=64, **settings
-    )
+def test_a_compression_with_an_anchored_refit_reports_it(
+    settings: dict[str, str], text_file: Path, tmp_path: Path
+) -> None:
+    fixed = {"tokenizer": pico_tokenizer(), "calibration": str(text_file), "windows": 32, "length": 64}
+    _, result = compress(PICO["llama"](), 0.4, output=tmp_path / "out", **fixed, **settings)
     assert result.propagation is not None
     assert result.propagation.refit
     assert sum(result.propagation.refitted) <= sum(result.propagation.before)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The coefficients of each block were refitted, towards the original's states, on 32 segments" in card
+    assert "without fine-tuning" in card
 
 
 def test_where_the_text_is_too_short_the_method_says_so_and_who_asked_for_a_refit_is_refused(text_file: Path) -> None:

@@ -6,7 +6,7 @@ from math import exp
 
 from basis_sharing.report.material import Material
 from basis_sharing.results.compression import CompressionResult
-from basis_sharing.results.words import amount_of_bytes, change, training, without_folders
+from basis_sharing.results.words import amount_of_bytes, change, mending, without_folders
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,6 @@ def origin_table(result: CompressionResult) -> Table:
             ("calibration text", f"{used.source}: {used.windows} windows of {used.length} tokens, in {used.dtype}"),
             ("fingerprint of these windows", used.fingerprint),
         ]
-    rows += [("training", sentence) for sentence in training(result)]
+    rows += [("after the plan", sentence) for sentence in mending(result)]
     rows += [(f"version of {package}", version) for package, version in sorted(result.versions.items())]
     return Table("Origin and versions", ("", ""), tuple(rows))

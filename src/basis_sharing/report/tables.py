@@ -13,7 +13,7 @@ from basis_sharing.plan import Prediction
 from basis_sharing.recipe import TARGETS, Recipe
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Perplexity
-from basis_sharing.results.words import training
+from basis_sharing.results.words import mending
 
 SHOWN_RATIOS = (0.2, 0.5)
 
@@ -69,8 +69,8 @@ def compression_table(result: CompressionResult) -> RenderableType:
         ratio.append(f"\n  {expectation(result.prediction)}")
     if result.original_is_quantized:
         ratio.append("\n  the original on disk is quantized; in memory both models have one dtype")
-    trained = [Text(f"  {sentence}") for sentence in training(result)]
-    return Group(table, ratio, *trained, *(Text(f"  note: {note}") for note in condensed(result.notes)))
+    mended = [Text(f"  {sentence}") for sentence in mending(result)]
+    return Group(table, ratio, *mended, *(Text(f"  note: {note}") for note in condensed(result.notes)))
 
 
 def expectation(prediction: Prediction) -> str:

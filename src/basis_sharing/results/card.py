@@ -10,9 +10,10 @@ from basis_sharing.results.words import (
     change,
     how_to_load,
     how_to_repeat,
+    mending,
     recovery_line,
     short_name,
-    training,
+    was_trained,
     without_folders,
 )
 
@@ -40,7 +41,7 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
             f"# {short_name(original)} with {100 * removed:.1f} % fewer parameters",
             "",
             f"A smaller form of `{original}`, made with basis-sharing {result.versions['basis-sharing']}"
-            f"{'' if training(result) else ', without fine-tuning'}. Weight matrices are products of a basis, "
+            f"{'' if was_trained(result) else ', without fine-tuning'}. Weight matrices are products of a basis, "
             f"which several of them may share, and coefficients of their own ({_PAPER}).",
             "",
             "## Size",
@@ -152,7 +153,7 @@ def _making(result: CompressionResult) -> list[str]:
             f"Calibrated on {used.windows} windows of {used.length} tokens of `{without_folders(used.source)}` in "
             f"{used.dtype}."
         )
-    lines += training(result)
+    lines += mending(result)
     again = recovery_line(result, "DIR", "RECOVERED")
     lines += [
         "",

@@ -83,18 +83,23 @@ def how_to_repeat(result: CompressionResult, output: str = "DIR", *, published: 
     return without_folders(call) if published else call
 
 
-def training(result: CompressionResult) -> list[str]:
-    """Return one sentence for everything that was trained after the factorization; none where nothing was."""
+def was_trained(result: CompressionResult) -> bool:
+    """Return whether anything was trained, which a refit in closed form is not."""
+    refined = result.propagation is not None and result.propagation.epochs > 0
+    return refined or result.recovery is not None
+
+
+def mending(result: CompressionResult) -> list[str]:
+    """Return one sentence for everything that was done after the factorization; none where nothing was."""
     told = []
     if result.propagation is not None:
         done = result.propagation
-        means = " and ".join(
-            [*(["refitted to the compressed flow"] if done.refit else []), *(["trained"] if done.epochs else [])]
-        )
+        means = " and ".join([*(["refitted"] if done.refit else []), *(["trained"] if done.epochs else [])])
         better = sum(after < before for before, after in zip(done.before, done.after, strict=True))
         told.append(
-            f"Each block was {means}, towards the original's states, on {done.segments} segments of {done.length} "
-            f"tokens; {better} of {len(done.before)} got nearer to the original."
+            f"{'Each block was' if done.epochs else 'The coefficients of each block were'} {means}, towards the "
+            f"original's states, on {done.segments} segments of {done.length} tokens; {better} of {len(done.before)} "
+            "blocks got nearer to the original."
         )
     if result.recovery is not None:
         learned = result.recovery
