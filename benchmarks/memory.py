@@ -132,7 +132,7 @@ def main() -> None:
             for layers in LAYERS:
                 size = make_model(root / "model", layers, SMALL, 1024)
                 folders = {"model": str(root / "model"), "output": str(root / "out"), "overwrite": True}
-                budget = {"windows": 4, "length": 256, "max_memory": "800MiB", "roles": "q,k,v"}
+                budget = {"windows": 16, "length": 128, "max_memory": "800MiB", "roles": "q,k,v"}
                 row = compressed({"ratio": 0.3, **folders, **budget, **common})
                 row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
                 rows.append(row)
@@ -143,7 +143,7 @@ def main() -> None:
         if options.part != "small":
             size = make_model(root / "large", None, LARGE, 32000)
             folders = {"model": str(root / "large"), "output": str(root / "small")}
-            budget = {"windows": 4, "length": 256, "max_memory": "4GiB", "roles": "q", "across_depth": False}
+            budget = {"windows": 16, "length": 128, "max_memory": "4GiB", "roles": "q", "across_depth": False}
             with control_group(LIMIT) as group:
                 row = compressed({"ratio": 0.3, **folders, **budget, **common}, group)
             peak = max(row["stages"].values())

@@ -99,8 +99,8 @@ def main() -> None:
         recover = ("--calibration", VALID, "--minutes", options.recover)
         folders = {row: folder / f"{ratio}-{row.replace(' ', '-')}" for row in ROWS}
         steps = {
-            "plan": compress,
-            "refitted": (*compress, "--refit", "anchored"),
+            "plan": (*compress, "--refit", "never"),
+            "refitted": compress,
             "refined": (*compress, "--refine", options.refine),
             "recovered": ("recover", folders["plan"], *recover),
             "refined and recovered": ("recover", folders["refined"], *recover),

@@ -62,6 +62,7 @@ def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
         return [stage.name for stage in needs(space, **settings).stages]
 
     assert stages() == ["calibration, with gradients", "planning", "factorization"]
+    assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
     assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
     assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
     assert stages(method="svd", evaluate=("python-docs:heldout",)) == ["factorization", "evaluation"]

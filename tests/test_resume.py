@@ -33,6 +33,7 @@ STAGES = [
     ("auto", "measuring candidates"),
     ("auto", "measuring shared candidates"),
     ("auto", "factorizing"),
+    ("auto", "refitting to the compressed flow"),
     ("auto", "evaluating the result"),
     ("auto without gradients", "measuring sensitivity"),
     ("basis-sharing", "calibrating"),
@@ -70,7 +71,7 @@ def run(space: Path, output: Path, method: str, **changes: Any) -> Counter[str]:
         killing(event)
 
     text = str(space / "text.txt")
-    settings = {"calibration": text, "windows": 4, "length": 64, "evaluate": (text,), "evaluation_windows": 2}
+    settings = {"calibration": text, "windows": 16, "length": 32, "evaluate": (text,), "evaluation_windows": 2}
     compress(space / "model", output=output, progress=progress, **{**settings, **METHODS[method], **changes})
     return stages
 
@@ -117,12 +118,12 @@ def kill(event):
         os.kill(os.getpid(), signal.SIGKILL)
 
 text = sys.argv[1] + "/text.txt"
-compress(sys.argv[1] + "/model", 0.3, output=sys.argv[2], progress=kill, calibration=text, windows=4, length=64,
+compress(sys.argv[1] + "/model", 0.3, output=sys.argv[2], progress=kill, calibration=text, windows=16, length=32,
          evaluate=(text,), evaluation_windows=2)
 """
 
 
-@pytest.mark.parametrize("stage", ["measuring gradients", "factorizing"])
+@pytest.mark.parametrize("stage", ["measuring gradients", "factorizing", "refitting to the compressed flow"])
 def test_killed_for_good_it_ends_with_the_same_bytes(stage: str, space: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     killed = subprocess.run([sys.executable, "-c", KILLER, str(space), str(output), stage], capture_output=True)

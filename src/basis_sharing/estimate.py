@@ -21,7 +21,7 @@ from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import silent
-from basis_sharing.propagation.propagate import REFIT_SEGMENTS, SEGMENT
+from basis_sharing.propagation.propagate import FEWEST_SEGMENTS, REFIT_SEGMENTS, SEGMENT, segment_count
 from basis_sharing.recipe import Recipe
 from basis_sharing.subject import Subject, source_of
 
@@ -260,8 +260,9 @@ class _Shapes:
             found.append(
                 ("refit", speeds and (forward + grams) / speeds.products, self._calibrating(False) + 2 * solving // 3)
             )
-        if self.recipe.chosen_refit == "anchored":
-            share = min(1.0, REFIT_SEGMENTS * SEGMENT / self.machine.ranks.size / max(tokens, 1))
+        segments = segment_count(self.windows * self.machine.ranks.size, self.length) if self.windows else 0
+        if self.recipe.chosen_refit == "anchored" and segments >= FEWEST_SEGMENTS:
+            share = min(1.0, REFIT_SEGMENTS / segments)
             work = share * forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))
             found.append(("refit", speeds and work / speeds.products, self.twin + self._training(3) + solving))
         if self.recipe.refine is not None:

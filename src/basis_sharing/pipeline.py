@@ -364,7 +364,7 @@ def _propagate(
         refit=refit,
         minutes=recipe.refine,
         segments=schedule.segments,
-        length=segment_length(ids),
+        length=segment_length(ids.shape[1]),
         epochs=schedule.epochs,
         before=tuple(gain.before for gain in gains),
         refitted=tuple(gain.refitted for gain in gains),

@@ -38,11 +38,11 @@ from basis_sharing.propagation.block_training import BlockGain, BlockTask, train
 from basis_sharing.ranks import Ranks
 
 SEGMENT = 512
-REFIT_SEGMENTS = 96  # what coefficients are solved from and judged by
+REFIT_SEGMENTS = 48  # what coefficients are solved from and judged by; twice as many changed nothing
 EPOCHS = 2
 _MOST_EPOCHS = 16
 _HELD_OUT = 8  # one of so many segments
-_FEWEST = 2 * _HELD_OUT
+FEWEST_SEGMENTS = 2 * _HELD_OUT
 _COMPRESSED, _ORIGINAL, _TARGETS = range(3)  # what is read in both flows, and what the original hands on
 
 
@@ -123,7 +123,7 @@ def propagate(
         input_ids: Windows of text, shape ``[windows, length]``; they are cut into segments of 512 tokens.
         refit: Whether coefficients are refitted first (:mod:`~basis_sharing.propagation.anchored_refit`).
         minutes: How long training may take, about. The first steps are timed, then it is settled how much text is used;
-            None: no training, and the refit takes 96 segments.
+            None: no training, and the refit takes 48 segments.
         dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
         seed: Seed of the order of the segments.
         folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
@@ -170,9 +170,14 @@ def propagate(
     return schedule, gains
 
 
-def segment_length(input_ids: Tensor) -> int:
-    """Return the tokens per segment of windows, shape ``[windows, length]``."""
-    return min(SEGMENT, input_ids.shape[1])
+def segment_length(length: int) -> int:
+    """Return the tokens per segment of windows of a length."""
+    return min(SEGMENT, length)
+
+
+def segment_count(windows: int, length: int) -> int:
+    """Return how many segments there are in so many windows of a length."""
+    return windows * (length // segment_length(length))
 
 
 def check_text(input_ids: Tensor, rank: int = 0) -> None:
@@ -185,12 +190,11 @@ def check_text(input_ids: Tensor, rank: int = 0) -> None:
     Raises:
         RecipeError: It is too short.
     """
-    pieces = _pieces(input_ids)
-    count, length = pieces.shape
-    if count < _FEWEST:
+    count, length = segment_count(*input_ids.shape), segment_length(input_ids.shape[1])
+    if count < FEWEST_SEGMENTS:
         raise RecipeError(
             f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
-            f"needs {_FEWEST}: use more windows (--windows)."
+            f"needs {FEWEST_SEGMENTS}: use more windows (--windows)."
         )
     tokens = length * len(Schedule(min(count, REFIT_SEGMENTS), 0).training)
     if tokens < rank:
@@ -201,7 +205,7 @@ def check_text(input_ids: Tensor, rank: int = 0) -> None:
 
 def _pieces(input_ids: Tensor) -> Tensor:
     """Return windows cut into segments, ``[segments, length]``."""
-    length = segment_length(input_ids)
+    length = segment_length(input_ids.shape[1])
     return input_ids[:, : input_ids.shape[1] // length * length].reshape(-1, length)
 
 
@@ -239,7 +243,7 @@ class _Work:
     def settle(self, segments: Tensor, minutes: float) -> Schedule:
         """Time the first block, and return what fits into the minutes."""
         available = len(segments)
-        few = Schedule(_FEWEST, 1)
+        few = Schedule(FEWEST_SEGMENTS, 1)
         segments = segments[_share(few, self.machine.ranks).segments]
         flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
         for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
@@ -247,7 +251,7 @@ class _Work:
         self._aim(0, flows)  # warms up
         start = time.monotonic()
         self._aim(0, flows)
-        forward = (time.monotonic() - start) / _FEWEST
+        forward = (time.monotonic() - start) / FEWEST_SEGMENTS
         start = time.monotonic()
         with self._masters(0) as masters:
             self._train(self._task(0, flows, few), masters, few, 0, lambda: None)
@@ -259,11 +263,11 @@ class _Work:
             training, judging = 1 - 1 / _HELD_OUT, 1 / _HELD_OUT
             return int(share / (2 * forward + epochs * training * step + (epochs + 1) * judging * forward))
 
-        if fits(1) < _FEWEST:
-            needed = minutes * _FEWEST / max(1, fits(1))
+        if fits(1) < FEWEST_SEGMENTS:
+            needed = minutes * FEWEST_SEGMENTS / max(1, fits(1))
             raise RecipeError(f"--refine {minutes:g} minutes are too few for this model here: at least {needed:.0f}.")
         epochs = EPOCHS
-        while epochs > 1 and fits(epochs) < _FEWEST:
+        while epochs > 1 and fits(epochs) < FEWEST_SEGMENTS:
             epochs -= 1
         while epochs < _MOST_EPOCHS and fits(epochs + 1) >= available:
             epochs += 1
