@@ -134,10 +134,11 @@ def test_killed_for_good_it_ends_with_the_same_bytes(stage: str, space: Path, tm
     assert {path.name for path in tmp_path.iterdir()} <= {"out", ".out.lock"}
 
 
-def test_whatever_file_is_damaged_it_ends_with_the_same_bytes(space: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["factorizing", "refitting to the compressed flow"])
+def test_whatever_file_is_damaged_it_ends_with_the_same_bytes(stage: str, space: Path, tmp_path: Path) -> None:
     output, work = tmp_path / "out", tmp_path / "out.work"
     with pytest.raises(Killed):
-        run(space, output, "auto", killing=killed_at("factorizing"))
+        run(space, output, "auto", killing=killed_at(stage))
     for path in [path for path in work.rglob("*") if path.is_file()]:
         os.truncate(path, path.stat().st_size // 2)
     run(space, output, "auto")
@@ -151,6 +152,16 @@ def test_damaged_while_measuring_it_ends_with_the_same_bytes(space: Path, tmp_pa
             run(space, output, "auto", killing=killed_at("measuring gradients"))
         (path,) = work.rglob(f"{name}.unfinished")
         os.truncate(path, path.stat().st_size // 2)
+    run(space, output, "auto")
+    assert weight_bytes(output) == weight_bytes(space / "auto")
+
+
+def test_a_block_that_was_refitted_and_is_damaged_is_refitted_again(space: Path, tmp_path: Path) -> None:
+    output, work = tmp_path / "out", tmp_path / "out.work"
+    with pytest.raises(Killed):
+        run(space, output, "auto", killing=killed_at("refitting to the compressed flow"))
+    second = next(work.rglob("block-00001.safetensors"))
+    os.truncate(second, second.stat().st_size // 2)
     run(space, output, "auto")
     assert weight_bytes(output) == weight_bytes(space / "auto")
 

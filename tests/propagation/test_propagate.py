@@ -199,7 +199,7 @@ def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp
     assert "without fine-tuning" not in card
 
 
-@pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
+@pytest.mark.parametrize("name", sorted(PICO.keys() - {"mixtral"}))
 def test_the_anchored_refit_changes_coefficients_only_and_helps(name: str, text_file: Path) -> None:
     model, original = pair(name, text_file, method="svd-llm")
     before, error = {n: p.clone() for n, p in model.named_parameters()}, output_error(model, original)

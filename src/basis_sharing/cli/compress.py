@@ -53,9 +53,9 @@ def compress(
     refit: Annotated[
         str | None,
         option(
-            "Refit the coefficients on the compressed model: auto (as the method prescribes: basis-sharing from ratio "
-            "0.4 on), always (as basis-sharing does), anchored (block by block towards the original's states, where it "
-            "helps), never",
+            "Refit the coefficients on the compressed model: auto (as the method prescribes), anchored (as method auto "
+            "does: block by block towards the original's states, where it helps), always (as basis-sharing does from "
+            "ratio 0.4 on), never",
             "refit",
             "WHEN",
         ),

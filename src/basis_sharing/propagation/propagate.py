@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,12 +156,10 @@ def propagate(
         flows = states_like(torch.Size((3, *shape)), dtype, room / f"flows{UNFINISHED}", machine)
         waypoint = Waypoint(folder and folder / f"flows-reached{UNFINISHED}", machine.ranks)
         first = waypoint.resume(flows)
-        try:
-            gains = [work.take(index, room) for index in range(first)]
-        except (FileNotFoundError, SafetensorError):  # damaged
-            first = 0
-        if not all(machine.ranks.gather(first)):  # begin anew
-            first, gains = 0, []
+        if not all(machine.ranks.gather(first and _readable(room, first))):
+            first = 0  # begin anew
+        gains = [work.take(index, room) for index in range(first)]
+        if not first:
             for flow, source in ((_COMPRESSED, model), (_ORIGINAL, original)):
                 fill_first_states(source, decoder, segments, flows[flow])
         for index in range(first, len(decoder.blocks)):
@@ -220,7 +218,8 @@ def _schedule(folder: Path | None, settle: Callable[[], Schedule]) -> Schedule:
     """Return the schedule that was settled when the run began, or settle it."""
     file = folder and folder / "schedule.json"
     if file is not None and file.is_file():
-        return Schedule(**json.loads(file.read_text(encoding="utf-8")))
+        with suppress(ValueError):  # damaged: settle it anew
+            return Schedule(**json.loads(file.read_text(encoding="utf-8")))
     schedule = settle()
     if file is not None:
         text = json.dumps({"segments": schedule.segments, "epochs": schedule.epochs})
@@ -456,6 +455,16 @@ def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in replaced:
                 module._parameters[name] = replaced[id(parameter)]
+
+
+def _readable(folder: Path, count: int) -> bool:
+    """Return whether the files of the first blocks are there and whole."""
+    try:
+        for index in range(count):
+            load_file(_file(folder, index))
+    except (FileNotFoundError, SafetensorError):
+        return False
+    return True
 
 
 def _file(folder: Path, index: int) -> Path:
