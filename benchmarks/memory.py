@@ -143,7 +143,7 @@ def main() -> None:
         if options.part != "small":
             size = make_model(root / "large", None, LARGE, 32000)
             folders = {"model": str(root / "large"), "output": str(root / "small")}
-            budget = {"windows": 16, "length": 128, "max_memory": "4GiB", "roles": "q", "across_depth": False}
+            budget = {"windows": 4, "length": 256, "max_memory": "4GiB", "roles": "q", "across_depth": False}
             with control_group(LIMIT) as group:
                 row = compressed({"ratio": 0.3, **folders, **budget, **common}, group)
             peak = max(row["stages"].values())
