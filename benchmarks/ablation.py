@@ -31,6 +31,7 @@ from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.truncation import Truncation, losses
 from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
 from basis_sharing.plan import Plan
@@ -170,6 +171,7 @@ def bench_for(options: argparse.Namespace, progress: ProgressCallback) -> Bench:
             length=2048,
             seed=2023,
             vocab_size=model.config.get_text_config().vocab_size,
+            bos=needs_bos(model.config.model_type),
             progress=progress,
         )
         return Calibration(text, torch.float32)

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 import basis_sharing
+from basis_sharing import calibrate
+from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.presets import PRESETS
 from basis_sharing.progress import Progress
@@ -194,3 +196,20 @@ def test_compile_with_inductor(text: str) -> None:
         expected = model(input_ids=IDS, use_cache=False).logits
         compiled = torch.compile(model, fullgraph=True)(input_ids=IDS, use_cache=False).logits
     assert torch.allclose(compiled, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "starts"), [("llama", False), ("gemma3", True)])
+def test_who_needs_a_first_token_is_calibrated_with_it(
+    name: str, starts: bool, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TokenWindows] = []
+
+    def watched(*arguments: Any, **settings: Any) -> TokenWindows:
+        seen.append(calibration_windows(*arguments, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(calibrate, "calibration_windows", watched)
+    run(name, text)
+    (windows,) = seen
+    assert windows.bos == starts
+    assert (windows.input_ids[:, 0] == pico_tokenizer().bos_token_id).all() == starts

@@ -18,6 +18,7 @@ from basis_sharing.calibration.sweep import default_dtype, sweep
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.evaluation.perplexity import window_length
 from basis_sharing.machine import Machine
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import dtype_name, named_dtype
 from basis_sharing.planning.sensitivity import measure_sensitivity
@@ -76,6 +77,7 @@ def calibration_text(recipe: Recipe, subject: Subject, progress: ProgressCallbac
         length=window_length(model.config, recipe.length),
         seed=recipe.seed,
         vocab_size=model.config.get_text_config().vocab_size,
+        bos=needs_bos(model.config.model_type),
         progress=progress,
     )
     return Calibration(windows, named_dtype(recipe.calibration_dtype) or default_dtype(subject.machine.device))

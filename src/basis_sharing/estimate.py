@@ -260,7 +260,8 @@ class _Shapes:
             found.append(
                 ("refit", speeds and (forward + grams) / speeds.products, self._calibrating(False) + 2 * solving // 3)
             )
-        segments = segment_count(self.windows * self.machine.ranks.size, self.length) if self.windows else 0
+        bos, every = self.decoder.family.needs_bos, self.windows * self.machine.ranks.size
+        segments = segment_count(every, self.length, bos) if every else 0
         if self.recipe.chosen_refit == "anchored" and segments >= FEWEST_SEGMENTS:
             share = min(1.0, REFIT_SEGMENTS / segments)
             work = share * forward * (2 + 2 * len(self.inputs) / len(self.block_parameters))

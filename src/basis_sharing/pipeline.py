@@ -141,7 +141,7 @@ def _run(
     ]
     calibration = calibration_text(recipe, subject, progress)
     if calibration is not None and (recipe.refine is not None or recipe.refit == "anchored"):
-        check_text(calibration.windows.input_ids)
+        check_text(calibration.windows.input_ids, calibration.windows.bos)
     subject = within_memory(recipe, subject, calibration)
     machine = subject.machine
     if own_work is not None and machine.ranks.first:
@@ -320,7 +320,8 @@ def _anchored(recipe: Recipe, calibration: Calibration | None, plan: Plan) -> tu
     if recipe.chosen_refit != "anchored" or calibration is None:
         return False, []
     try:
-        check_text(calibration.windows.input_ids, max((group.rank for group in plan.groups), default=0))
+        windows, most = calibration.windows, max((group.rank for group in plan.groups), default=0)
+        check_text(windows.input_ids, windows.bos, most)
     except RecipeError as error:
         if recipe.refit == "anchored":
             raise
@@ -356,6 +357,7 @@ def _propagate(
             minutes=recipe.refine,
             dtype=calibration.dtype,
             seed=recipe.seed,
+            bos=calibration.windows.bos,
             folder=folder,
             machine=subject.machine,
             progress=progress,

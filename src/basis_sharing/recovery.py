@@ -19,6 +19,7 @@ from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.machine import choose
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import (
@@ -159,6 +160,7 @@ def _text(asked: RecoverySettings, model: Any, tokenizer: Any, progress: Progres
         length=window_length(model.config, asked.length),
         seed=asked.seed,
         vocab_size=model.config.get_text_config().vocab_size,
+        bos=needs_bos(model.config.model_type),
         progress=progress,
     )
     if len(text.input_ids) < 2:

@@ -369,3 +369,11 @@ def test_real_text_by_bytes() -> None:
     assert result.tokens_total == 1_290_590
     start = read_text(parse_source(spec), "test").encode()[: 2 * 2048]
     assert TOKENIZER.decode(result.input_ids.flatten()).encode() == start
+
+
+def test_models_that_need_a_first_token_are_calibrated_with_it(text: Path) -> None:
+    windows, plain = calibrate(text, bos=True), calibrate(text, length=9)
+    assert windows.bos
+    assert not plain.bos
+    assert (windows.input_ids[:, 0] == TOKENIZER.bos_token_id).all()
+    assert torch.equal(windows.input_ids[:, 1:], plain.input_ids)

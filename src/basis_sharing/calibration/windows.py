@@ -32,12 +32,14 @@ class TokenWindows:
         input_ids: Token ids, int64, shape ``[windows, length]``.
         source: What the user named as their source.
         fingerprint: Hash of the shape and the ids: equal where the windows are equal.
+        bos: Whether every window starts with the beginning-of-sequence token because the model needs it.
         notes: Sentences a user should read.
     """
 
     input_ids: Tensor
     source: str
     fingerprint: str
+    bos: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -73,6 +75,7 @@ def calibration_windows(
     length: int,
     seed: int,
     vocab_size: int,
+    bos: bool = False,
     progress: ProgressCallback = silent,
 ) -> TokenWindows:
     """Draw calibration windows from a source, or as many from each of several.
@@ -90,12 +93,15 @@ def calibration_windows(
         length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
         seed: Seed of the draw, and of the sampling of ``self``.
         vocab_size: Number of token ids the model knows.
+        bos: Whether each window is a beginning-of-sequence token and ``length - 1`` tokens of the text. A file of
+            windows is used as it is.
         progress: Receives the progress of ``self``, which takes long.
 
     Raises:
         CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
         NumericalError: The model computes NaN or infinity while it writes its own text.
     """
+    first = _first_token(tokenizer, bos)
     sources = parse_mixture(spec)
     shares = [None if windows is None else len(range(i, windows, len(sources))) for i in range(len(sources))]
     if 0 in shares:
@@ -109,7 +115,7 @@ def calibration_windows(
             ids, told = _stored_windows(source, share, length, vocab_size)
             notes += told
         else:
-            ids, told = _drawn_windows(source, tokenizer, share, length, seed, vocab_size)
+            ids, told = _drawn_windows(source, tokenizer, share, length, seed, vocab_size, first)
             notes += told
         drawn.append(ids)
     lengths = {ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)}
@@ -120,15 +126,16 @@ def calibration_windows(
         )
     turns = sorted((place, which) for which, ids in enumerate(drawn) for place in range(len(ids)))
     ids = torch.stack([drawn[which][place] for place, which in turns])
-    return TokenWindows(ids, spec, fingerprint_ids(ids), tuple(notes))
+    started = first is not None and bool((ids[:, 0] == first).all())
+    return TokenWindows(ids, spec, fingerprint_ids(ids), started, tuple(notes))
 
 
 def _drawn_windows(
-    source: Source, tokenizer: Any, windows: int | None, length: int, seed: int, vocab_size: int
+    source: Source, tokenizer: Any, windows: int | None, length: int, seed: int, vocab_size: int, first: int | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return windows of a source that is text, and notes."""
     text = _text(source, "train", tokenizer)
-    cut = _cut(_tokenize(text, tokenizer, source.spec, vocab_size), length, source.spec)
+    cut = _cut(_tokenize(text, tokenizer, source.spec, vocab_size), length, source.spec, first)
     notes = _few(len(cut), windows, length, source.spec) + _unknown_words(source, text)
     return cut[_draw(len(cut), len(cut) if windows is None else min(windows, len(cut)), seed)], notes
 
@@ -157,14 +164,11 @@ def evaluation_windows(
     if source.kind == "windows":
         stored, notes = _stored_windows(source, windows, length, vocab_size)
         return EvaluationText(stored, None, spec, fingerprint_ids(stored), stored.numel(), False, notes)
-    if bos and tokenizer.bos_token_id is None:
-        raise CorpusError("the model needs a beginning-of-sequence token, but its tokenizer has none: set bos_token.")
+    first = _first_token(tokenizer, bos)
     text = _text(source, "test", tokenizer)
     tokens = _tokenize(text, tokenizer, spec, vocab_size)
-    ids = _cut(tokens, length - bos, spec)[:windows]
+    ids = _cut(tokens, length, spec, first)[:windows]
     notes = _few(len(ids), windows, length, spec) + _unknown_words(source, text)
-    if bos:
-        ids = torch.cat([ids.new_full((len(ids), 1), tokenizer.bos_token_id), ids], dim=1)
     bytes_per_token = len(text.encode()) / len(tokens)
     return EvaluationText(ids, bytes_per_token, spec, fingerprint_ids(ids), len(tokens), bos, notes)
 
@@ -208,15 +212,26 @@ def _tokenize(text: str, tokenizer: Any, spec: str, vocab_size: int) -> Tensor:
     return tokens
 
 
-def _cut(tokens: Tensor, length: int, spec: str) -> Tensor:
-    """Return all whole windows of a text, shape ``[windows, length]``."""
+def _first_token(tokenizer: Any, bos: bool) -> int | None:
+    """Return the token that windows start with, where they need one."""
+    if not bos:
+        return None
+    if tokenizer.bos_token_id is None:
+        raise CorpusError("the model needs a beginning-of-sequence token, but its tokenizer has none: set bos_token.")
+    return int(tokenizer.bos_token_id)
+
+
+def _cut(tokens: Tensor, length: int, spec: str, first: int | None) -> Tensor:
+    """Return all whole windows of a text, shape ``[windows, length]``, each after its first token if there is one."""
+    length -= first is not None
     count = len(tokens) // length
     if not count:
         raise CorpusError(
             f"{spec} has {len(tokens)} tokens, but one window needs {length}: give a longer text, or shorter windows "
             "with --length."
         )
-    return tokens[: count * length].view(count, length)
+    ids = tokens[: count * length].view(count, length)
+    return ids if first is None else torch.cat([ids.new_full((count, 1), first), ids], dim=1)
 
 
 def _draw(available: int, windows: int, seed: int) -> list[int]:

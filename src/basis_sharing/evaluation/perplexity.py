@@ -12,8 +12,7 @@ from basis_sharing.calibration.placing import placed
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.errors import NumericalError, RecipeError
-from basis_sharing.models.families import family_of
-from basis_sharing.models.family import Family
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.source import dtype_name, load_config, load_model, load_tokenizer, resolve
 from basis_sharing.progress import Progress, ProgressCallback, silent
@@ -77,14 +76,13 @@ def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, 
     Raises:
         CorpusError: The text cannot be read or is shorter than one window.
     """
-    family: Family | None = family_of(model.config.model_type)
     return evaluation_windows(
         text,
         tokenizer=tokenizer,
         windows=windows,
         length=window_length(model.config, length),
         vocab_size=model.config.get_text_config().vocab_size,
-        bos=family is not None and family.needs_bos,
+        bos=needs_bos(model.config.model_type),
     )
 
 

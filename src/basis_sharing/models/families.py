@@ -121,3 +121,9 @@ def family_of(model_type: str) -> Family | None:
         The family, or None if none is declared (then it can be detected from a model).
     """
     return _BY_MODEL_TYPE.get(model_type)
+
+
+def needs_bos(model_type: str) -> bool:
+    """Return whether a model is only usable with the beginning-of-sequence token in front of a window."""
+    family = family_of(model_type)
+    return family is not None and family.needs_bos

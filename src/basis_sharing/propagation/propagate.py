@@ -108,6 +108,7 @@ def propagate(
     minutes: float | None,
     dtype: torch.dtype,
     seed: int,
+    bos: bool = False,
     folder: Path | None = None,
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
@@ -126,6 +127,7 @@ def propagate(
             None: no training, and the refit takes 48 segments.
         dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
         seed: Seed of the order of the segments.
+        bos: Whether windows, and so segments, start with a beginning-of-sequence token.
         folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
             weights.
         machine: Where to work; None: where the model is. Several processes divide the segments among them, and refit
@@ -140,7 +142,7 @@ def propagate(
         OSError: The disk of ``folder`` is full or fails.
     """
     machine = machine or Machine(model.device)
-    segments = _segments(input_ids, seed)
+    segments = _segments(input_ids, seed, bos)
     calls = block_calls(model, decoder, segments)
     with ExitStack() as stack:
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
@@ -173,22 +175,24 @@ def segment_length(length: int) -> int:
     return min(SEGMENT, length)
 
 
-def segment_count(windows: int, length: int) -> int:
-    """Return how many segments there are in so many windows of a length."""
-    return windows * (length // segment_length(length))
+def segment_count(windows: int, length: int, bos: bool) -> int:
+    """Return how many segments there are in so many windows of a length, which may all start with one token."""
+    return windows * ((length - bos) // (segment_length(length) - bos))
 
 
-def check_text(input_ids: Tensor, rank: int = 0) -> None:
+def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
     """Make sure that a text suffices to train blocks, or to solve for coefficients.
 
     Args:
         input_ids: Windows of text, shape ``[windows, length]``.
+        bos: Whether windows start with a beginning-of-sequence token.
         rank: The highest rank of the coefficients to solve for; 0: none are.
 
     Raises:
         RecipeError: It is too short.
     """
-    count, length = segment_count(*input_ids.shape), segment_length(input_ids.shape[1])
+    windows, longest = input_ids.shape
+    count, length = segment_count(windows, longest, bos), segment_length(longest)
     if count < FEWEST_SEGMENTS:
         raise RecipeError(
             f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
@@ -201,16 +205,14 @@ def check_text(input_ids: Tensor, rank: int = 0) -> None:
         )
 
 
-def _pieces(input_ids: Tensor) -> Tensor:
-    """Return windows cut into segments, ``[segments, length]``."""
-    length = segment_length(input_ids.shape[1])
-    return input_ids[:, : input_ids.shape[1] // length * length].reshape(-1, length)
-
-
-def _segments(input_ids: Tensor, seed: int) -> Tensor:
+def _segments(input_ids: Tensor, seed: int, bos: bool) -> Tensor:
     """Return the text in segments, in an order in which any number of first ones is a fair sample."""
-    check_text(input_ids)
-    pieces = _pieces(input_ids)
+    check_text(input_ids, bos)
+    length = segment_length(input_ids.shape[1]) - bos
+    body = input_ids[:, bos:]
+    pieces = body[:, : body.shape[1] // length * length].reshape(-1, length)
+    if bos:
+        pieces = torch.cat([input_ids[:1, :1].expand(len(pieces), 1), pieces], dim=1)
     return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]
 
 
