@@ -102,7 +102,7 @@ def main() -> None:
         while sum(killed.values()) < options.kills:
             output = root / "killed"
             code, stage = finish(*start(compress(output)), seconds=chance.uniform(0, whole))
-            if code == -signal.SIGKILL:  # not when it was done before
+            if code == -signal.SIGKILL and not output.exists():  # not when it was done before
                 killed[stage] += 1
                 begun = time.monotonic()
                 assert finish(*start(compress(output)))[0] == 0
@@ -111,6 +111,7 @@ def main() -> None:
                 left += output.with_name(f"{output.name}.work").exists()
                 print(f"killed while {stage}; identical: {identical} of {sum(killed.values())}", flush=True)
             shutil.rmtree(output)
+            shutil.rmtree(output.with_name(f"{output.name}.work"), ignore_errors=True)
     result = {
         "machine": machine(),
         "kills": options.kills,
