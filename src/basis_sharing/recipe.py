@@ -214,11 +214,6 @@ class Recipe(BaseModel):
         prescribed = self.preset.refit_from == 0 or (ratio is not None and ratio >= self.preset.refit_from)
         return self.preset.refit if prescribed and self.refine is None else "never"
 
-    @property
-    def propagates(self) -> bool:
-        """Whether blocks will be mended on the compressed flow, one after the other."""
-        return self.chosen_refit == "anchored" or self.refine is not None
-
 
 def fraction(value: object) -> object:
     """Return a fraction that may be written as a percentage, ``"5%"``, as a number; anything but text as it is.
