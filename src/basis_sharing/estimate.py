@@ -21,7 +21,7 @@ from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import silent
-from basis_sharing.propagation.propagate import FEWEST_SEGMENTS, REFIT_SEGMENTS, SEGMENT, segment_count
+from basis_sharing.propagation.segments import FEWEST_SEGMENTS, REFIT_SEGMENTS, SEGMENT, segment_count
 from basis_sharing.recipe import Recipe
 from basis_sharing.subject import Subject, source_of
 

@@ -28,7 +28,8 @@ from basis_sharing.plan import Plan, dense_parameters
 from basis_sharing.planners import fixed_plan, planner_for, shared_roles_of
 from basis_sharing.presets import Weighting
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.propagation.propagate import check_text, propagate, segment_length
+from basis_sharing.propagation.propagate import propagate
+from basis_sharing.propagation.segments import check_text, segment_length
 from basis_sharing.recipe import Recipe
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card

@@ -20,7 +20,8 @@ from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.propagation import propagate as propagating
 from basis_sharing.propagation.block_training import BlockGain
-from basis_sharing.propagation.propagate import Schedule, check_text, propagate
+from basis_sharing.propagation.propagate import propagate
+from basis_sharing.propagation.segments import Schedule
 from basis_sharing.ranks import Ranks
 from pico import PICO, TEXT, pico_tokenizer
 
@@ -169,22 +170,6 @@ def test_too_little_text_is_refused(text_file: Path) -> None:
     model, original = pair("llama", text_file)
     with pytest.raises(RecipeError, match=r"has 3 segments of 32 tokens, but .* needs 16"):
         propagate(model, original, describe(original), IDS[:3], refit=False, minutes=1, dtype=torch.float32, seed=0)
-
-
-def test_every_segment_starts_with_the_token_that_windows_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propagating, "SEGMENT", 8)
-    text = torch.arange(16 * 21).view(16, 21)
-    windows = torch.cat([torch.full((16, 1), 999), text], dim=1)
-    segments = propagating._segments(windows, seed=0, bos=True)
-    assert segments.shape == (48, 8)
-    assert (segments[:, 0] == 999).all()
-    assert sorted(segments[:, 1:].flatten().tolist()) == list(range(16 * 21))
-
-
-def test_fewer_tokens_than_basis_vectors_are_refused() -> None:
-    check_text(IDS[:16, :3], bos=False, rank=42)
-    with pytest.raises(RecipeError, match="42 tokens cannot determine coefficients for 43 basis vectors"):
-        check_text(IDS[:16, :3], bos=False, rank=43)
 
 
 def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp_path: Path) -> None:

@@ -35,67 +35,18 @@ from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.propagation.anchored_refit import FlowMoments, anchored_coefficients, best_choice, flow_moments
 from basis_sharing.propagation.block_training import BlockGain, BlockTask, train_block
-from basis_sharing.ranks import Ranks
+from basis_sharing.propagation.segments import (
+    FEWEST_SEGMENTS,
+    HELD_OUT,
+    REFIT_SEGMENTS,
+    Schedule,
+    cut_segments,
+    own_share,
+)
 
-SEGMENT = 512
-REFIT_SEGMENTS = 48  # what coefficients are solved from and judged by; twice as many changed nothing
 EPOCHS = 2
 _MOST_EPOCHS = 16
-_HELD_OUT = 8  # one of so many segments
-FEWEST_SEGMENTS = 2 * _HELD_OUT
 _COMPRESSED, _ORIGINAL, _TARGETS = range(3)  # what is read in both flows, and what the original hands on
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How much is trained, so that an interrupted run is gone on with at the same pace.
-
-    Attributes:
-        segments: Number of segments of text, those to judge by included.
-        epochs: Passes over them at most.
-    """
-
-    segments: int
-    epochs: int
-
-    @property
-    def held_out(self) -> list[int]:
-        """The segments to judge by."""
-        return list(range(_HELD_OUT - 1, self.segments, _HELD_OUT))
-
-    @property
-    def training(self) -> list[int]:
-        """The segments to learn from."""
-        return [index for index in range(self.segments) if index % _HELD_OUT != _HELD_OUT - 1]
-
-
-@dataclass(frozen=True)
-class _Share:
-    """The segments of one process: those to learn from, then those to judge by.
-
-    Attributes:
-        segments: Their places in the text.
-        learning: How many of them are to learn from.
-    """
-
-    segments: list[int]
-    learning: int
-
-    @property
-    def training(self) -> list[int]:
-        """The places of those to learn from."""
-        return list(range(self.learning))
-
-    @property
-    def held_out(self) -> list[int]:
-        """The places of those to judge by."""
-        return list(range(self.learning, len(self.segments)))
-
-
-def _share(schedule: Schedule, ranks: Ranks) -> _Share:
-    """Return what this process has of the segments."""
-    training = list(ranks.own(schedule.training))
-    return _Share([*training, *ranks.own(schedule.held_out)], len(training))
 
 
 def propagate(
@@ -142,7 +93,7 @@ def propagate(
         OSError: The disk of ``folder`` is full or fails.
     """
     machine = machine or Machine(model.device)
-    segments = _segments(input_ids, seed, bos)
+    segments = cut_segments(input_ids, seed, bos)
     calls = block_calls(model, decoder, segments)
     with ExitStack() as stack:
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
@@ -153,7 +104,7 @@ def propagate(
                 Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
             ),
         )
-        segments = segments[_share(schedule, machine.ranks).segments]
+        segments = segments[own_share(schedule, machine.ranks).segments]
         shape = states_shape(model, decoder, segments)
         flows = states_like(torch.Size((3, *shape)), dtype, room / f"flows{UNFINISHED}", machine)
         waypoint = Waypoint(folder and folder / f"flows-reached{UNFINISHED}", machine.ranks)
@@ -168,52 +119,6 @@ def propagate(
             gains.append(work.mend_block(index, flows, schedule, seed, room, progress))
             waypoint.reach(index + 1, flows)
     return schedule, gains
-
-
-def segment_length(length: int) -> int:
-    """Return the tokens per segment of windows of a length."""
-    return min(SEGMENT, length)
-
-
-def segment_count(windows: int, length: int, bos: bool) -> int:
-    """Return how many segments there are in so many windows of a length, which may all start with one token."""
-    return windows * ((length - bos) // (segment_length(length) - bos))
-
-
-def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
-    """Make sure that a text suffices to train blocks, or to solve for coefficients.
-
-    Args:
-        input_ids: Windows of text, shape ``[windows, length]``.
-        bos: Whether windows start with a beginning-of-sequence token.
-        rank: The highest rank of the coefficients to solve for; 0: none are.
-
-    Raises:
-        RecipeError: It is too short.
-    """
-    windows, longest = input_ids.shape
-    count, length = segment_count(windows, longest, bos), segment_length(longest)
-    if count < FEWEST_SEGMENTS:
-        raise RecipeError(
-            f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
-            f"needs {FEWEST_SEGMENTS}: use more windows (--windows)."
-        )
-    tokens = length * len(Schedule(min(count, REFIT_SEGMENTS), 0).training)
-    if tokens < rank:
-        raise RecipeError(
-            f"{tokens} tokens cannot determine coefficients for {rank} basis vectors: use more windows (--windows)."
-        )
-
-
-def _segments(input_ids: Tensor, seed: int, bos: bool) -> Tensor:
-    """Return the text in segments, in an order in which any number of first ones is a fair sample."""
-    check_text(input_ids, bos)
-    length = segment_length(input_ids.shape[1]) - bos
-    body = input_ids[:, bos:]
-    pieces = body[:, : body.shape[1] // length * length].reshape(-1, length)
-    if bos:
-        pieces = torch.cat([input_ids[:1, :1].expand(len(pieces), 1), pieces], dim=1)
-    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]
 
 
 def _schedule(folder: Path | None, settle: Callable[[], Schedule]) -> Schedule:
@@ -245,7 +150,7 @@ class _Work:
         """Time the first block, and return what fits into the minutes."""
         available = len(segments)
         few = Schedule(FEWEST_SEGMENTS, 1)
-        segments = segments[_share(few, self.machine.ranks).segments]
+        segments = segments[own_share(few, self.machine.ranks).segments]
         flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
         for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
             fill_first_states(source, self.decoder, segments, flows[flow])
@@ -261,7 +166,7 @@ class _Work:
         share = 60 * minutes / len(self.decoder.blocks)
 
         def fits(epochs: int) -> int:
-            training, judging = 1 - 1 / _HELD_OUT, 1 / _HELD_OUT
+            training, judging = 1 - 1 / HELD_OUT, 1 / HELD_OUT
             return int(share / (2 * forward + epochs * training * step + (epochs + 1) * judging * forward))
 
         if fits(1) < FEWEST_SEGMENTS:
@@ -359,7 +264,7 @@ class _Work:
             _swap(block, {id(masters[name]): old for name, old in own.items()})
 
     def _task(self, index: int, flows: Tensor, schedule: Schedule) -> BlockTask:
-        device, share = self.machine.device, _share(schedule, self.machine.ranks)
+        device, share = self.machine.device, own_share(schedule, self.machine.ranks)
         return BlockTask(
             block=self._block(self.model, index),
             call=self.calls[index].to(device, torch.float32),
