@@ -3,14 +3,18 @@
 ``python benchmarks/propagation.py --ratios 0.4 [--model gemma]`` (two hours per ratio on two cores).
 SmolLM2-135M is planned by ``auto``, with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan:
 as it is, with its blocks refitted, or refined for ``--refine`` minutes, on the same windows; the whole is recovered for
-``--recover`` minutes on ``wiki.valid.raw``, from the plan and from the refined model. The moments of the plan are those
-of ``ablation.py``; what comes after runs in the dtype that the program chooses on the machine. Perplexities on
-WikiText-2, C4 and prose are multiples of the original's on the same windows. It runs the program's own verbs, with the
-time and the peak of resident memory of each, and goes on where it was stopped; folders are in ``--output``.
+``--recover`` minutes on ``wiki.valid.raw``, from the refitted and from the refined model. The moments of the plan are
+those of ``ablation.py``; what comes after runs in the dtype that the program chooses on the machine. Perplexities on
+WikiText-2, C4 and prose are multiples of the original's on the same windows. With ``--task-limit N`` the paper's seven
+tasks are scored on their first N examples each, in bf16, for the original and every row that is there. It runs the
+program's own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
+are in ``--output``.
 """
 
 import argparse
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import torch
 
 from basis_sharing.evaluation.perplexity import load, measure, prepare_text
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, continue_prompt, encode_prompts
+from basis_sharing.results.tasks import TaskResults
 from common import DATA, MODELS, ROOT, TEST_TEXT, cost, machine, need_data, read, save
 
 TEXTS = {
@@ -27,7 +32,7 @@ TEXTS = {
     "prose": f"{DATA}/calibration/warandpeace.txt.gz",
 }
 VALID = f"{DATA}/wikitext2/wiki.valid.raw"
-ROWS = ("plan", "refitted", "refined", "recovered", "refined and recovered")
+ROWS = ("plan", "refitted", "refined", "refitted and recovered", "refined and recovered")
 
 
 def verb(output: Path, *arguments: object) -> dict[str, float] | None:
@@ -55,6 +60,16 @@ def samples(model: Any, tokenizer: Any) -> list[str]:
     return [prompt + text for prompt, text in zip(DEFAULT_PROMPTS, written, strict=True)]
 
 
+def task_scores(model: Path, limit: int) -> dict[str, Any]:
+    """Return the accuracy of a model in each of the paper's tasks, on the first examples, and their mean."""
+    command = [sys.executable, "-m", "basis_sharing", "eval", str(model), "--tasks", "paper", "--json"]
+    setting = ["--task-data", str(DATA / "zeroshot"), "--limit", str(limit), "--dtype", "bfloat16"]
+    told = subprocess.run([*command, *setting], check=True, stdout=subprocess.PIPE, text=True).stdout
+    scores = TaskResults.model_validate_json(told).scores
+    found = {score.task: score.accuracy for score in scores}
+    return {"examples_per_task": limit, "accuracy": found, "mean": float(np.mean(list(found.values())))}
+
+
 def against(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dict[str, Any]:
     """Return perplexities as multiples of the original's, with the standard error of the mean rise."""
     told = {}
@@ -73,11 +88,13 @@ def main() -> None:
     parser.add_argument("--refine", type=float, default=20)
     parser.add_argument("--recover", type=float, default=30)
     parser.add_argument("--evaluation-windows", type=int, default=16)
+    parser.add_argument("--task-limit", type=int, default=0)
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "propagation")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
     need_data()
+    threads = torch.get_num_threads()
     source, chosen, name = MODELS[options.model](), options.rows.split(","), f"propagation-{options.model}"
     results = read(name)
     setting = {"windows": options.windows, "evaluation_windows": options.evaluation_windows}
@@ -102,7 +119,7 @@ def main() -> None:
             "plan": (*compress, "--refit", "never"),
             "refitted": compress,
             "refined": (*compress, "--refine", options.refine),
-            "recovered": ("recover", folders["plan"], *recover),
+            "refitted and recovered": ("recover", folders["refitted"], *recover),
             "refined and recovered": ("recover", folders["refined"], *recover),
         }
         for row in (row for row in ROWS if row in chosen):
@@ -114,6 +131,7 @@ def main() -> None:
             nats = window_nats(small, tokenizer, options.evaluation_windows)
             found = {
                 "cost": spent or (known or {}).get("cost"),
+                "minutes_asked": {"refine": options.refine, "recover": options.recover, "threads": threads},
                 **against(nats, results["dense"]),
                 "texts": samples(small, tokenizer),
                 "window_nats": nats,
@@ -121,6 +139,18 @@ def main() -> None:
             results["rows"][f"{ratio} {row}"] = found
             save(name, results)
             print(ratio, row, {key: found[key] for key in (*TEXTS, "cost")}, flush=True)
+    if options.task_limit:
+        scored = results.setdefault("tasks", {})
+        asked = {"original": source} | {
+            f"{ratio} {row}": folder / f"{ratio}-{row.replace(' ', '-')}"
+            for ratio in options.ratios.split(",")
+            for row in chosen
+        }
+        for key, model_path in asked.items():
+            if scored.get(key, {}).get("examples_per_task") != options.task_limit:
+                scored[key] = task_scores(model_path, options.task_limit)
+                print(key, scored[key], flush=True)
+                save(name, results)
 
 
 if __name__ == "__main__":

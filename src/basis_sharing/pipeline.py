@@ -374,10 +374,10 @@ def _propagate(
         after=tuple(gain.after for gain in gains),
     )
     found = {
-        "got no nearer to the original and are as they were": [i for i, g in enumerate(gains) if g.after >= g.before],
+        "got no nearer to the original and keep what they had": [i for i, g in enumerate(gains) if g.after >= g.before],
         "diverged in training and keep their best state": [i for i, g in enumerate(gains) if g.diverged],
     }
-    return report, [f"blocks {', '.join(map(str, blocks))} {what}." for what, blocks in found.items() if blocks]
+    return report, [f"blocks that {what}: {', '.join(map(str, blocks))}." for what, blocks in found.items() if blocks]
 
 
 def _measure(
