@@ -158,9 +158,18 @@ class Bench:
         return plan.model_copy(update={"groups": tuple(groups)})
 
 
-def bench_for(options: argparse.Namespace, progress: ProgressCallback) -> Bench:
-    """Load a model and both texts."""
-    source = resolve(MODELS[options.model]())
+def bench_for(
+    name: str,
+    windows: int,
+    evaluation_windows: int | None,
+    *,
+    work: Path,
+    device: str = "cpu",
+    algebra: str | None = None,
+    progress: ProgressCallback,
+) -> Bench:
+    """Load a model of ``MODELS`` and both texts."""
+    source = resolve(MODELS[name]())
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
 
     def calibration(count: int) -> Calibration:
@@ -176,13 +185,12 @@ def bench_for(options: argparse.Namespace, progress: ProgressCallback) -> Bench:
         )
         return Calibration(text, torch.float32)
 
-    prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=options.evaluation_windows, length=2048)
+    prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
     decoder, known = describe(model), fingerprint(source)
-    kept, place = WorkFolder(options.work, known, "float32"), Machine(torch.device(options.device))
+    kept, place = WorkFolder(work, known, "float32"), Machine(torch.device(device))
     subject = Subject(source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept, machine=place)
-    short = calibration(min(options.windows, FISHER_WINDOWS))
-    algebra = torch.device(options.algebra or options.device)
-    return Bench(subject, calibration(options.windows), short, prepared, algebra, progress)
+    short = calibration(min(windows, FISHER_WINDOWS))
+    return Bench(subject, calibration(windows), short, prepared, torch.device(algebra or device), progress)
 
 
 def run_row(bench: Bench, variant: str, ratio: str, known: Sequence[float]) -> tuple[dict[str, Any], list[float]]:
@@ -325,7 +333,15 @@ def main() -> None:
     need_data()
     name = f"ablation-{options.model}"
     with progress_bars() as progress:
-        bench = bench_for(options, progress)
+        bench = bench_for(
+            options.model,
+            options.windows,
+            options.evaluation_windows,
+            work=options.work,
+            device=options.device,
+            algebra=options.algebra,
+            progress=progress,
+        )
         setting = {
             "windows": len(bench.calibration.windows.input_ids),
             "calibration": bench.calibration.windows.fingerprint,

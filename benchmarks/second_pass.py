@@ -43,12 +43,11 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--evaluation-windows", type=int, default=8)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
-    parser.set_defaults(model="smollm2", device="cpu", algebra=None)
     options = parser.parse_args()
     need_data()
     results = {**read("second-pass"), "machine": machine(), "windows": options.windows}
     with tempfile.TemporaryDirectory() as room, progress_bars() as progress:
-        bench = bench_for(options, progress)
+        bench = bench_for("smollm2", options.windows, options.evaluation_windows, work=options.work, progress=progress)
         bench.calibration = replace(bench.calibration, dtype=default_dtype())
         texts = {
             name: prepare_text(
