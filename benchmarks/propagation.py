@@ -80,6 +80,30 @@ def against(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dic
     return told
 
 
+def draw(model: str, rows: dict[str, Any]) -> None:
+    """Draw perplexity against ratio for every row, one panel per text."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(TEXTS), sharey=True)
+    ratios = sorted({key.partition(" ")[0] for key in rows}, key=float)
+    for axes, text in zip(panels, TEXTS, strict=True):
+        for row in ROWS:
+            points = [(float(r), rows[f"{r} {row}"][text]["times_dense"]) for r in ratios if f"{r} {row}" in rows]
+            if points:
+                axes.plot(*zip(*points, strict=True), "-o", label=row)
+        axes.set_yscale("log")
+        axes.set_yticks([1, 1.2, 1.5, 2, 3, 5, 8], ["1 x", "1.2 x", "1.5 x", "2 x", "3 x", "5 x", "8 x"])
+        axes.set_xticks([float(r) for r in ratios], [f"{float(r):.0%}" for r in ratios])
+        axes.minorticks_off()
+        axes.set_title(text, loc="left")
+        axes.set_xlabel("parameters removed")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("perplexity, multiple of the original's")
+    panels[0].legend(fontsize=8)
+    figure.savefig(ROOT / "docs" / "images" / f"propagation-{model}.png", dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="smollm2")
@@ -151,6 +175,7 @@ def main() -> None:
                 scored[key] = task_scores(model_path, options.task_limit)
                 print(key, scored[key], flush=True)
                 save(name, results)
+    draw(options.model, results["rows"])
 
 
 if __name__ == "__main__":
