@@ -9,8 +9,8 @@ from basis_sharing.results.base import Frozen
 from basis_sharing.results.measures import Perplexity
 
 PRESETS: dict[str, dict[str, object]] = {
-    "distill": {"train": "factors", "loss": "distillation", "minutes": 30.0, "learning_rate": 3e-4},
-    "next-token": {"train": "factors", "loss": "next-token", "minutes": 30.0, "learning_rate": 3e-4},
+    "distill": {"train": "factors", "loss": "distillation", "minutes": 30.0, "learning_rate": 1e-4},
+    "next-token": {"train": "factors", "loss": "next-token", "minutes": 30.0, "learning_rate": 1e-4},
     "paper": {"train": "lora", "loss": "next-token", "epochs": 2.0, "learning_rate": 1e-4},
 }
 DEFAULT_PRESET = "distill"
