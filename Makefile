@@ -29,11 +29,14 @@ format: $(VENV)/.dev
 vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
-# What the figures in the README were measured with; needs ../shared/data and about ten hours on two cores.
+# What the figures in the README were measured with; needs ../shared/data and a day on two cores.
 benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/faithful.py
 	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
 	$(BIN)/python benchmarks/ablation.py --evaluation-windows 8
+	$(BIN)/python benchmarks/propagation.py --evaluation-windows 8
+	$(BIN)/python benchmarks/planning_cost.py --windows 4
+	$(BIN)/python benchmarks/second_pass.py --ratios 0.4 --windows 16
 	$(BIN)/python benchmarks/adoption.py
 	$(BIN)/python benchmarks/steady.py build/adoption/auto-20 build/adoption/auto-40
 	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1 --rounds 6
