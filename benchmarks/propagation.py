@@ -6,8 +6,8 @@ as it is, with its blocks refitted, or refined for ``--refine`` minutes, on the 
 ``--recover`` minutes on ``wiki.valid.raw``, from the refitted and from the refined model. The moments of the plan are
 those of ``ablation.py``; what comes after runs in the dtype that the program chooses on the machine. Perplexities on
 WikiText-2, C4 and prose are multiples of the original's on the same windows. With ``--task-limit N`` the paper's seven
-tasks are scored on their first N examples each, in bf16, for the original and every row that is there. It runs the
-program's own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
+tasks are scored on their first N examples each, in bf16, for the original and every chosen row. It runs the program's
+own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
 are in ``--output``.
 """
 
@@ -42,6 +42,11 @@ def verb(output: Path, *arguments: object) -> dict[str, float] | None:
         return None
     print("basis-sharing", *arguments, "-o", output, flush=True)
     return cost(*arguments, "-o", output)
+
+
+def place(folder: Path, ratio: str, row: str) -> Path:
+    """Return the folder of the model of a row."""
+    return folder / f"{ratio}-{row.replace(' ', '-')}"
 
 
 def window_nats(model: Any, tokenizer: Any, windows: int) -> dict[str, list[float]]:
@@ -138,7 +143,7 @@ def main() -> None:
         verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32")
         compress = ("compress", source, "--plan", plan, *text, *kept)
         recover = ("--calibration", VALID, "--minutes", options.recover)
-        folders = {row: folder / f"{ratio}-{row.replace(' ', '-')}" for row in ROWS}
+        folders = {row: place(folder, ratio, row) for row in ROWS}
         steps = {
             "plan": (*compress, "--refit", "never"),
             "refitted": compress,
@@ -166,9 +171,7 @@ def main() -> None:
     if options.task_limit:
         scored = results.setdefault("tasks", {})
         asked = {"original": source} | {
-            f"{ratio} {row}": folder / f"{ratio}-{row.replace(' ', '-')}"
-            for ratio in options.ratios.split(",")
-            for row in chosen
+            f"{ratio} {row}": place(folder, ratio, row) for ratio in options.ratios.split(",") for row in chosen
         }
         for key, model_path in asked.items():
             if scored.get(key, {}).get("examples_per_task") != options.task_limit:
