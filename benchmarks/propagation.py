@@ -9,6 +9,10 @@ WikiText-2, C4 and prose are multiples of the original's on the same windows. Wi
 tasks are scored on their first N examples each, in bf16, for the original and every chosen row. It runs the program's
 own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
 are in ``--output``.
+
+Another text for all of it is ``--text``, a graphics card ``--device cuda``; ``--name`` keeps such results apart.
+``python benchmarks/propagation.py --device cuda --name mixed --text "FILE + FILE" --epochs 2 --evaluation-windows 148
+--rows "refitted,refitted and recovered"`` is what docs/after-the-plan.md shows of a card.
 """
 
 import argparse
@@ -85,7 +89,7 @@ def against(found: dict[str, list[float]], dense: dict[str, list[float]]) -> dic
     return told
 
 
-def draw(model: str, rows: dict[str, Any]) -> None:
+def draw(name: str, rows: dict[str, Any]) -> None:
     """Draw perplexity against ratio for every row, one panel per text."""
     from matplotlib.figure import Figure
 
@@ -106,7 +110,7 @@ def draw(model: str, rows: dict[str, Any]) -> None:
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("perplexity, multiple of the original's")
     panels[0].legend(fontsize=8)
-    figure.savefig(ROOT / "docs" / "images" / f"propagation-{model}.png", dpi=150)
+    figure.savefig(ROOT / "docs" / "images" / f"{name}.png", dpi=150)
 
 
 def main() -> None:
@@ -116,6 +120,10 @@ def main() -> None:
     parser.add_argument("--ratios", default="0.2,0.3,0.4,0.5")
     parser.add_argument("--refine", type=float, default=20)
     parser.add_argument("--recover", type=float, default=30)
+    parser.add_argument("--epochs", type=float, help="of the recovery, instead of minutes")
+    parser.add_argument("--text", default=VALID, help="to calibrate and train on")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", help="of the results, after the model's")
     parser.add_argument("--evaluation-windows", type=int, default=16)
     parser.add_argument("--task-limit", type=int, default=0)
     parser.add_argument("--rows", default=",".join(ROWS))
@@ -125,24 +133,30 @@ def main() -> None:
     need_data()
     threads = torch.get_num_threads()
     source, chosen, name = MODELS[options.model](), options.rows.split(","), f"propagation-{options.model}"
+    if options.name:
+        name, options.output = f"{name}-{options.name}", options.output / options.name
     results = read(name)
-    setting = {"windows": options.windows, "evaluation_windows": options.evaluation_windows}
+    setting: dict[str, object] = {"windows": options.windows, "evaluation_windows": options.evaluation_windows}
+    setting["text"] = options.text.replace(f"{DATA}/", "")
     if {key: results.get(key) for key in setting} != setting:
         results = {"rows": {}}
     model, tokenizer = load(source, torch.float32)
+    model = model.to(options.device)
     if "dense" not in results:
         results["dense"] = window_nats(model, tokenizer, options.evaluation_windows)
         results["dense_texts"] = samples(model, tokenizer)
     results |= {"machine": machine(), **setting}
     save(name, results)
-    text = ("--windows", options.windows, "--length", 2048, "--calibration", VALID)
+    text = ("--windows", options.windows, "--length", 2048, "--calibration", options.text)
+    device = ("--device", options.device)
+    budget = ("minutes", options.recover) if options.epochs is None else ("epochs", options.epochs)
     folder = options.output / options.model
     for ratio in options.ratios.split(","):
         plan = folder / f"{ratio}.json"
         kept = ("--dtype", "float32", "--work", options.work)
-        verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32")
-        compress = ("compress", source, "--plan", plan, *text, *kept)
-        recover = ("--calibration", VALID, "--minutes", options.recover)
+        verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32", *device)
+        compress = ("compress", source, "--plan", plan, *text, *kept, *device)
+        recover = ("--calibration", options.text, f"--{budget[0]}", budget[1], *device)
         folders = {row: place(folder, ratio, row) for row in ROWS}
         steps = {
             "plan": (*compress, "--refit", "never"),
@@ -156,11 +170,11 @@ def main() -> None:
             spent = verb(folders[row], *steps[row])
             if known is not None and spent is None:
                 continue
-            small, _ = load(folders[row])
+            small = load(folders[row])[0].to(options.device)
             nats = window_nats(small, tokenizer, options.evaluation_windows)
             found = {
                 "cost": spent or (known or {}).get("cost"),
-                "minutes_asked": {"refine": options.refine, "recover": options.recover, "threads": threads},
+                "asked": {"refine": options.refine, **dict([budget]), "threads": threads},
                 **against(nats, results["dense"]),
                 "texts": samples(small, tokenizer),
                 "window_nats": nats,
@@ -178,7 +192,7 @@ def main() -> None:
                 scored[key] = task_scores(model_path, options.task_limit)
                 print(key, scored[key], flush=True)
                 save(name, results)
-    draw(options.model, results["rows"])
+    draw(name, results["rows"])
 
 
 if __name__ == "__main__":

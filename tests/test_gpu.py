@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import basis_sharing
-from pico import PICO, pico_tokenizer, save_with_texts
+from basis_sharing.recovery import recover
+from pico import PICO, TEXT, pico_tokenizer, save_with_texts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -44,3 +45,41 @@ def test_blocks_of_a_model_in_main_memory_visit_the_gpu(settings: dict[str, Any]
     )
     assert before[0] == pytest.approx(before[1], rel=1e-3)
     assert after[0] == pytest.approx(after[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("settings", [{"refit": "anchored"}, {"refine": 0.1}])
+def test_what_comes_after_the_plan_runs_on_the_gpu(settings: dict[str, Any], tmp_path: Path) -> None:
+    save_with_texts(tmp_path)
+    options = {"calibration": str(tmp_path / "text.txt"), "windows": 64, "length": 64, "calibration_dtype": "float32"}
+    ids = torch.tensor(pico_tokenizer()(TEXT).input_ids[:512]).reshape(8, 64)
+    original = PICO["llama"]().eval()
+    error = {}
+    for name, device, chosen in (
+        ("plan", "cuda", {"refit": "never"}),
+        ("cpu", "cpu", settings),
+        ("cuda", "cuda", settings),
+    ):
+        model, _ = basis_sharing.compress(str(tmp_path / "model"), ratio=0.4, device=device, **options, **chosen)
+        assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+        with torch.no_grad():
+            error[name] = (model(ids).logits - original(ids).logits).square().mean().item()
+    assert error["cuda"] < error["plan"]
+    assert error["cuda"] == pytest.approx(error["cpu"], rel=0.05 if "refit" in settings else 0.3)
+
+
+@pytest.mark.parametrize("preset", ["distill", "next-token", "paper"])
+def test_recovery_runs_on_the_gpu(preset: str, tmp_path: Path) -> None:
+    save_with_texts(tmp_path)
+    text = str(tmp_path / "text.txt")
+    options: dict[str, Any] = {"calibration": text, "length": 64}
+    basis_sharing.compress(str(tmp_path / "model"), ratio=0.4, output=tmp_path / "small", windows=4, **options)
+    rate = {"learning_rate": 1e-2} if preset == "paper" else {}
+    options |= {"preset": preset, "epochs": 2, "evaluate": (text,), **rate}
+    loss = {}
+    for device in ("cpu", "cuda"):
+        report = recover(tmp_path / "small", tmp_path / device, device=device, **options).recovery
+        assert report is not None
+        assert report.loss_after < report.loss_before
+        assert report.perplexity_after[0].perplexity < report.perplexity_before[0].perplexity
+        loss[device] = report.loss_after
+    assert loss["cuda"] == pytest.approx(loss["cpu"], rel=0.1)

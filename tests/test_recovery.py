@@ -16,7 +16,8 @@ from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.pipeline import compress
 from basis_sharing.progress import Progress
 from basis_sharing.propagation import recovery_training
-from basis_sharing.recovery import recover, settled_steps
+from basis_sharing.propagation.recovery_training import Schedule
+from basis_sharing.recovery import recover, settled
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoverySettings
 from pico import save_with_texts, weight_bytes
@@ -112,17 +113,22 @@ def test_one_that_diverges_is_stopped_and_keeps_the_best_state(space: Path, tmp_
     assert any("diverged" in note for note in result.notes)
 
 
-def test_minutes_are_turned_into_steps() -> None:
+def test_minutes_are_turned_into_steps_and_looks() -> None:
     weight = torch.nn.Parameter(torch.ones(()))
     recovery: Any = SimpleNamespace(
-        parameters={"weight": weight}, training=torch.zeros(3, 8), loss=lambda _: 2 * weight, held_out_loss=lambda: 0.0
+        parameters={"weight": weight}, training=torch.zeros(3, 8), loss=lambda _: 2 * weight, held_out_loss=lambda: 0.5
     )
-    seconds = map(float, itertools.count())  # whatever is timed takes one
-    steps = settled_steps(RecoverySettings.create(minutes=1), recovery, seconds.__next__)
-    assert steps == 60 - (recovery_training.LOOKS + 1)
+
+    def told(minutes: float) -> Schedule:
+        seconds = map(float, itertools.count())  # whatever is timed takes one
+        return settled(RecoverySettings.create(minutes=minutes), recovery, seconds.__next__)
+
+    assert told(1) == Schedule(steps=60 - 11, looks=10, loss_before=0.5)
+    assert told(0.4) == Schedule(steps=24 - 6, looks=5, loss_before=0.5)  # a quarter is for looking
+    assert told(0.05) == Schedule(steps=1, looks=1, loss_before=0.5)
     assert weight.grad is None
-    with pytest.raises(RecipeError, match=r"--minutes 0.1 are too few for one step here: at least 0.2"):
-        settled_steps(RecoverySettings.create(minutes=0.1), recovery, seconds.__next__)
+    with pytest.raises(RecipeError, match=r"--minutes 0.04 are too few for one step here: at least 0.1"):
+        told(0.04)
 
 
 def test_minutes_are_enough_to_say(space: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from basis_sharing.models.source import (
     resolve,
 )
 from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.propagation.recovery_training import LOOKS, Recovery
+from basis_sharing.propagation.recovery_training import Recovery, Schedule
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
@@ -39,6 +40,8 @@ from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
 from basis_sharing.work import same_run, work_beside
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
+_LOOKS = 10  # at the held-out windows while training, at most
+_LOOKING = 0.25  # of the minutes, at most
 
 
 def recover(
@@ -182,9 +185,9 @@ def _train(
     training = ids[chosen]
     trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
     recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
-    steps = _steps(asked, recovery, work)
-    before, after, diverged = recovery.run(
-        steps, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
+    schedule = _schedule(asked, recovery, work)
+    after, diverged = recovery.run(
+        schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
     )
     if asked.train == "lora":
         trained.merge_and_unload()
@@ -193,10 +196,10 @@ def _train(
         fingerprint=text.fingerprint,
         windows=len(training),
         held_out=len(held_out),
-        steps=steps,
-        tokens=steps * ids.shape[1],
+        steps=schedule.steps,
+        tokens=schedule.steps * ids.shape[1],
         trained_parameters=sum(p.numel() for p in parameters.values()),
-        loss_before=before,
+        loss_before=schedule.loss_before,
         loss_after=after,
         diverged=diverged,
         perplexity_before=(),
@@ -228,26 +231,31 @@ def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.P
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
-def _steps(asked: RecoverySettings, recovery: Recovery, work: Path) -> int:
-    """Return the number of steps that was settled when the training began, or settle it."""
+def _schedule(asked: RecoverySettings, recovery: Recovery, work: Path) -> Schedule:
+    """Return what was settled when the training began, or settle it."""
     file = work / "schedule.json"
     if file.is_file():
-        return int(json.loads(file.read_text(encoding="utf-8"))["steps"])
-    steps = settled_steps(asked, recovery)
-    text = json.dumps({"steps": steps})
+        return Schedule(**json.loads(file.read_text(encoding="utf-8")))
+    schedule = settled(asked, recovery)
+    text = json.dumps(asdict(schedule))
     with output_errors(work):
         write_text_whole(file, text)
-    return steps
+    return schedule
 
 
-def settled_steps(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic) -> int:
-    """Return how many steps fit into the epochs or minutes; for the latter a few steps and a look are timed.
+def settled(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic) -> Schedule:
+    """Return how many steps and looks fit into the epochs or minutes; for the latter a few steps and a look are timed.
+
+    Of the minutes, looks take a quarter at most, unless the two that there have to be, before and after, take more.
 
     Raises:
-        RecipeError: Not one does.
+        RecipeError: Not one step fits.
     """
+    start = clock()
+    loss_before = recovery.held_out_loss()
+    look = clock() - start
     if asked.epochs is not None:
-        return max(1, round(asked.epochs * len(recovery.training)))
+        return Schedule(max(1, round(asked.epochs * len(recovery.training))), _LOOKS, loss_before)
     assert asked.minutes is not None
     for parameter in recovery.parameters.values():
         parameter.requires_grad_(True)
@@ -258,14 +266,16 @@ def settled_steps(asked: RecoverySettings, recovery: Recovery, clock: Callable[[
         times.append(clock() - start)
     for parameter in recovery.parameters.values():
         parameter.grad = None
-    start = clock()
-    recovery.held_out_loss()
-    looking, step = (LOOKS + 1) * (clock() - start), min(times[1:])
-    steps = int((60 * asked.minutes - looking) / step)
+    seconds, step = 60 * asked.minutes, min(times[1:])
+    looks = min(_LOOKS, max(1, int(_LOOKING * seconds / look) - 1))
+    steps = int((seconds - (looks + 1) * look) / step)
     if steps < 1:
-        needed = (looking + step) / 60
-        raise RecipeError(f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}.")
-    return steps
+        needed = (2 * look + step) / 60
+        raise RecipeError(
+            f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a shorter "
+            "--length."
+        )
+    return Schedule(steps, looks, loss_before)
 
 
 def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:

@@ -17,7 +17,7 @@ def relative_adamw(parameters: Iterable[nn.Parameter], rate: float) -> torch.opt
     groups = [
         {"params": [p], "lr": rate * max(p.detach().float().square().mean().sqrt().item(), 1e-8)} for p in parameters
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def warm_cosine(steps: int) -> Callable[[int], float]:

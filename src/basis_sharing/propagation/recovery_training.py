@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from basis_sharing.durable import write_whole
 from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
-LOOKS = 10  # at the windows to judge by while training; there is one before as well
 _PIECE = 512  # positions whose probabilities are in memory at once
 _CHECKPOINT, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
@@ -40,6 +40,21 @@ def distillation_loss(logits: Tensor, _: Tensor, teacher: Tensor | None) -> Tens
             ours.float().log_softmax(-1), theirs.float().log_softmax(-1), log_target=True, reduction="sum"
         )
     return total / logits.shape[1]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a training is, and how often it looks at the windows to judge by.
+
+    Attributes:
+        steps: Number of steps, one window each.
+        looks: Looks while training, evenly spaced, the last one after the last step.
+        loss_before: The loss on the windows to judge by before the first step.
+    """
+
+    steps: int
+    looks: int
+    loss_before: float
 
 
 class Recovery:
@@ -88,30 +103,30 @@ class Recovery:
         """Return the mean loss on the windows to judge by."""
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
-    def run(self, steps: int, rate: float, *, relative: bool, seed: int, folder: Path) -> tuple[float, float, bool]:
+    def run(self, schedule: Schedule, rate: float, *, relative: bool, seed: int, folder: Path) -> tuple[float, bool]:
         """Train, and leave the best state in the model.
 
         Args:
-            steps: Number of steps, one window each.
+            schedule: Number of steps and looks.
             rate: Step of the optimizer, relative to the size of each parameter or absolute.
             relative: Which of the two.
             seed: Seed of the order of the windows.
             folder: Where the training is kept now and then; one that is there is gone on with.
 
         Returns:
-            The loss on the windows to judge by, before and after, and whether the training diverged and was stopped.
+            The loss of that state on the windows to judge by, and whether the training diverged and was stopped.
         """
-        judge = _Judge(self, steps, folder, self._progress)
+        judge = _Judge(self, schedule, folder, self._progress)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         own = list(self.parameters.values())
         optimizer = relative_adamw(own, rate) if relative else torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(steps))
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(schedule.steps))
         arguments = TrainingArguments(
             output_dir=str(folder),
-            max_steps=steps,
+            max_steps=schedule.steps,
             per_device_train_batch_size=1,
             max_grad_norm=1.0,
             save_steps=judge.every,
@@ -125,13 +140,13 @@ class Recovery:
             dataloader_pin_memory=False,
         )
         use_cache = self.model.config.use_cache
-        trainer = _Trainer(self, arguments, (optimizer, schedule), judge)
+        trainer = _Trainer(self, arguments, (optimizer, rates), judge)
         trainer.train(resume_from_checkpoint=_last_complete(folder))
         judge.look(trainer.state.global_step)
         judge.restore()
         self.model.eval()
         self.model.config.use_cache = use_cache  # the Trainer turns it off
-        return judge.first, judge.best, judge.diverged
+        return judge.best, judge.diverged
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)
@@ -140,17 +155,16 @@ class Recovery:
 class _Judge(TrainerCallback):  # type: ignore[misc]
     """Looks at the held-out windows now and then, keeps the best state, and stops a training that diverges."""
 
-    def __init__(self, recovery: Recovery, steps: int, folder: Path, progress: ProgressCallback) -> None:
-        self._recovery, self._steps, self._progress = recovery, steps, progress
-        self._file = folder / _BEST
-        self.every, self.diverged = max(1, steps // LOOKS), False
+    def __init__(self, recovery: Recovery, schedule: Schedule, folder: Path, progress: ProgressCallback) -> None:
+        self._recovery, self._steps, self._progress = recovery, schedule.steps, progress
+        self._file, self._first = folder / _BEST, schedule.loss_before
+        self.every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
-                known = json.loads(file.metadata()["losses"])
-            self.first, self.best, self._seen = known["first"], known["best"], known["step"]
+                known = json.loads(file.metadata()["kept"])
+            self.best, self._seen = known["loss"], known["step"]
         else:
-            self.first = self.best = recovery.held_out_loss()
-            self._seen = 0
+            self.best, self._seen = self._first, 0
             self._keep(0)
 
     def look(self, step: int) -> None:
@@ -158,7 +172,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         if step <= self._seen:
             return
         loss, self._seen = self._recovery.held_out_loss(), step
-        self.diverged = not math.isfinite(loss) or loss > 2 * self.first + 1
+        self.diverged = not math.isfinite(loss) or loss > 2 * self._first + 1
         if not self.diverged and loss < self.best:
             self.best = loss
             self._keep(step)
@@ -183,8 +197,8 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
 
     def _keep(self, step: int) -> None:
         tensors = {name: p.detach().contiguous() for name, p in self._recovery.parameters.items()}
-        losses = json.dumps({"first": self.first, "best": self.best, "step": step})
-        write_whole(self._file, lambda path: save_file(tensors, path, {"losses": losses}))
+        kept = json.dumps({"loss": self.best, "step": step})
+        write_whole(self._file, lambda path: save_file(tensors, path, {"kept": kept}))
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
