@@ -75,11 +75,8 @@ def test_recovery_runs_on_the_gpu(preset: str, tmp_path: Path) -> None:
     basis_sharing.compress(str(tmp_path / "model"), ratio=0.4, output=tmp_path / "small", windows=4, **options)
     rate = {"learning_rate": 1e-2} if preset == "paper" else {}
     options |= {"preset": preset, "epochs": 2, "evaluate": (text,), **rate}
-    loss = {}
     for device in ("cpu", "cuda"):
         report = recover(tmp_path / "small", tmp_path / device, device=device, **options).recovery
         assert report is not None
         assert report.loss_after < report.loss_before
         assert report.perplexity_after[0].perplexity < report.perplexity_before[0].perplexity
-        loss[device] = report.loss_after
-    assert loss["cuda"] == pytest.approx(loss["cpu"], rel=0.1)

@@ -131,7 +131,7 @@ def choose(name: str) -> torch.device:
         name = next(kind for kind, here in present.items() if here)
     if not present[name]:
         raise RecipeError(f"PyTorch finds no {name} device here: pass --device cpu, or install a build that does.")
-    return torch.device(name)
+    return torch.empty(0, device=name).device  # with its index, as that of the tensors there
 
 
 def default_memory() -> int:

@@ -318,9 +318,11 @@ class _Work:
 
     def _refit_readers(self, projections: list[Projection], moments: FlowMoments, task: BlockTask) -> float:
         """Refit the coefficients of projections that read one input; return the held-out error."""
-        bases = [basis_of(self.model, p.name).double().cpu() for p in projections]
-        planned = [self.model.get_submodule(p.name).coeff.weight.detach().double().cpu().T for p in projections]
-        weights = [weight(self.original, p).double().cpu() for p in projections]
+        there = self.machine.algebra, torch.float64
+        moments = FlowMoments(moments.own.to(*there), moments.cross.to(*there))
+        bases = [basis_of(self.model, p.name).to(*there) for p in projections]
+        planned = [self.model.get_submodule(p.name).coeff.weight.detach().to(*there).T for p in projections]
+        weights = [weight(self.original, p).to(*there) for p in projections]
 
         def refitted(anchor: float) -> list[Tensor]:
             return [
