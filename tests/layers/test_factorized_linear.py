@@ -25,3 +25,12 @@ def test_pivots_are_taken_as_they_are(tokens: int, gradients: bool) -> None:
     if gradients:
         (found,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
         torch.testing.assert_close(found, W.sum(1).expand_as(x))
+
+
+def test_gradients_are_those_of_the_product_twice_over() -> None:
+    torch.manual_seed(0)
+    layer = FactorizedLinear(7, 3, 4, bias=False, pivoted=True, dtype=torch.float64)
+    layer.set_pivots(torch.tensor([1, 4, 6], dtype=torch.int32), torch.tensor([0, 2, 3, 5], dtype=torch.int32))
+    x = torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    assert torch.autograd.gradgradcheck(layer, x)

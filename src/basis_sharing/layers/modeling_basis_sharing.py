@@ -108,20 +108,47 @@ class FactorizedLinear(nn.Module):
         if self.pivots is None or self.rest is None:
             hidden = self.basis(x)
         else:
-            hidden = _columns(x, self.pivots) + self.basis(_columns(x, self.rest))
+            taken, remaining = _parted(x, self.pivots, self.rest)
+            hidden = taken + self.basis(remaining)
         projected: torch.Tensor = self.coeff(hidden)
         return projected
 
 
-def _columns(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return ``x[..., indices]``, in the quicker of two ways that give the same numbers.
+def _parted(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``x[..., pivots]`` and ``x[..., rest]``, in the quickest of three ways that give the same numbers.
 
     On a CPU ``index_select`` walks down the columns, which is slow once ``x`` exceeds the cache (4 times for 2048
-    tokens); indexing walks along the rows, but costs more to start, and its gradient is slow.
+    tokens); indexing walks along the rows, but costs more to start, and its own gradient is slow.
     """
-    if torch.compiler.is_compiling() or not x.is_cpu or x.numel() < _BEYOND_CACHE or torch.is_grad_enabled():
-        return x.index_select(-1, indices)
-    return x[..., indices]
+    if torch.compiler.is_compiling() or not x.is_cpu:
+        return x.index_select(-1, pivots), x.index_select(-1, rest)
+    if torch.is_grad_enabled():
+        parts: tuple[torch.Tensor, torch.Tensor] = _Parted.apply(x, pivots, rest)  # type: ignore[no-untyped-call]
+        return parts
+    if x.numel() < _BEYOND_CACHE:
+        return x.index_select(-1, pivots), x.index_select(-1, rest)
+    return x[..., pivots], x[..., rest]
+
+
+class _Parted(torch.autograd.Function):
+    """The two parts of ``x``: since they are all of it, its gradient is filled in from theirs, and nothing is added."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[..., pivots], x[..., rest]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        whole = gradients[0].new_empty(*gradients[0].shape[:-1], sum(part.shape[-1] for part in gradients))
+        for indices, part in zip(ctx.saved_tensors, gradients, strict=True):
+            whole[..., indices] = part
+        return whole, None, None
 
 
 class BasisSharingConfig(QuantizationConfigMixin):  # type: ignore[misc]
