@@ -22,6 +22,8 @@ from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoverySettings
 from pico import save_with_texts, weight_bytes
 
+TOO_HIGH = 0.01
+
 
 class Killed(BaseException):
     """Ends a run as no error of its own does."""
@@ -74,21 +76,33 @@ def test_every_preset_gains_and_keeps_structure_and_size(preset: str, space: Pat
     assert "trained" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("preset", ["distill", "paper"])
-def test_killed_half_way_it_ends_with_the_same_bytes(preset: str, space: Path, tmp_path: Path) -> None:
-    recovered(space, tmp_path / "whole", preset=preset)
+def test_a_rate_that_is_too_high_is_cut_until_it_gains(space: Path, tmp_path: Path) -> None:
+    report = recovered(space, tmp_path / "out", learning_rate=TOO_HIGH, epochs=10).recovery
+    assert report is not None
+    assert report.slowed
+    assert not report.diverged
+    assert report.loss_after < report.loss_before
+
+
+@pytest.mark.parametrize(("preset", "rate"), [("distill", None), ("distill", TOO_HIGH), ("paper", None)])
+def test_killed_half_way_it_ends_with_the_same_bytes(
+    preset: str, rate: float | None, space: Path, tmp_path: Path
+) -> None:
+    options = {"preset": preset, "learning_rate": rate}
+    whole = recovered(space, tmp_path / "whole", **options)
 
     def killing(event: Progress) -> None:
         if event.stage == "recovering" and event.done == round(0.7 * event.total):
             raise Killed
 
     with pytest.raises(Killed):
-        recovered(space, tmp_path / "out", preset=preset, progress=killing)
+        recovered(space, tmp_path / "out", **options, progress=killing)
     assert not (tmp_path / "out").exists()
     steps = []
-    recovered(
-        space, tmp_path / "out", preset=preset, progress=lambda e: steps.append(e) if e.stage == "recovering" else 0
+    again = recovered(
+        space, tmp_path / "out", **options, progress=lambda e: steps.append(e) if e.stage == "recovering" else 0
     )
+    assert again.recovery == whole.recovery
     assert len(steps) < 0.5 * steps[-1].total
     assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "whole")
 

@@ -186,7 +186,7 @@ def _train(
     trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
     recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
     schedule = _schedule(asked, recovery, work)
-    after, diverged = recovery.run(
+    outcome = recovery.run(
         schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
     )
     if asked.train == "lora":
@@ -200,8 +200,9 @@ def _train(
         tokens=schedule.steps * ids.shape[1],
         trained_parameters=sum(p.numel() for p in parameters.values()),
         loss_before=schedule.loss_before,
-        loss_after=after,
-        diverged=diverged,
+        loss_after=outcome.loss,
+        slowed=outcome.slowed,
+        diverged=outcome.diverged,
         perplexity_before=(),
         perplexity_after=(),
     )
@@ -225,9 +226,9 @@ def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.P
     except ImportError:
         raise RecipeError("LoRA needs the package peft: pip install 'basis-sharing[recover]'.") from None
     names = [f"{name}.coeff" for name, module in model.named_modules() if isinstance(module, FactorizedLinear)]
-    adapted = get_peft_model(
-        model, LoraConfig(r=asked.lora_rank, lora_alpha=asked.lora_alpha, target_modules=names, task_type="CAUSAL_LM")
-    )
+    setting = LoraConfig(r=asked.lora_rank, lora_alpha=asked.lora_alpha, target_modules=names, task_type="CAUSAL_LM")
+    torch.manual_seed(asked.seed)
+    adapted = get_peft_model(model, setting)
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 

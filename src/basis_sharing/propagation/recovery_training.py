@@ -1,7 +1,9 @@
 """Train a whole compressed model for a while, with transformers' Trainer: its factors, or LoRA on its coefficients.
 
 The text is divided into windows to learn from and a few to judge by. The best state that was seen on the latter is
-what remains, also where the training diverges.
+what remains, also where the training diverges. Where a look finds the model worse than it was, the training goes back
+to the best state and on from there with a third of the rate: a model that is near its original needs smaller steps
+than one that has lost much.
 """
 
 import json
@@ -22,6 +24,7 @@ from basis_sharing.durable import write_whole
 from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
+_CUT = 3
 _PIECE = 512  # positions whose probabilities are in memory at once
 _CHECKPOINT, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
@@ -55,6 +58,21 @@ class Schedule:
     steps: int
     looks: int
     loss_before: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training went.
+
+    Attributes:
+        loss: The loss on the windows to judge by of the state that is kept.
+        slowed: How often the rate was cut to a third.
+        diverged: Whether the training diverged and was stopped.
+    """
+
+    loss: float
+    slowed: int
+    diverged: bool
 
 
 class Recovery:
@@ -103,7 +121,7 @@ class Recovery:
         """Return the mean loss on the windows to judge by."""
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
-    def run(self, schedule: Schedule, rate: float, *, relative: bool, seed: int, folder: Path) -> tuple[float, bool]:
+    def run(self, schedule: Schedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
         """Train, and leave the best state in the model.
 
         Args:
@@ -114,9 +132,8 @@ class Recovery:
             folder: Where the training is kept now and then; one that is there is gone on with.
 
         Returns:
-            The loss of that state on the windows to judge by, and whether the training diverged and was stopped.
+            How it went.
         """
-        judge = _Judge(self, schedule, folder, self._progress)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters.values():
@@ -124,6 +141,7 @@ class Recovery:
         own = list(self.parameters.values())
         optimizer = relative_adamw(own, rate) if relative else torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(schedule.steps))
+        judge = _Judge(self, schedule, folder, self._progress, optimizer, rates)
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=schedule.steps,
@@ -146,17 +164,26 @@ class Recovery:
         judge.restore()
         self.model.eval()
         self.model.config.use_cache = use_cache  # the Trainer turns it off
-        return judge.best, judge.diverged
+        return Outcome(judge.best, judge.slowed, judge.diverged)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)
 
 
 class _Judge(TrainerCallback):  # type: ignore[misc]
-    """Looks at the held-out windows now and then, keeps the best state, and stops a training that diverges."""
+    """Looks at the held-out windows now and then, keeps the best state, slows or stops a training that leaves it."""
 
-    def __init__(self, recovery: Recovery, schedule: Schedule, folder: Path, progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        recovery: Recovery,
+        schedule: Schedule,
+        folder: Path,
+        progress: ProgressCallback,
+        optimizer: torch.optim.AdamW,
+        rates: torch.optim.lr_scheduler.LambdaLR,
+    ) -> None:
         self._recovery, self._steps, self._progress = recovery, schedule.steps, progress
+        self._optimizer, self._rates, self._rate = optimizer, rates, rates.base_lrs[0]
         self._file, self._first = folder / _BEST, schedule.loss_before
         self.every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
         if self._file.is_file():
@@ -167,15 +194,21 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
             self.best, self._seen = self._first, 0
             self._keep(0)
 
-    def look(self, step: int) -> None:
-        """Measure the state after ``step`` steps, and keep it if it is the best."""
+    @property
+    def slowed(self) -> int:
+        """How often the rate was cut; the Trainer's checkpoints know it too, by the rates."""
+        return round(math.log(self._rate / self._rates.base_lrs[0], _CUT))
+
+    def look(self, step: int) -> bool:
+        """Measure the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
         if step <= self._seen:
-            return
+            return False
         loss, self._seen = self._recovery.held_out_loss(), step
         self.diverged = not math.isfinite(loss) or loss > 2 * self._first + 1
         if not self.diverged and loss < self.best:
             self.best = loss
             self._keep(step)
+        return bool(loss > self.best)
 
     def restore(self) -> None:
         """Put the best state back."""
@@ -188,12 +221,24 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         """Report a step."""
         self._progress(Progress("recovering", state.global_step, self._steps, "steps"))
         if state.global_step % self.every == 0:
-            self.look(state.global_step)
-            control.should_training_stop = control.should_training_stop or self.diverged
+            worse = self.look(state.global_step)
+            if self.diverged:
+                control.should_training_stop = True
+            elif worse:
+                self.restore()
+                self._slow_down()
 
     def on_save(self, arguments: Any, state: Any, _: Any, **__: Any) -> None:
         """Mark a checkpoint that is complete."""
         (Path(arguments.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
+
+    def _slow_down(self) -> None:
+        """Cut the rate, and forget where the steps were heading."""
+        self._rates.base_lrs = [rate / _CUT for rate in self._rates.base_lrs]
+        for group in self._optimizer.param_groups:
+            group["lr"] /= _CUT
+        for known in self._optimizer.state.values():
+            known["exp_avg"].zero_()
 
     def _keep(self, step: int) -> None:
         tensors = {name: p.detach().contiguous() for name, p in self._recovery.parameters.items()}

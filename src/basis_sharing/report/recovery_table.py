@@ -32,6 +32,9 @@ def recovery_table(report: RecoveryReport) -> RenderableType:
         f"{trained}: {report.steps:,} steps of {report.settings.length} tokens from {report.windows:,} windows of "
         f"{report.settings.calibration}"
     ]
+    if report.slowed:
+        times = "once" if report.slowed == 1 else f"{report.slowed} times"
+        told.append(f"the rate was cut to a third {times}, where the loss had grown")
     if report.diverged:
         told.append(
             "the training diverged and was stopped: the best state before is kept (try a lower --learning-rate)"

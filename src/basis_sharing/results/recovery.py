@@ -9,8 +9,8 @@ from basis_sharing.results.base import Frozen
 from basis_sharing.results.measures import Perplexity
 
 PRESETS: dict[str, dict[str, object]] = {
-    "distill": {"train": "factors", "loss": "distillation", "minutes": 30.0, "learning_rate": 1e-4},
-    "next-token": {"train": "factors", "loss": "next-token", "minutes": 30.0, "learning_rate": 1e-4},
+    "distill": {"train": "factors", "loss": "distillation", "minutes": 30.0, "learning_rate": 3e-4},
+    "next-token": {"train": "factors", "loss": "next-token", "minutes": 30.0, "learning_rate": 3e-4},
     "paper": {"train": "lora", "loss": "next-token", "epochs": 2.0, "learning_rate": 1e-4},
 }
 DEFAULT_PRESET = "distill"
@@ -27,7 +27,8 @@ class RecoverySettings(Frozen):
         loss: What for: the original's next-token distributions, or the text.
         minutes: How long it may take, about; None: see ``epochs``.
         epochs: Passes over the text; None: see ``minutes``.
-        learning_rate: Step of AdamW; relative to the size of each parameter for factors, absolute for LoRA.
+        learning_rate: Step of AdamW to begin with; relative to the size of each parameter for factors, absolute for
+            LoRA.
         lora_rank: Rank of LoRA.
         lora_alpha: Its scale.
         calibration: Source of the text.
@@ -94,6 +95,7 @@ class RecoveryReport(Frozen):
         loss_before: Loss on the windows to judge by before, nats per token: KL divergence from the original for
             ``distillation``, else negative log-likelihood.
         loss_after: That of what was kept.
+        slowed: How often the rate was cut to a third, because the loss on the windows to judge by had grown.
         diverged: Whether the training diverged, was stopped, and the best state before was kept.
         perplexity_before: Perplexity of the compressed model on the requested texts.
         perplexity_after: That of the recovered model on the same windows.
@@ -108,6 +110,7 @@ class RecoveryReport(Frozen):
     trained_parameters: int
     loss_before: float
     loss_after: float
+    slowed: int = 0
     diverged: bool
     perplexity_before: tuple[Perplexity, ...]
     perplexity_after: tuple[Perplexity, ...]
