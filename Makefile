@@ -42,11 +42,9 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1 --rounds 6
 	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 --threads 1 --rounds 6 --compiled
 	$(BIN)/python benchmarks/eight_bits.py
-	$(BIN)/python benchmarks/planning_cost.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/processes.py
-	$(BIN)/python benchmarks/propagation.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) demo-output

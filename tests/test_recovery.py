@@ -137,8 +137,8 @@ def test_minutes_are_turned_into_steps_and_looks() -> None:
         seconds = map(float, itertools.count())  # whatever is timed takes one
         return settled(RecoverySettings.create(minutes=minutes), recovery, seconds.__next__)
 
-    assert told(1) == Schedule(steps=60 - 11, looks=10, loss_before=0.5)
-    assert told(0.4) == Schedule(steps=24 - 6, looks=5, loss_before=0.5)  # a quarter is for looking
+    assert told(1) == Schedule(steps=60 - 5, looks=4, loss_before=0.5)
+    assert told(0.2) == Schedule(steps=12 - 3, looks=2, loss_before=0.5)  # a quarter is for looking
     assert told(0.05) == Schedule(steps=1, looks=1, loss_before=0.5)
     assert weight.grad is None
     with pytest.raises(RecipeError, match=r"--minutes 0.04 are too few for one step here: at least 0.1"):

@@ -40,7 +40,7 @@ from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
 from basis_sharing.work import same_run, work_beside
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
-_LOOKS = 10  # at the held-out windows while training, at most
+_LOOKS = 4  # at the held-out windows while training, at most; the first steps do harm that later ones undo
 _LOOKING = 0.25  # of the minutes, at most
 
 

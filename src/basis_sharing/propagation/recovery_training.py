@@ -25,8 +25,9 @@ from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
 _CUT = 3
+_CHECKPOINTS = 10
 _PIECE = 512  # positions whose probabilities are in memory at once
-_CHECKPOINT, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
+_WEIGHTS, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
 
 def next_token_loss(logits: Tensor, input_ids: Tensor, _: Tensor | None) -> Tensor:
@@ -147,7 +148,7 @@ class Recovery:
             max_steps=schedule.steps,
             per_device_train_batch_size=1,
             max_grad_norm=1.0,
-            save_steps=judge.every,
+            save_steps=math.ceil(schedule.steps / _CHECKPOINTS),
             save_total_limit=2,
             seed=seed,
             use_cpu=self.device.type == "cpu",
@@ -185,7 +186,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         self._recovery, self._steps, self._progress = recovery, schedule.steps, progress
         self._optimizer, self._rates, self._rate = optimizer, rates, rates.base_lrs[0]
         self._file, self._first = folder / _BEST, schedule.loss_before
-        self.every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
+        self._every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
                 known = json.loads(file.metadata()["kept"])
@@ -220,7 +221,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         """Report a step."""
         self._progress(Progress("recovering", state.global_step, self._steps, "steps"))
-        if state.global_step % self.every == 0:
+        if state.global_step % self._every == 0:
             worse = self.look(state.global_step)
             if self.diverged:
                 control.should_training_stop = True
@@ -270,10 +271,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: p.detach().contiguous() for name, p in self._recovery.parameters.items()}
-        save_file(tensors, folder / _CHECKPOINT)
+        save_file(tensors, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        kept = load_file(Path(resume_from_checkpoint) / _CHECKPOINT)
+        kept = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
         with torch.no_grad():
             for name, parameter in self._recovery.parameters.items():
                 parameter.copy_(kept[name])
