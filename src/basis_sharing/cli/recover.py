@@ -41,8 +41,8 @@ def recover(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Step of the optimizer: relative to the size of each parameter for factors, absolute for LoRA "
-            "(default: the preset's).",
+            help="Step of the optimizer to begin with: relative to the size of each parameter for factors, absolute "
+            "for LoRA (default: the preset's).",
             metavar="R",
             show_default=False,
         ),
