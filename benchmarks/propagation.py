@@ -10,9 +10,8 @@ tasks are scored on their first N examples each, in bf16, for the original and e
 own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
 are in ``--output``.
 
-Another text for all of it is ``--text``, a graphics card ``--device cuda``; ``--name`` keeps such results apart.
-``python benchmarks/propagation.py --device cuda --name mixed --text "FILE + FILE" --epochs 2 --evaluation-windows 148
---rows "refitted,refitted and recovered"`` is what docs/after-the-plan.md shows of a card.
+Another text for all of it is ``--text "FILE + FILE"``, a graphics card ``--device cuda``, and ``--epochs`` a recovery that
+does not depend on the machine's speed; ``--name`` keeps such results apart.
 """
 
 import argparse
