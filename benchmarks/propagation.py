@@ -10,8 +10,8 @@ tasks are scored on their first N examples each, in bf16, for the original and e
 own verbs, with the time and the peak of resident memory of each, and goes on where it was stopped; folders
 are in ``--output``.
 
-Another text for all of it is ``--text "FILE + FILE"``, a graphics card ``--device cuda``, and ``--epochs`` a recovery that
-does not depend on the machine's speed; ``--name`` keeps such results apart.
+Another text for all of it is ``--text "FILE + FILE"``, a graphics card ``--device cuda``, and ``--epochs`` a recovery
+that does not depend on the machine's speed; ``--name`` keeps such results apart.
 """
 
 import argparse
