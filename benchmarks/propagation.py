@@ -135,8 +135,11 @@ def main() -> None:
     if options.name:
         name, options.output = f"{name}-{options.name}", options.output / options.name
     results = read(name)
-    setting: dict[str, object] = {"windows": options.windows, "evaluation_windows": options.evaluation_windows}
-    setting["text"] = options.text.replace(f"{DATA}/", "")
+    setting = {
+        "windows": options.windows,
+        "evaluation_windows": options.evaluation_windows,
+        "text": options.text.replace(f"{DATA}/", ""),
+    }
     if {key: results.get(key) for key in setting} != setting:
         results = {"rows": {}}
     model, tokenizer = load(source, torch.float32)
@@ -148,14 +151,14 @@ def main() -> None:
     save(name, results)
     text = ("--windows", options.windows, "--length", 2048, "--calibration", options.text)
     device = ("--device", options.device)
-    budget = ("minutes", options.recover) if options.epochs is None else ("epochs", options.epochs)
+    unit, budget = ("minutes", options.recover) if options.epochs is None else ("epochs", options.epochs)
     folder = options.output / options.model
     for ratio in options.ratios.split(","):
         plan = folder / f"{ratio}.json"
         kept = ("--dtype", "float32", "--work", options.work)
         verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32", *device)
         compress = ("compress", source, "--plan", plan, *text, *kept, *device)
-        recover = ("--calibration", options.text, f"--{budget[0]}", budget[1], *device)
+        recover = ("--calibration", options.text, f"--{unit}", budget, *device)
         folders = {row: place(folder, ratio, row) for row in ROWS}
         steps = {
             "plan": (*compress, "--refit", "never"),
@@ -173,7 +176,7 @@ def main() -> None:
             nats = window_nats(small, tokenizer, options.evaluation_windows)
             found = {
                 "cost": spent or (known or {}).get("cost"),
-                "asked": {"refine": options.refine, **dict([budget]), "threads": threads},
+                "asked": {"refine": options.refine, unit: budget, "threads": threads},
                 **against(nats, results["dense"]),
                 "texts": samples(small, tokenizer),
                 "window_nats": nats,

@@ -1,9 +1,13 @@
 """Files that are whole or not there, whenever the process or the machine stops."""
 
+import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 UNFINISHED = ".unfinished"  # suffix of what only an interrupted run needs
 
 
@@ -34,6 +38,26 @@ def write_text_whole(path: Path, text: str) -> None:
         OSError: The disk is full or fails; ``path`` is as it was.
     """
     write_whole(path, lambda partial: write_text(partial, text))
+
+
+def settled_once(file: Path | None, kind: Callable[..., T], settle: Callable[[], T]) -> T:
+    """Return what an interrupted run has settled and kept in a JSON file, or settle it and keep it there.
+
+    Args:
+        file: Where it is kept, by the names of its fields; None: nowhere.
+        kind: The dataclass it is.
+        settle: Returns it anew, where there is no file or a damaged one.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    if file is not None and file.is_file():
+        with suppress(ValueError, TypeError):
+            return kind(**json.loads(file.read_text(encoding="utf-8")))
+    settled = settle()
+    if file is not None:
+        write_text_whole(file, json.dumps(vars(settled)))
+    return settled
 
 
 def flush(path: Path) -> None:

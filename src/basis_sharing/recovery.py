@@ -1,10 +1,8 @@
 """The story of one recovery: a compressed folder is trained for a while and becomes a better one of the same size."""
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from basis_sharing.calibration.sweep import default_dtype
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
-from basis_sharing.durable import write_text_whole
+from basis_sharing.durable import settled_once
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
@@ -185,7 +183,8 @@ def _train(
     training = ids[chosen]
     trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
     recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
-    schedule = _schedule(asked, recovery, work)
+    with output_errors(work):
+        schedule = settled_once(work / "schedule.json", Schedule, lambda: settled(asked, recovery))
     outcome = recovery.run(
         schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
     )
@@ -230,18 +229,6 @@ def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.P
     torch.manual_seed(asked.seed)
     adapted = get_peft_model(model, setting)
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-
-
-def _schedule(asked: RecoverySettings, recovery: Recovery, work: Path) -> Schedule:
-    """Return what was settled when the training began, or settle it."""
-    file = work / "schedule.json"
-    if file.is_file():
-        return Schedule(**json.loads(file.read_text(encoding="utf-8")))
-    schedule = settled(asked, recovery)
-    text = json.dumps(asdict(schedule))
-    with output_errors(work):
-        write_text_whole(file, text)
-    return schedule
 
 
 def settled(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic) -> Schedule:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from basis_sharing.calibration.placing import placed
 from basis_sharing.calibration.states import states_like
 from basis_sharing.calibration.sweep import BlockCall, block_calls, fill_first_states, run_block, states_shape
 from basis_sharing.calibration.waypoint import Waypoint
-from basis_sharing.durable import UNFINISHED, write_text_whole, write_whole
+from basis_sharing.durable import UNFINISHED, settled_once, write_whole
 from basis_sharing.errors import RecipeError
 from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.layers.surgery import basis_of, set_coefficients
@@ -98,8 +98,9 @@ def propagate(
     with ExitStack() as stack:
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
         work = _Work(model, original, decoder, calls, dtype, refit, machine)
-        schedule = _schedule(
-            folder,
+        schedule = settled_once(
+            folder and folder / "schedule.json",
+            Schedule,
             lambda: (
                 Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
             ),
@@ -119,19 +120,6 @@ def propagate(
             gains.append(work.mend_block(index, flows, schedule, seed, room, progress))
             waypoint.reach(index + 1, flows)
     return schedule, gains
-
-
-def _schedule(folder: Path | None, settle: Callable[[], Schedule]) -> Schedule:
-    """Return the schedule that was settled when the run began, or settle it."""
-    file = folder and folder / "schedule.json"
-    if file is not None and file.is_file():
-        with suppress(ValueError):  # damaged: settle it anew
-            return Schedule(**json.loads(file.read_text(encoding="utf-8")))
-    schedule = settle()
-    if file is not None:
-        text = json.dumps({"segments": schedule.segments, "epochs": schedule.epochs})
-        write_text_whole(file, text)
-    return schedule
 
 
 @dataclass

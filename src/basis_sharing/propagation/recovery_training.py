@@ -24,8 +24,8 @@ from basis_sharing.durable import write_whole
 from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.propagation.optimizer import relative_adamw, warm_cosine
 
-_CUT = 3
-_CHECKPOINTS = 10
+_CUT = 3  # what the rate is divided by
+_CHECKPOINTS = 10  # to go on from
 _PIECE = 512  # positions whose probabilities are in memory at once
 _WEIGHTS, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
@@ -122,6 +122,17 @@ class Recovery:
         """Return the mean loss on the windows to judge by."""
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is trained, as a file holds it."""
+        return {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, file: Path) -> None:
+        """Put back what :meth:`tensors` returned."""
+        kept = load_file(file)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(kept[name])
+
     def run(self, schedule: Schedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
         """Train, and leave the best state in the model.
 
@@ -213,10 +224,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
 
     def restore(self) -> None:
         """Put the best state back."""
-        kept = load_file(self._file)
-        with torch.no_grad():
-            for name, parameter in self._recovery.parameters.items():
-                parameter.copy_(kept[name])
+        self._recovery.load(self._file)
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         """Report a step."""
@@ -225,7 +233,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
             worse = self.look(state.global_step)
             if self.diverged:
                 control.should_training_stop = True
-            elif worse:
+            elif worse and state.global_step < self._steps:
                 self.restore()
                 self._slow_down()
 
@@ -242,7 +250,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
             known["exp_avg"].zero_()
 
     def _keep(self, step: int) -> None:
-        tensors = {name: p.detach().contiguous() for name, p in self._recovery.parameters.items()}
+        tensors = self._recovery.tensors()
         kept = json.dumps({"loss": self.best, "step": step})
         write_whole(self._file, lambda path: save_file(tensors, path, {"kept": kept}))
 
@@ -270,14 +278,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: p.detach().contiguous() for name, p in self._recovery.parameters.items()}
-        save_file(tensors, folder / _WEIGHTS)
+        save_file(self._recovery.tensors(), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        kept = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in self._recovery.parameters.items():
-                parameter.copy_(kept[name])
+        self._recovery.load(Path(resume_from_checkpoint) / _WEIGHTS)
 
 
 def _last_complete(folder: Path) -> str | None:
