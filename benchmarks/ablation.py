@@ -22,28 +22,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from basis_sharing.calibrate import Calibration, calibrated
+from basis_sharing.calibration.collect import Calibration, calibrated
 from basis_sharing.calibration.windows import EvaluationText, calibration_windows
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
-from basis_sharing.factorization.execute import factorize
-from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.linalg.truncation import Truncation, losses
-from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import needs_bos
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
-from basis_sharing.plan import Plan
-from basis_sharing.planners import fixed_plan, planner_for
+from basis_sharing.planning.from_recipe import fixed_plan, planner_for
 from basis_sharing.planning.planner import Planner
-from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import PRESETS, Weighting
-from basis_sharing.progress import ProgressCallback
-from basis_sharing.recipe import Form, Recipe
-from basis_sharing.subject import Subject
-from basis_sharing.weighting import Weigher
-from basis_sharing.work import WorkFolder
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.presets import PRESETS, Weighting
+from basis_sharing.recipe.recipe import Form, Recipe
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.progress import ProgressCallback
+from basis_sharing.run.run import Subject
+from basis_sharing.run.work import WorkFolder
+from basis_sharing.runtime.surgery import install_factors, projection_parameters
+from basis_sharing.treatments.factors.solve import factorize
+from basis_sharing.treatments.factors.uniform import uniform_plan
+from basis_sharing.weightings.weighting import Weigher
 from common import DATA, MODELS, ROOT, TEST_TEXT, machine, need_data, read, save
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")

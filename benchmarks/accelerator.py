@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from basis_sharing import compress
-from basis_sharing.benchmark.bench import bench
 from basis_sharing.linalg.truncation import Weighted, truncate
 from basis_sharing.linalg.whitening import cholesky_whitening
-from basis_sharing.progress import Progress
+from basis_sharing.run.progress import Progress
+from basis_sharing.verbs.bench import bench
 from common import ROOT, machine, save
 
 RATIOS = (0.2, 0.5)

@@ -14,7 +14,7 @@ from torch import Tensor
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.models.decoder import weight
-from basis_sharing.plan import dense_parameters
+from basis_sharing.plans.plan import dense_parameters
 from common import load_setting, machine, save
 
 

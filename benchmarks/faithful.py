@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
-from basis_sharing.calibration.sweep import sweep
 from basis_sharing.evaluation.perplexity import measure
-from basis_sharing.factorization.execute import factorize, refit
-from basis_sharing.layers.surgery import install_factors, projection_parameters
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.families import family_of
 from basis_sharing.models.family import Decoder
-from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import Weighting
-from basis_sharing.recipe import Form
-from basis_sharing.weighting import Weigher
+from basis_sharing.recipe.presets import Weighting
+from basis_sharing.recipe.recipe import Form
+from basis_sharing.runtime.surgery import install_factors, projection_parameters
+from basis_sharing.treatments.factors.solve import factorize, refit
+from basis_sharing.treatments.factors.uniform import uniform_plan
+from basis_sharing.weightings.weighting import Weigher
 from common import load_setting, machine, read, save
 
 

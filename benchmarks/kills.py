@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import basis_sharing
-from basis_sharing.progress import Progress
+from basis_sharing.run.progress import Progress
 from common import ROOT, machine, save
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -36,8 +36,8 @@ LIMIT = 4 * 2**30
 TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. "
 CHILD = """
 import json, sys, threading, time
-from basis_sharing.machine import taken_memory
-from basis_sharing.pipeline import compress
+from basis_sharing.run.machine import taken_memory
+from basis_sharing.verbs.compress import compress
 
 peak, stage, stages, running = [0], ["loading"], {}, [True]
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from basis_sharing.evaluation.perplexity import load
-from basis_sharing.layers.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.layers.surgery import product_of
 from basis_sharing.results.compression import RESULT_FILE
+from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.surgery import product_of
 from common import machine, save, smollm2
 
 PROCESSES = (1, 2, 4)

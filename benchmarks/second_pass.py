@@ -16,15 +16,15 @@ from typing import Any
 
 from ablation import Bench, bench_for
 from basis_sharing.calibration.backward import backward_sweep
+from basis_sharing.calibration.forward import default_dtype
 from basis_sharing.calibration.moments import MomentStore
-from basis_sharing.calibration.sweep import default_dtype
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
-from basis_sharing.plan import Plan
-from basis_sharing.planners import planner_for
-from basis_sharing.presets import Weighting
-from basis_sharing.recipe import Recipe
-from basis_sharing.weighting import Weigher
+from basis_sharing.planning.from_recipe import planner_for
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.presets import Weighting
+from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.weightings.weighting import Weigher
 from common import DATA, ROOT, TEST_TEXT, machine, need_data, read, save
 
 TEXTS = {"WikiText-2": TEST_TEXT, "C4": f"c4:{DATA}/c4/c4_demo.jsonl.gz"}

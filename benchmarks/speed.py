@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
+from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
-from basis_sharing.calibration.sweep import sweep
 from basis_sharing.evaluation.perplexity import measure
-from basis_sharing.factorization.execute import factorize
-from basis_sharing.factorization.outcome import GroupOutcome
-from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder
-from basis_sharing.plan import Plan
-from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import Weighting
-from basis_sharing.weighting import Weigher
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.presets import Weighting
+from basis_sharing.runtime.surgery import install_factors
+from basis_sharing.treatments.factors.outcome import GroupOutcome
+from basis_sharing.treatments.factors.solve import factorize
+from basis_sharing.treatments.factors.uniform import uniform_plan
+from basis_sharing.weightings.weighting import Weigher
 from common import load_setting, machine, save
 
 

@@ -1,9 +1,9 @@
 """Hold a refactoring to its word: fingerprints of the weights, plans and forecasts that every method gives.
 
 ``python benchmarks/unchanged.py record FILE`` before the change, ``python benchmarks/unchanged.py compare FILE`` after
-it; ``--real`` adds SmolLM2-135M at 20 % (a quarter of an hour on two cores). A fingerprint is the sha256 of names,
-shapes, dtypes and bytes of all tensors, of what a plan says of every group, or of the points of a forecast; files around
-the weights may change their form. ``compare`` prints every case that differs and exits with 1 where there is one.
+it; ``--real``: SmolLM2-135M instead of the pico models. A fingerprint is the sha256 of names, shapes, dtypes and bytes
+of all tensors, of what a plan says of every group, or of the points of a forecast; files around the weights may change
+their form. ``compare`` prints every case that differs and exits with 1 where there is one.
 
 The minutes of ``refine`` are told to it by a clock that ticks once per look, so that both runs train alike.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from basis_sharing import compress
 from basis_sharing.cli.console import out, progress_bars
-from basis_sharing.report.tables import compression_table
+from basis_sharing.reports.tables import compression_table
 
 OUTPUT = Path("demo-output")
 PROMPT = "In Python, a dictionary is"

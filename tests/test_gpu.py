@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import basis_sharing
-from basis_sharing.recovery import recover
+from basis_sharing.verbs.recover import recover
 from pico import PICO, TEXT, pico_tokenizer, save_with_texts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -15,14 +15,14 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import basis_sharing
-from basis_sharing.factorization.execute import factorize
-from basis_sharing.layers.modeling_basis_sharing import FORMS, FactorizedLinear
-from basis_sharing.layers.surgery import install_factors
 from basis_sharing.models.decoder import describe
-from basis_sharing.plan import Plan, PlanGroup
-from basis_sharing.presets import Weighting
+from basis_sharing.plans.plan import Plan, PlanGroup
+from basis_sharing.recipe.presets import Weighting
 from basis_sharing.results.compression import CompressionResult
-from basis_sharing.weighting import Weigher
+from basis_sharing.runtime.modeling_basis_sharing import FORMS, FactorizedLinear
+from basis_sharing.runtime.surgery import install_factors
+from basis_sharing.treatments.factors.solve import factorize
+from basis_sharing.weightings.weighting import Weigher
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]

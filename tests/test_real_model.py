@@ -11,8 +11,8 @@ import pytest
 
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.source import load_skeleton, resolve
-from basis_sharing.planning.uniform import uniform_plan
-from basis_sharing.presets import PRESETS
+from basis_sharing.recipe.presets import PRESETS
+from basis_sharing.treatments.factors.uniform import uniform_plan
 from pico import real_model
 
 GGUF = real_model()

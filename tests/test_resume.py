@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from basis_sharing.calibration import states, waypoint
+from basis_sharing.blocks import states
 from basis_sharing.cli.main import main
-from basis_sharing.durable import flush
 from basis_sharing.errors import OutputError, PlanError
-from basis_sharing.pipeline import compress
-from basis_sharing.progress import Progress
+from basis_sharing.run import resume as waypoint
+from basis_sharing.run.durable import flush
+from basis_sharing.run.progress import Progress
+from basis_sharing.verbs.compress import compress
 from pico import TEXT, save_pico, save_with_texts, weight_bytes
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -111,7 +112,7 @@ def test_what_a_stage_has_done_is_not_done_again(stage: str, space: Path, tmp_pa
 
 KILLER = """
 import os, signal, sys
-from basis_sharing.pipeline import compress
+from basis_sharing.verbs.compress import compress
 
 def kill(event):
     if event.stage == sys.argv[3] and 2 * event.done >= event.total:
@@ -215,11 +216,11 @@ def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(
 
     def fill(event: Progress) -> None:
         if event.stage == stage and 2 * event.done >= event.total:
-            monkeypatch.setattr("basis_sharing.durable.flush", fail)
+            monkeypatch.setattr("basis_sharing.run.durable.flush", fail)
 
     with pytest.raises(OutputError, match="no space is left for"):
         run(space, output, "auto", killing=fill)
-    monkeypatch.setattr("basis_sharing.durable.flush", flush)
+    monkeypatch.setattr("basis_sharing.run.durable.flush", flush)
     assert not output.exists()
     run(space, output, "auto")
     assert weight_bytes(output) == weight_bytes(space / "auto")
@@ -243,7 +244,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("basis_sharing.pipeline.factorize", interrupted)
+    monkeypatch.setattr("basis_sharing.verbs.compress.factorize", interrupted)
     model, text = str(space / "model"), str(space / "text.txt")
     few = ["--calibration", text, "--windows", "4", "--length", "64"]
     with pytest.raises(SystemExit) as ended:

@@ -7,19 +7,19 @@ registered the moment transformers loads its own.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from basis_sharing._registration import register_with_transformers
+from basis_sharing.runtime.registration import register_with_transformers
 
 if TYPE_CHECKING:
-    from basis_sharing.benchmark.bench import bench
-    from basis_sharing.evaluation.comparison import compare
     from basis_sharing.evaluation.perplexity import evaluate
-    from basis_sharing.evaluation.recheck import recheck
-    from basis_sharing.forecast import plan_model
-    from basis_sharing.pipeline import compress
-    from basis_sharing.recipe import Recipe
-    from basis_sharing.recovery import recover
-    from basis_sharing.report.html import write_report
+    from basis_sharing.recipe.recipe import Recipe
+    from basis_sharing.reports.html import write_report
     from basis_sharing.results.comparison import Limits
+    from basis_sharing.verbs.bench import bench
+    from basis_sharing.verbs.compare import compare
+    from basis_sharing.verbs.compress import compress
+    from basis_sharing.verbs.plan import plan_model
+    from basis_sharing.verbs.recheck import recheck
+    from basis_sharing.verbs.recover import recover
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,15 +37,15 @@ __all__ = [
 
 _LAZY = {
     "Limits": "basis_sharing.results.comparison",
-    "Recipe": "basis_sharing.recipe",
-    "bench": "basis_sharing.benchmark.bench",
-    "compare": "basis_sharing.evaluation.comparison",
-    "compress": "basis_sharing.pipeline",
+    "Recipe": "basis_sharing.recipe.recipe",
+    "bench": "basis_sharing.verbs.bench",
+    "compare": "basis_sharing.verbs.compare",
+    "compress": "basis_sharing.verbs.compress",
     "evaluate": "basis_sharing.evaluation.perplexity",
-    "plan_model": "basis_sharing.forecast",
-    "recheck": "basis_sharing.evaluation.recheck",
-    "recover": "basis_sharing.recovery",
-    "write_report": "basis_sharing.report.html",
+    "plan_model": "basis_sharing.verbs.plan",
+    "recheck": "basis_sharing.verbs.recheck",
+    "recover": "basis_sharing.verbs.recover",
+    "write_report": "basis_sharing.reports.html",
 }
 
 

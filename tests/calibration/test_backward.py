@@ -9,9 +9,9 @@ import torch
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import Moments
 from basis_sharing.errors import CorpusError, NumericalError
-from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import describe
-from basis_sharing.progress import Progress
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.progress import Progress
 from pico import PICO
 
 FAMILIES = ("llama", "gpt2", "gemma3", "phi3", "mixtral", "opt")

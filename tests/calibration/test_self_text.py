@@ -9,7 +9,7 @@ from torch import nn
 
 from basis_sharing.calibration.self_text import write_windows
 from basis_sharing.errors import CorpusError, NumericalError
-from basis_sharing.progress import Progress
+from basis_sharing.run.progress import Progress
 from pico import PICO, VOCAB, pico_tokenizer
 
 TOKENIZER = pico_tokenizer()

@@ -134,7 +134,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="make room"):
             compress(dense, 0.2, windows=4, length=64, output=disk / "out")
         monkey = pytest.MonkeyPatch()
-        monkey.setattr("basis_sharing.pipeline.check_space", lambda *_: None)
+        monkey.setattr("basis_sharing.verbs.compress.check_space", lambda *_: None)
         with monkey.context(), pytest.raises(OutputError, match="no space is left"):
             compress(dense, 0.2, windows=4, length=64, output=disk / "out")
         monkey.undo()

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from test_bad_input import Workspace
 
 from basis_sharing.results.benchmark import BenchmarkResult
+from workspace import Workspace
 
 FAST = ("--prompt-tokens=16", "--new-tokens=2", "--batch-sizes=1,2", "--repeats=1", "--no-memory", "--device=cpu")
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bad_input import Workspace
 
 from basis_sharing.results.comparison import Comparison
+from workspace import Workspace
 
 EXAMPLE = {"goal": "Open a jar.", "sol1": "Turn its lid.", "sol2": "Sing to it.", "label": 0}
 

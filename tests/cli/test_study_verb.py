@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from basis_sharing.cli.main import main
-from basis_sharing.studying import StudyResult
+from basis_sharing.verbs.study import StudyResult
 from pico import save_pico
 
 

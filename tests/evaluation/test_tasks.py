@@ -16,11 +16,11 @@ import torch
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.evaluation import harness
-from basis_sharing.evaluation.comparison import compare
 from basis_sharing.evaluation.task_data import write_task
 from basis_sharing.evaluation.tasks import PAPER, evaluate_tasks, task_names
-from basis_sharing.progress import Progress
 from basis_sharing.results.tasks import TaskResults
+from basis_sharing.run.progress import Progress
+from basis_sharing.verbs.compare import compare
 from pico import PICO, pico_tokenizer, save_pico
 
 WORDS = ["river", "stone", "light", "engine", "paper", "winter", "orange", "silver", "garden", "mirror"]

@@ -14,15 +14,15 @@ import torch
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.errors import PlanError
-from basis_sharing.factorization.execute import factorize
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
-from basis_sharing.plan import Plan, dense_parameters, multiplications, stored_parameters
 from basis_sharing.planning.allocation import Lane
-from basis_sharing.planning.candidates import Candidate, Candidates, find_candidates
 from basis_sharing.planning.planner import Planner
-from basis_sharing.presets import Weighting
-from basis_sharing.weighting import Weigher
+from basis_sharing.plans.plan import Plan, dense_parameters, multiplications, stored_parameters
+from basis_sharing.recipe.presets import Weighting
+from basis_sharing.treatments.factors.candidates import Candidate, Candidates, find_candidates
+from basis_sharing.treatments.factors.solve import factorize
+from basis_sharing.weightings.weighting import Weigher
 from pico import PICO
 
 IDS = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from basis_sharing.cli.main import main
-from basis_sharing.recipe import Recipe
+from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Sizes
 from basis_sharing.results.words import (
@@ -75,7 +75,7 @@ def test_the_command_gives_the_same_settings_again(settings: dict[str, Any], mon
         found.update(model=model, output=output, recipe=Recipe.create(**settings))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("basis_sharing.pipeline.compress", compress)
+    monkeypatch.setattr("basis_sharing.verbs.compress.compress", compress)
     program, *words = shlex.split(command_line(given, "the output"))
     assert program == "basis-sharing"
     with pytest.raises(SystemExit):

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
-from basis_sharing.calibration.placing import placed
-from basis_sharing.calibration.states import Tape, make_tape, states_like
-from basis_sharing.calibration.sweep import (
+from basis_sharing.blocks.placing import placed
+from basis_sharing.blocks.states import Tape, make_tape, states_like
+from basis_sharing.calibration.forward import (
     BlockCall,
     block_calls,
     fill_first_states,
@@ -26,13 +25,14 @@ from basis_sharing.calibration.sweep import (
     run_block,
     states_shape,
 )
-from basis_sharing.calibration.waypoint import Waypoint
-from basis_sharing.durable import UNFINISHED
+from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import NumericalError
-from basis_sharing.machine import Machine
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.progress import Progress, ProgressCallback, silent
-from basis_sharing.ranks import Ranks
+from basis_sharing.run.durable import UNFINISHED
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.processes import Ranks
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.resume import Waypoint
 
 _STAGES = ("taped", "loss", "gradients")
 _POSITIONS = 512

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from basis_sharing.calibration.placing import placed
-from basis_sharing.calibration.sweep import own_windows
+from basis_sharing.blocks.placing import placed
+from basis_sharing.calibration.forward import own_windows
 from basis_sharing.errors import NumericalError
-from basis_sharing.machine import Machine
 from basis_sharing.models.decoder import module
 from basis_sharing.models.family import Decoder
-from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 
 def row_fisher(

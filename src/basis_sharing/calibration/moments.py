@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from basis_sharing.durable import write_whole
-from basis_sharing.ranks import Ranks
+from basis_sharing.run.durable import write_whole
+from basis_sharing.run.processes import Ranks
 
 _TILE = 512
 

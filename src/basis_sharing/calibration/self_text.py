@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.errors import CorpusError, NumericalError
-from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 _BATCH = 8
 

@@ -17,7 +17,7 @@ from basis_sharing.calibration.corpora import Source, Split, parse_mixture, pars
 from basis_sharing.calibration.readers import read_conversations
 from basis_sharing.calibration.self_text import write_windows
 from basis_sharing.errors import CorpusError
-from basis_sharing.progress import ProgressCallback, silent
+from basis_sharing.run.progress import ProgressCallback, silent
 
 _ARRAY = "input_ids"
 _ZIP_MAGIC = b"PK"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from basis_sharing.errors import CheckpointError
-from basis_sharing.layers.modeling_basis_sharing import FormatError, check_format
 from basis_sharing.models.weight_files import read_header, weight_files
+from basis_sharing.runtime.modeling_basis_sharing import FormatError, check_format
 
 
 def check_folder(folder: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers.utils import logging as transformers_logging
 
-from basis_sharing.durable import flush
 from basis_sharing.errors import OutputError
+from basis_sharing.run.durable import flush
 
 _MARGIN = 16 * 2**20
 

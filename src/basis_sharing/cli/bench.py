@@ -65,10 +65,10 @@ def bench(
     """
     sizes = _batch_sizes(batch_sizes)
 
-    from basis_sharing.benchmark.bench import bench as run
-    from basis_sharing.checkpoint.files import check_files, write_file
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.report.benchmark_table import benchmark_table
+    from basis_sharing.reports.benchmark_table import benchmark_table
+    from basis_sharing.run.files import check_files, write_file
+    from basis_sharing.verbs.bench import bench as run
 
     if output is not None:
         check_files([output], overwrite=overwrite)

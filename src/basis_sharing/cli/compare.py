@@ -88,7 +88,7 @@ def compare(
         basis-sharing compare --baseline results.json ./llama-20 --max-drift 1%
     """
     from basis_sharing.errors import RecipeError
-    from basis_sharing.recipe import DTYPES
+    from basis_sharing.recipe.recipe import DTYPES
     from basis_sharing.results.comparison import Comparison, Limits
 
     if len(models) > 2 or (len(models) == 1 and baseline is None):
@@ -125,15 +125,15 @@ def compare(
     limits = Limits.create(**{name: value for name, value in given_limits.items() if value is not None})
     stored = None if baseline is None else Comparison.read(baseline)
 
-    from basis_sharing.checkpoint.files import check_files, write_file
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.evaluation.comparison import compare as run
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
-    from basis_sharing.evaluation.recheck import recheck
     from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, read_prompts
     from basis_sharing.evaluation.score_cache import default_folder
     from basis_sharing.models.source import named_dtype
-    from basis_sharing.report.comparison_table import comparison_table
+    from basis_sharing.reports.comparison_table import comparison_table
+    from basis_sharing.run.files import check_files, write_file
+    from basis_sharing.verbs.compare import compare as run
+    from basis_sharing.verbs.recheck import recheck
 
     if output is not None:
         check_files([output], overwrite=overwrite)

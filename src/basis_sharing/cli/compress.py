@@ -119,15 +119,15 @@ def compress(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.ranks import joined
-    from basis_sharing.report.tables import compression_table
+    from basis_sharing.reports.tables import compression_table
+    from basis_sharing.run.processes import joined
 
     if dry_run:
         with joined() as ranks:
             if ranks.first:
                 _tell_needs(model, output, device, max_memory, settings, as_json=as_json)
         return
-    from basis_sharing.pipeline import compress as run
+    from basis_sharing.verbs.compress import compress as run
 
     with joined() as ranks, resumable(output, work), progress_bars() as progress:
         _, result = run(
@@ -157,8 +157,8 @@ def _tell_needs(
     model: str, output: Path, device: str | None, max_memory: str | None, settings: dict[str, Any], *, as_json: bool
 ) -> None:
     from basis_sharing.cli.console import out
-    from basis_sharing.estimate import estimate
-    from basis_sharing.report.estimate_table import estimate_table
+    from basis_sharing.reports.estimate_table import estimate_table
+    from basis_sharing.verbs.estimate import estimate
 
     found = estimate(model, device=device, max_memory=max_memory, **settings)
     if as_json:

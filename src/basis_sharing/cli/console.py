@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from basis_sharing.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 _WIDTH_OF_A_FILE = 120
 

@@ -18,9 +18,9 @@ def densify(
         basis-sharing densify ./llama-20 -o ./llama-20-dense
     """
     from basis_sharing.cli.console import out, progress_bars
+    from basis_sharing.exports.dense import densify as run
     from basis_sharing.models.sizes import weight_file_bytes
-    from basis_sharing.report.tables import mebibytes
-    from basis_sharing.serving.densify import densify as run
+    from basis_sharing.reports.tables import mebibytes
 
     with progress_bars() as progress:
         run(model, output, overwrite=overwrite, progress=progress)

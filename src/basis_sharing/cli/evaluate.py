@@ -8,8 +8,8 @@ import typer
 from basis_sharing.cli import options
 
 if TYPE_CHECKING:
-    from basis_sharing.progress import ProgressCallback
     from basis_sharing.results.measures import Perplexity
+    from basis_sharing.run.progress import ProgressCallback
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
         basis-sharing eval ./llama-20 --tasks paper,boolq --task-data ./zeroshot
     """
     from basis_sharing.errors import RecipeError
-    from basis_sharing.recipe import DTYPES
+    from basis_sharing.recipe.recipe import DTYPES
 
     if dtype not in DTYPES:
         raise RecipeError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}.")
@@ -61,7 +61,7 @@ def evaluate(
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
     from basis_sharing.models.source import named_dtype
-    from basis_sharing.report.tables import perplexity_table
+    from basis_sharing.reports.tables import perplexity_table
 
     texts = text or ([DEFAULT_TEXT] if tasks is None else [])
     scored = None
@@ -92,7 +92,7 @@ def evaluate(
     if measured:
         out.print(perplexity_table(model, measured))
     if scored is not None:
-        from basis_sharing.report.tasks_table import tasks_table
+        from basis_sharing.reports.tasks_table import tasks_table
 
         out.print(tasks_table(scored))
 

@@ -21,7 +21,7 @@ def inspect(
     from basis_sharing.models.decoder import describe
     from basis_sharing.models.sizes import role_table, starting_point
     from basis_sharing.models.source import load_skeleton, refuse_compressed, resolve
-    from basis_sharing.report.tables import SHOWN_RATIOS, compression_table, inspection_table
+    from basis_sharing.reports.tables import SHOWN_RATIOS, compression_table, inspection_table
     from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 
     source = resolve(model)

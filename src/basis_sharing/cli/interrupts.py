@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from basis_sharing.work import work_beside
+from basis_sharing.run.work import work_beside
 
 
 @contextmanager

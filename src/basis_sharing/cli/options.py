@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from basis_sharing.errors import RecipeError
-from basis_sharing.presets import PRESETS
-from basis_sharing.recipe import DTYPES, Recipe
+from basis_sharing.recipe.presets import PRESETS
+from basis_sharing.recipe.recipe import DTYPES, Recipe
 
 _CALIBRATION = (
     "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "

@@ -90,11 +90,11 @@ def plan(
         evaluation_windows=evaluation_windows,
     )
 
-    from basis_sharing.checkpoint.files import check_files, write_file
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.forecast import plan_model
-    from basis_sharing.report.forecast_figure import draw_forecast
-    from basis_sharing.report.plan_tables import forecast_table
+    from basis_sharing.reports.forecast_figure import draw_forecast
+    from basis_sharing.reports.plan_tables import forecast_table
+    from basis_sharing.run.files import check_files, write_file
+    from basis_sharing.verbs.plan import plan_model
 
     picture = output.with_suffix(".png")
     check_files([output, picture], overwrite=overwrite)
@@ -120,8 +120,8 @@ def _diff(paths: list[str]) -> None:
         raise typer.BadParameter("diff compares two plans: basis-sharing plan diff A.json B.json.")
 
     from basis_sharing.cli.console import out
-    from basis_sharing.plan import Plan
-    from basis_sharing.report.plan_tables import diff_table
+    from basis_sharing.plans.plan import Plan
+    from basis_sharing.reports.plan_tables import diff_table
 
     first, second = (Plan.read(Path(path)) for path in paths)
     out.print(diff_table(first, second, (Path(paths[0]).name, Path(paths[1]).name)))

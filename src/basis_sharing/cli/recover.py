@@ -85,8 +85,8 @@ def recover(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.recovery import recover as run
-    from basis_sharing.report.recovery_table import recovery_table
+    from basis_sharing.reports.recovery_table import recovery_table
+    from basis_sharing.verbs.recover import recover as run
 
     with resumable(output, None), progress_bars() as progress:
         result = run(

@@ -37,7 +37,7 @@ def report(
         basis-sharing report ./llama-20 -o llama-20.html --results compare.json --results bench.json
     """
     from basis_sharing.cli.console import out
-    from basis_sharing.report.html import write_report
+    from basis_sharing.reports.html import write_report
 
     written = write_report(folder, results or (), output=output, figures=figures, overwrite=overwrite)
     files = str(output) if figures is None else f"{output} and {len(written) - 1} pictures to {figures}"

@@ -81,8 +81,8 @@ def rollout(
 
     from basis_sharing.cli.console import err, out, progress_bars
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
-    from basis_sharing.report.rollout_table import rollout_table, step_line
-    from basis_sharing.rollout import rollout as run
+    from basis_sharing.reports.rollout_table import rollout_table, step_line
+    from basis_sharing.verbs.rollout import rollout as run
 
     with progress_bars() as progress:
         result = run(

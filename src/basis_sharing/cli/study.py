@@ -63,11 +63,11 @@ def study(
         calibration_dtype=calibration_dtype,
     )
 
-    from basis_sharing.checkpoint.files import check_files, write_file
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.report.study_figure import draw_study
-    from basis_sharing.report.study_table import conclusion, study_table
-    from basis_sharing.studying import study as run
+    from basis_sharing.reports.study_figure import draw_study
+    from basis_sharing.reports.study_table import conclusion, study_table
+    from basis_sharing.run.files import check_files, write_file
+    from basis_sharing.verbs.study import study as run
 
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.calibration.placing import placed
+from basis_sharing.blocks.placing import placed
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.models.families import needs_bos
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.source import dtype_name, load_config, load_model, load_tokenizer, resolve
-from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.results.measures import Perplexity
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 DEFAULT_TEXT = "python-docs:heldout"
 _DEFAULT_LENGTH = 2048

@@ -7,9 +7,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.checkpoint.files import check_files, write_file
 from basis_sharing.errors import OutputError, ResultError
 from basis_sharing.results.tasks import CachedScore, TaskScore
+from basis_sharing.run.files import check_files, write_file
 
 
 def default_folder() -> Path:

@@ -14,9 +14,9 @@ from basis_sharing.evaluation.agreement import divergence, summarize
 from basis_sharing.evaluation.perplexity import from_losses, load, prepare_text, window_logits, window_loss
 from basis_sharing.evaluation.samples import continue_prompt
 from basis_sharing.evaluation.verdict import Missing
-from basis_sharing.progress import Progress, ProgressCallback
 from basis_sharing.results.comparison import Agreement, Comparison, Continuation, Limits
 from basis_sharing.results.measures import Perplexity
+from basis_sharing.run.progress import Progress, ProgressCallback
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from basis_sharing.evaluation.perplexity import load
 from basis_sharing.evaluation.score_cache import ScoreCache, question_key, tokenizer_fingerprint
 from basis_sharing.evaluation.task_data import LOCAL_TASKS, fingerprint_examples, write_task
 from basis_sharing.models.source import dtype_name, fingerprint, load_skeleton, load_tokenizer, resolve
-from basis_sharing.progress import Progress, ProgressCallback, silent
 from basis_sharing.results.tasks import TaskResults, TaskScore
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 PAPER = ("openbookqa", "arc_easy", "winogrande", "hellaswag", "arc_challenge", "piqa", "mathqa")
 ALIASES = {"paper": PAPER}

@@ -8,7 +8,8 @@ import numpy as np
 
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder
-from basis_sharing.plan import (
+from basis_sharing.planning.allocation import Allocation, Curve, allocate
+from basis_sharing.plans.plan import (
     Plan,
     PlanGroup,
     PlannedFor,
@@ -17,9 +18,8 @@ from basis_sharing.plan import (
     multiplications,
     stored_parameters,
 )
-from basis_sharing.planning.allocation import Allocation, Curve, allocate
-from basis_sharing.planning.candidates import Candidate, Candidates
-from basis_sharing.recipe import Form
+from basis_sharing.recipe.recipe import Form
+from basis_sharing.treatments.factors.candidates import Candidate, Candidates
 
 Resource = Literal["parameters", "multiplications"]
 _RATIO_TOLERANCE = 1e-4

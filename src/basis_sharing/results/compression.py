@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from basis_sharing.plan import PlanGroup, Prediction
-from basis_sharing.recipe import Form, Recipe
+from basis_sharing.plans.plan import PlanGroup, Prediction
+from basis_sharing.recipe.recipe import Form, Recipe
 from basis_sharing.results.base import Frozen, Result
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.results.recovery import RecoveryReport

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.recipe import Recipe
+from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.results.compression import CompressionResult
 
 _NEGATED = {"gradients": "--no-gradients", "across_roles": "--no-joint-roles", "across_depth": "--no-sharing"}

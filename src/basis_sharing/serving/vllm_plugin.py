@@ -32,7 +32,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from basis_sharing.layers.modeling_basis_sharing import (
+from basis_sharing.runtime.modeling_basis_sharing import (
     FORMAT_VERSION,
     QUANT_METHOD,
     FormatError,

@@ -1,0 +1,368 @@
+"""Block by block through both flows: coefficients are refitted, factors and norms trained, towards the original.
+
+Blocks come in depth order. Each reads the states of the compressed flow, as the blocks before it, mended already, have
+made them; its target are the states that the original has at the same depth. So a block also makes up for what was lost
+before it, which the planner, looking at one projection on the original's activations, cannot see. One block is at work
+at a time.
+"""
+
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from basis_sharing.blocks.placing import placed
+from basis_sharing.blocks.states import states_like
+from basis_sharing.calibration.forward import BlockCall, block_calls, fill_first_states, run_block, states_shape
+from basis_sharing.errors import RecipeError
+from basis_sharing.models.decoder import weight
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.repair.anchored_refit import FlowMoments, anchored_coefficients, best_choice, flow_moments
+from basis_sharing.repair.block_training import BlockGain, BlockTask, train_block
+from basis_sharing.repair.segments import (
+    FEWEST_SEGMENTS,
+    HELD_OUT,
+    REFIT_SEGMENTS,
+    Schedule,
+    cut_segments,
+    own_share,
+)
+from basis_sharing.run.durable import UNFINISHED, settled_once, write_whole
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.resume import Waypoint
+from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.surgery import basis_of, set_coefficients
+
+EPOCHS = 2
+_MOST_EPOCHS = 16
+_COMPRESSED, _ORIGINAL, _TARGETS = range(3)  # what is read in both flows, and what the original hands on
+
+
+def propagate(
+    model: Any,
+    original: Any,
+    decoder: Decoder,
+    input_ids: Tensor,
+    *,
+    refit: bool,
+    minutes: float | None,
+    dtype: torch.dtype,
+    seed: int,
+    bos: bool = False,
+    folder: Path | None = None,
+    machine: Machine | None = None,
+    progress: ProgressCallback = silent,
+) -> tuple[Schedule, list[BlockGain]]:
+    """Mend the blocks of a compressed model, one after the other; shapes, ranks and sharing stay as they are.
+
+    A basis that projections of several blocks share stays as it is: what suits one block would spoil another.
+
+    Args:
+        model: Compressed model; its parameters are replaced.
+        original: The model it was made from.
+        decoder: The structure of both.
+        input_ids: Windows of text, shape ``[windows, length]``; they are cut into segments of 512 tokens.
+        refit: Whether coefficients are refitted first (:mod:`~basis_sharing.repair.anchored_refit`).
+        minutes: How long training may take, about. The first steps are timed, then it is settled how much text is used;
+            None: no training, and the refit takes 48 segments.
+        dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
+        seed: Seed of the order of the segments.
+        bos: Whether windows, and so segments, start with a beginning-of-sequence token.
+        folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
+            weights.
+        machine: Where to work; None: where the model is. Several processes divide the segments among them, and refit
+            to what all of them read; training is for one.
+        progress: Receives one event per block and epoch.
+
+    Returns:
+        How much text was used, and what was gained per block.
+
+    Raises:
+        RecipeError: The time or the text is too short.
+        OSError: The disk of ``folder`` is full or fails.
+    """
+    machine = machine or Machine(model.device)
+    segments = cut_segments(input_ids, seed, bos)
+    calls = block_calls(model, decoder, segments)
+    with ExitStack() as stack:
+        room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
+        work = _Work(model, original, decoder, calls, dtype, refit, machine)
+        schedule = settled_once(
+            folder and folder / "schedule.json",
+            Schedule,
+            lambda: (
+                Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
+            ),
+        )
+        segments = segments[own_share(schedule, machine.ranks).segments]
+        shape = states_shape(model, decoder, segments)
+        flows = states_like(torch.Size((3, *shape)), dtype, room / f"flows{UNFINISHED}", machine)
+        waypoint = Waypoint(folder and folder / f"flows-reached{UNFINISHED}", machine.ranks)
+        first = waypoint.resume(flows)
+        if not all(machine.ranks.gather(first and _readable(room, first))):
+            first = 0  # begin anew
+        gains = [work.take(index, room) for index in range(first)]
+        if not first:
+            for flow, source in ((_COMPRESSED, model), (_ORIGINAL, original)):
+                fill_first_states(source, decoder, segments, flows[flow])
+        for index in range(first, len(decoder.blocks)):
+            gains.append(work.mend_block(index, flows, schedule, seed, room, progress))
+            waypoint.reach(index + 1, flows)
+    return schedule, gains
+
+
+@dataclass
+class _Work:
+    """What refining any block needs."""
+
+    model: Any
+    original: Any
+    decoder: Decoder
+    calls: list[BlockCall]
+    dtype: torch.dtype
+    refit: bool
+    machine: Machine
+
+    def settle(self, segments: Tensor, minutes: float) -> Schedule:
+        """Time the first block, and return what fits into the minutes."""
+        available = len(segments)
+        few = Schedule(FEWEST_SEGMENTS, 1)
+        segments = segments[own_share(few, self.machine.ranks).segments]
+        flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
+        for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
+            fill_first_states(source, self.decoder, segments, flows[flow])
+        self._aim(0, flows)  # warms up
+        start = time.monotonic()
+        self._aim(0, flows)
+        forward = (time.monotonic() - start) / FEWEST_SEGMENTS
+        start = time.monotonic()
+        with self._masters(0) as masters:
+            self._train(self._task(0, flows, few), masters, few, 0, lambda: None)
+        # One epoch, and two looks at the segments to judge by.
+        step = (time.monotonic() - start - 2 * len(few.held_out) * forward) / len(few.training)
+        share = 60 * minutes / len(self.decoder.blocks)
+
+        def fits(epochs: int) -> int:
+            training, judging = 1 - 1 / HELD_OUT, 1 / HELD_OUT
+            return int(share / (2 * forward + epochs * training * step + (epochs + 1) * judging * forward))
+
+        if fits(1) < FEWEST_SEGMENTS:
+            needed = minutes * FEWEST_SEGMENTS / max(1, fits(1))
+            raise RecipeError(f"--refine {minutes:g} minutes are too few for this model here: at least {needed:.0f}.")
+        epochs = EPOCHS
+        while epochs > 1 and fits(epochs) < FEWEST_SEGMENTS:
+            epochs -= 1
+        while epochs < _MOST_EPOCHS and fits(epochs + 1) >= available:
+            epochs += 1
+        return Schedule(min(available, fits(epochs)), epochs)
+
+    def mend_block(
+        self, index: int, flows: Tensor, schedule: Schedule, seed: int, room: Path, progress: ProgressCallback
+    ) -> BlockGain:
+        """Refit and train a block, keep it in a file, and let both flows through it."""
+        stage = "refining" if schedule.epochs else "refitting to the compressed flow"
+        steps = max(1, schedule.epochs * len(schedule.training))
+        taken, total = index * steps, len(self.decoder.blocks) * steps
+
+        def step_done() -> None:
+            nonlocal taken
+            taken += 1
+            progress(Progress(stage, taken, total, "steps"))
+
+        self._aim(index, flows)
+        with self._masters(index) as masters:
+            task = self._task(index, flows, schedule)
+            before = task.held_out_error()
+            refitted = self._refit(index, flows, task, before) if self.refit else before
+            gain = self._train(task, masters, schedule, seed + index, step_done)
+        gain = replace(gain, before=before, refitted=refitted)
+        self._keep(index, masters, gain, room)
+        self.take(index, room)
+        block, call = self._block(self.model, index), self.calls[index].to(self.machine.device, self.dtype)
+        with torch.no_grad(), placed(block, self.machine.device, self.dtype):
+            for window, states in enumerate(flows[_COMPRESSED]):
+                flows[_COMPRESSED, window] = run_block(block, states[None].to(self.machine.device), call)[0]
+        flows[_ORIGINAL] = flows[_TARGETS]
+        progress(Progress(stage, (index + 1) * steps, total, "steps"))
+        return gain
+
+    def take(self, index: int, room: Path) -> BlockGain:
+        """Put a block that was mended into the model, and return what it gained."""
+        mended = load_file(_file(room, index))
+        about = json.loads(bytes(mended.pop("about").tolist()))
+        replaced = {
+            id(old): nn.Parameter(mended[name].to(old.device), requires_grad=old.requires_grad)
+            for name, old in self._own(index).items()
+            if name in mended
+        }
+        _swap(self._block(self.model, index), replaced)
+        return BlockGain(**about)
+
+    def _keep(self, index: int, masters: dict[str, nn.Parameter], gain: BlockGain, room: Path) -> None:
+        """Write what has changed, in the dtype it had."""
+        tensors = {"about": torch.tensor(list(json.dumps(vars(gain)).encode()), dtype=torch.uint8)}
+        if gain.after < gain.before:
+            for name, old in self._own(index).items():
+                tensors[name] = masters[name].detach().to("cpu", old.dtype).contiguous()
+        write_whole(_file(room, index), lambda path: save_file(tensors, path))
+
+    @torch.no_grad()
+    def _aim(self, index: int, flows: Tensor) -> None:
+        """Compute what the original hands on."""
+        block, call = self._block(self.original, index), self.calls[index].to(self.machine.device, self.dtype)
+        with placed(block, self.machine.device, self.dtype):
+            for window, states in enumerate(flows[_ORIGINAL]):
+                flows[_TARGETS, window] = run_block(block, states[None].to(self.machine.device), call)[0]
+
+    def _block(self, model: Any, index: int) -> nn.Module:
+        block: nn.Module = model.get_submodule(self.decoder.blocks[index])
+        return block
+
+    def _own(self, index: int) -> dict[str, nn.Parameter]:
+        """Return the parameters of a block that no other block has, by name."""
+        uses = Counter(
+            id(parameter)
+            for path in self.decoder.blocks
+            for parameter in set(self.model.get_submodule(path).parameters())
+        )
+        named = self._block(self.model, index).named_parameters()
+        return {name: parameter for name, parameter in named if uses[id(parameter)] == 1}
+
+    @contextmanager
+    def _masters(self, index: int) -> Iterator[dict[str, nn.Parameter]]:
+        """Put fp32 copies of a block's own parameters into it for as long as the context, all of it on the device."""
+        block, device, own = self._block(self.model, index), self.machine.device, self._own(index)
+        masters = {name: nn.Parameter(old.detach().to(device, torch.float32, copy=True)) for name, old in own.items()}
+        _swap(block, {id(old): masters[name] for name, old in own.items()})
+        try:
+            with placed(block, device, torch.float32):
+                yield masters
+        finally:
+            _swap(block, {id(masters[name]): old for name, old in own.items()})
+
+    def _task(self, index: int, flows: Tensor, schedule: Schedule) -> BlockTask:
+        device, share = self.machine.device, own_share(schedule, self.machine.ranks)
+        return BlockTask(
+            block=self._block(self.model, index),
+            call=self.calls[index].to(device, torch.float32),
+            read=lambda window: flows[_COMPRESSED, window : window + 1].to(device, torch.float32),
+            target=lambda window: flows[_TARGETS, window : window + 1].to(device),
+            training=share.training,
+            held_out=share.held_out,
+            dtype=self.dtype,
+            ranks=self.machine.ranks,
+        )
+
+    def _train(
+        self,
+        task: BlockTask,
+        masters: dict[str, nn.Parameter],
+        schedule: Schedule,
+        seed: int,
+        step_done: Callable[[], None],
+    ) -> BlockGain:
+        return train_block(task, list(masters.values()), epochs=schedule.epochs, seed=seed, step_done=step_done)
+
+    @torch.no_grad()
+    def _refit(self, index: int, flows: Tensor, task: BlockTask, before: float) -> float:
+        """Refit the coefficients of a block, input by input as they are read; return the held-out error."""
+        block, original = self._block(self.model, index), self._block(self.original, index)
+        path, call = self.decoder.blocks[index], self.calls[index].to(self.machine.device, self.dtype)
+        readers: dict[str, list[Projection]] = {}
+        for projection in self.decoder.projections:
+            if projection.block == index:
+                readers.setdefault(projection.input, []).append(projection)
+        error = before
+        for projections in readers.values():
+            first = projections[0].name.removeprefix(f"{path}.")
+            factorized = [p for p in projections if isinstance(self.model.get_submodule(p.name), FactorizedLinear)]
+
+            def pair(window: int, first: str = first) -> tuple[Tensor, Tensor]:
+                theirs = flows[_ORIGINAL, window : window + 1].to(self.machine.device)
+                with task.mixed():
+                    ours = read_by(block, first, task.read(window), task.call)
+                return ours, read_by(original, first, theirs, call)
+
+            if not factorized:
+                continue
+            with placed(original, self.machine.device, self.dtype):
+                if any(len(read) != flows.shape[2] for read in pair(0)):
+                    continue  # an expert, which reads other tokens in the other flow
+                learning = task.training[: REFIT_SEGMENTS // self.machine.ranks.size]
+                moments = flow_moments(map(pair, learning), projections[0].d_in, self.machine.ranks)
+            error = self._refit_readers(factorized, moments, task)
+        return error
+
+    def _refit_readers(self, projections: list[Projection], moments: FlowMoments, task: BlockTask) -> float:
+        """Refit the coefficients of projections that read one input; return the held-out error."""
+        there = self.machine.algebra, torch.float64
+        moments = FlowMoments(moments.own.to(*there), moments.cross.to(*there))
+        bases = [basis_of(self.model, p.name).to(*there) for p in projections]
+        planned = [self.model.get_submodule(p.name).coeff.weight.detach().to(*there).T for p in projections]
+        weights = [weight(self.original, p).to(*there) for p in projections]
+
+        def refitted(anchor: float) -> list[Tensor]:
+            return [
+                anchored_coefficients(B, moments, W, C, anchor) for B, W, C in zip(bases, weights, planned, strict=True)
+            ]
+
+        def install(coefficients: Sequence[Tensor]) -> None:
+            for p, C in zip(projections, coefficients, strict=True):
+                set_coefficients(self.model, p.name, C)
+
+        return best_choice(planned, refitted, install, task.held_out_error)
+
+
+class _Read(Exception):  # noqa: N818 - control flow, not an error
+    pass
+
+
+def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Tensor:
+    """Return what a module of a block reads, ``[tokens, d_in]``; the block is run no further."""
+    found: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0].flatten(0, -2))
+        raise _Read
+
+    handle = block.get_submodule(name).register_forward_pre_hook(hook)
+    try:
+        run_block(block, states, call)
+    except _Read:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:
+    """Put other parameters in the place of those with these identities."""
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in replaced:
+                module._parameters[name] = replaced[id(parameter)]
+
+
+def _readable(folder: Path, count: int) -> bool:
+    """Return whether the files of the first blocks are there and whole."""
+    try:
+        for index in range(count):
+            load_file(_file(folder, index))
+    except (FileNotFoundError, SafetensorError):
+        return False
+    return True
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index:05d}.safetensors"

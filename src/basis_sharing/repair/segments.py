@@ -1,0 +1,112 @@
+"""The text that blocks are refitted to and trained on: short segments, some to learn from and some to judge by."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from basis_sharing.errors import RecipeError
+from basis_sharing.run.processes import Ranks
+
+SEGMENT = 512
+REFIT_SEGMENTS = 48  # what coefficients are solved from and judged by; twice as many changed nothing
+HELD_OUT = 8  # one of so many segments
+FEWEST_SEGMENTS = 2 * HELD_OUT
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much is trained, so that an interrupted run is gone on with at the same pace.
+
+    Attributes:
+        segments: Number of segments of text, those to judge by included.
+        epochs: Passes over them at most.
+    """
+
+    segments: int
+    epochs: int
+
+    @property
+    def held_out(self) -> list[int]:
+        """The segments to judge by."""
+        return list(range(HELD_OUT - 1, self.segments, HELD_OUT))
+
+    @property
+    def training(self) -> list[int]:
+        """The segments to learn from."""
+        return [index for index in range(self.segments) if index % HELD_OUT != HELD_OUT - 1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The segments of one process: those to learn from, then those to judge by.
+
+    Attributes:
+        segments: Their places in the text.
+        learning: How many of them are to learn from.
+    """
+
+    segments: list[int]
+    learning: int
+
+    @property
+    def training(self) -> list[int]:
+        """The places of those to learn from."""
+        return list(range(self.learning))
+
+    @property
+    def held_out(self) -> list[int]:
+        """The places of those to judge by."""
+        return list(range(self.learning, len(self.segments)))
+
+
+def own_share(schedule: Schedule, ranks: Ranks) -> Share:
+    """Return what this process has of the segments."""
+    training = list(ranks.own(schedule.training))
+    return Share([*training, *ranks.own(schedule.held_out)], len(training))
+
+
+def segment_length(length: int) -> int:
+    """Return the tokens per segment of windows of a length."""
+    return min(SEGMENT, length)
+
+
+def segment_count(windows: int, length: int, bos: bool) -> int:
+    """Return how many segments there are in so many windows of a length, which may all start with one token."""
+    return windows * ((length - bos) // (segment_length(length) - bos))
+
+
+def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
+    """Make sure that a text suffices to train blocks, or to solve for coefficients.
+
+    Args:
+        input_ids: Windows of text, shape ``[windows, length]``.
+        bos: Whether windows start with a beginning-of-sequence token.
+        rank: The highest rank of the coefficients to solve for; 0: none are.
+
+    Raises:
+        RecipeError: It is too short.
+    """
+    windows, longest = input_ids.shape
+    count, length = segment_count(windows, longest, bos), segment_length(longest)
+    if count < FEWEST_SEGMENTS:
+        raise RecipeError(
+            f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
+            f"needs {FEWEST_SEGMENTS}: use more windows (--windows)."
+        )
+    tokens = length * len(Schedule(min(count, REFIT_SEGMENTS), 0).training)
+    if tokens < rank:
+        raise RecipeError(
+            f"{tokens} tokens cannot determine coefficients for {rank} basis vectors: use more windows (--windows)."
+        )
+
+
+def cut_segments(input_ids: Tensor, seed: int, bos: bool) -> Tensor:
+    """Return the text in segments, in an order in which any number of first ones is a fair sample."""
+    check_text(input_ids, bos)
+    length = segment_length(input_ids.shape[1]) - bos
+    body = input_ids[:, bos:]
+    pieces = body[:, : body.shape[1] // length * length].reshape(-1, length)
+    if bos:
+        pieces = torch.cat([input_ids[:1, :1].expand(len(pieces), 1), pieces], dim=1)
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))]

@@ -1,0 +1,101 @@
+"""Where a compressed folder's numbers lie: every projection with its group and rank, and the bytes of every part."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from basis_sharing.errors import ResultError
+from basis_sharing.models.decoder import describe
+from basis_sharing.models.family import ROLES, Projection
+from basis_sharing.models.sizes import role_table
+from basis_sharing.models.source import load_skeleton, resolve
+from basis_sharing.plans.plan import most_rank, stored_parameters
+from basis_sharing.results.compression import CompressionResult
+
+EMBEDDINGS, REST = "embeddings and head", "everything else"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One projection of the compressed model.
+
+    Attributes:
+        projection: What it is.
+        group: Index of its group in the result; None: it stayed dense.
+        rank: Rank of that group; None: it stayed dense.
+        kept: That rank as a fraction of the highest rank the group can make use of; 1 where it stayed dense.
+    """
+
+    projection: Projection
+    group: int | None
+    rank: int | None
+    kept: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A compressed model, taken apart.
+
+    Attributes:
+        layers: Number of decoder blocks.
+        roles: The roles it has, in the order they act.
+        cells: Every compressible projection.
+        before: Bytes in memory of every part of the original: its roles, embeddings and head, everything else.
+        after: The same of the compressed model. A basis counts in equal parts for the projections that use it.
+    """
+
+    layers: int
+    roles: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+def layout_of(folder: Path, result: CompressionResult) -> Layout:
+    """Take a compressed folder apart; only its configuration is read, no weights.
+
+    Raises:
+        ModelError: The folder's configuration cannot be read.
+        ResultError: The result is that of another model.
+    """
+    skeleton = load_skeleton(resolve(folder))
+    decoder = describe(skeleton)
+    known = {projection.name: projection for projection in decoder.projections}
+    group_of: dict[str, int] = {}
+    kept: list[float] = []
+    saved: Counter[str] = Counter()
+    for index, group in enumerate(result.groups):
+        strange = next((name for name in group.members if name not in known), None)
+        if strange is not None:
+            raise ResultError(
+                f"the results in {folder} speak of {strange}, which its model does not have: the folder mixes two "
+                "models; compress again."
+            )
+        members = [known[name] for name in group.members]
+        kept.append(group.rank / most_rank(members))
+        basis = stored_parameters(members[0].d_in, 0, group.rank, group.form)
+        for place, member in enumerate(members):
+            group_of[member.name] = index
+            part = basis // len(members) + (place < basis % len(members))
+            saved[member.role] += member.d_in * member.d_out - group.rank * member.d_out - part
+    size = skeleton.dtype.itemsize
+    roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.projections))
+    before = dict.fromkeys([*roles, EMBEDDINGS, REST], 0)
+    for row in role_table(skeleton, decoder):
+        part_name = row.name if row.name in roles else EMBEDDINGS if row.name in _OUTER else REST
+        before[part_name] += row.bytes
+    after = {part_name: count - saved[part_name] * size for part_name, count in before.items()}
+    after[REST] += result.after.bytes_in_memory - sum(after.values())  # the pivots of pivoted bases
+    cells = tuple(
+        Cell(
+            p,
+            group_of.get(p.name),
+            result.groups[group_of[p.name]].rank if p.name in group_of else None,
+            kept[group_of[p.name]] if p.name in group_of else 1.0,
+        )
+        for p in decoder.projections
+    )
+    return Layout(len(decoder.blocks), roles, cells, before, after)
+
+
+_OUTER = ("embeddings", "output head")

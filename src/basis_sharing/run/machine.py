@@ -1,0 +1,185 @@
+"""Where a run works: on which device, within how much memory, beside which other processes.
+
+Results do not depend on it but for rounding. Memory means what the system cannot take back from a process: libraries,
+activations, statistics. Weights that are used from their files, and what is kept in files of our own, are not counted:
+the system drops their pages when it needs room.
+"""
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from basis_sharing.errors import MemoryBudgetError, RecipeError
+from basis_sharing.recipe.recipe import amount
+from basis_sharing.run.processes import Ranks
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+_FREE_SHARE = 0.8
+_STATES_SHARE, _TAPE_SHARE, _MOMENTS_SHARE, _WHITENINGS_SHARE = 0.3, 0.3, 0.3, 0.1
+_MOST_WHITENINGS = 256 * 2**20
+_SMALLEST_SHARD, _LARGEST_SHARD = 64 * 2**20, 2 * 10**9
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _LARGE = -3, -1, 2**18  # mallopt(3)
+_CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device, memory and processes of a run.
+
+    Attributes:
+        device: Where blocks run and matrices are decomposed, one at a time.
+        memory: Bytes of memory that this process may take.
+        spare: What is left of them for what may also lie in files.
+        ranks: The processes that share the work.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    memory: int = field(default_factory=lambda: default_memory())
+    spare: int | None = None
+    ranks: Ranks = field(default_factory=Ranks.current)
+
+    @property
+    def algebra(self) -> torch.device:
+        """Where matrices are decomposed: the device if it has fp64, else the CPU."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
+    def whitening_bytes(self) -> int:
+        """Bytes of whitenings that may be remembered."""
+        return min(_MOST_WHITENINGS, int(_WHITENINGS_SHARE * self._spare))
+
+    @property
+    def shard_bytes(self) -> int:
+        """Size of the files a model is written in."""
+        return max(_SMALLEST_SHARD, min(_LARGEST_SHARD, self._spare // 4))
+
+    def holds_states(self, size: int) -> bool:
+        """Whether the states between two blocks may be in memory."""
+        return size <= _STATES_SHARE * self._spare
+
+    def holds_tape(self, size: int) -> bool:
+        """Whether what all blocks read may be in memory."""
+        return size <= _TAPE_SHARE * self._spare
+
+    def holds_moments(self, size: int) -> bool:
+        """Whether the second moments of all blocks may be in memory."""
+        return size <= _MOMENTS_SHARE * self._spare
+
+    def needing(self, least: int) -> "Machine":
+        """Return the machine with what is left after the memory that cannot be avoided.
+
+        Raises:
+            MemoryBudgetError: Nothing is left; says how much is needed.
+        """
+        if least > self.memory:
+            raise MemoryBudgetError(too_little(self.memory, least))
+        return replace(self, spare=self.memory - least)
+
+    @property
+    def _spare(self) -> int:
+        return self.memory if self.spare is None else self.spare
+
+
+def machine_for(device: str | None, max_memory: int | str | None, model: Any) -> Machine:
+    """Return the machine of a run.
+
+    Args:
+        device: Name of a device; None: where a model in memory is, else ``"auto"``.
+        max_memory: Bytes this process may take, or text such as ``"6GiB"``; None: most of what is free.
+        model: The model as it was given.
+
+    Raises:
+        RecipeError: There is no such device here, or the size is not one.
+    """
+    placed = getattr(model, "device", None)
+    chosen = placed if device is None and placed is not None else choose(device or "auto")
+    memory = default_memory() if max_memory is None else parsed_size(max_memory)
+    if max_memory is not None:
+        return_freed_memory()
+    return Machine(chosen, memory)
+
+
+def return_freed_memory() -> None:
+    """Let the C library give what is freed back to the system at once, where it can be told to (glibc).
+
+    Otherwise a few small things that are kept between large matrices that go leave holes, which grow with the number
+    of layers.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGE)
+        mallopt(_TRIM_THRESHOLD, _LARGE)
+
+
+def choose(name: str) -> torch.device:
+    """Return the device of a name; ``"auto"``: CUDA, else MPS, else the CPU.
+
+    Raises:
+        RecipeError: There is no such device here.
+    """
+    if name not in DEVICES:
+        raise RecipeError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}.")
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, here in present.items() if here)
+    if not present[name]:
+        raise RecipeError(f"PyTorch finds no {name} device here: pass --device cpu, or install a build that does.")
+    return torch.empty(0, device=name).device  # with its index, as that of the tensors there
+
+
+def default_memory() -> int:
+    """Return the memory a run takes at most if it is not told: what this process has, and most of what is free.
+
+    Processes that the launcher has started on this machine divide it among them.
+    """
+    free = psutil.virtual_memory().available
+    for file in map(Path, _CONTROL_GROUPS):
+        if file.is_file() and (limit := file.read_text(encoding="ascii").strip()).isdigit():
+            free = min(free, int(limit))
+    return taken_memory() + int(_FREE_SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def taken_memory() -> int:
+    """Return the bytes of this process that the system cannot take back (elsewhere than on Linux: all its bytes)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
+
+
+def parsed_size(size: int | str) -> int:
+    """Return a number of bytes that may be written with a unit: ``"6GiB"``, ``"800MB"``.
+
+    Raises:
+        RecipeError: It is not a positive size.
+    """
+    try:
+        value = amount(size)
+    except ValueError:
+        value = 0
+    if not isinstance(value, int) or value < 1:
+        raise RecipeError(f"{size!r} is not a size of memory: write e.g. 6GiB or 800MB.")
+    return value
+
+
+def too_little(memory: int, least: int) -> str:
+    """Return the sentence that refuses a budget of memory."""
+    return (
+        f"{written(memory)} of memory are too little for this model and these windows: the smallest budget that can "
+        f"work is --max-memory {written(least)} (shorter windows, --length, need less)."
+    )
+
+
+def written(size: int) -> str:
+    """Return a size as it is written on the command line, rounded up."""
+    unit, name = (2**30, "GiB") if size >= 10 * 2**30 else (2**20, "MiB")
+    return f"{-(-size // unit)}{name}"

@@ -1,0 +1,201 @@
+"""What was measured once about a model, kept in a folder for the next run with the same model and text.
+
+Second moments cost a pass over the calibration text, candidates a decomposition per group; neither depends on the
+ratio. Every measurement is a folder of its own, named after a hash of all it depends on. It counts once it says what it
+is; until then it holds what an interrupted run has done, which the next one goes on with.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from basis_sharing.checkpoint.writer import locked, output_errors
+from basis_sharing.errors import BasisSharingError, OutputError
+from basis_sharing.results.base import software_versions
+from basis_sharing.run.durable import UNFINISHED, flush, write_text
+from basis_sharing.run.files import write_file
+from basis_sharing.run.processes import Ranks
+
+_ABOUT = "about.json"
+_RUN = "run.json"
+
+About = Mapping[str, object]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """A folder of measurements of one model.
+
+    Attributes:
+        path: The folder; it is made when something is kept in it.
+        model: Fingerprint of the model.
+        dtype: Name of the dtype it is loaded in.
+        ranks: The processes that have a folder each, with the same in all of them.
+    """
+
+    path: Path
+    model: str
+    dtype: str
+    ranks: Ranks = field(default_factory=Ranks)
+
+    def __post_init__(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"the work folder {self.path} is a file: choose a folder.")
+
+    def measured(self, kind: str, about: About, measure: Callable[[Path], None]) -> Path:
+        """Return the folder of a measurement, which is made if it is not there.
+
+        Args:
+            kind: What is measured, one word.
+            about: All that it depends on besides the model and the software.
+            measure: Fills a folder with it; it may find there what an interrupted run has done.
+
+        Raises:
+            OutputError: Another run is at the same measurement, or the disk is full or fails.
+        """
+        folder = self.find(kind, about)
+        if folder is not None:
+            return folder
+        folder, whole = self._folder(kind, about), self._whole(about)
+        with locked(folder), output_errors(folder):
+            if self.find(kind, about) is None:  # it may have been finished while this run waited to begin
+                if (folder / _ABOUT).exists():  # it was complete, and has been damaged since
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True, exist_ok=True)
+                measure(folder)
+                files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix != UNFINISHED]
+                for path in files:
+                    flush(path)
+                sizes = {path.name: path.stat().st_size for path in files}
+                text = json.dumps({**whole, "files": sizes}, indent=2) + "\n"
+                write_file(folder / _ABOUT, lambda path: write_text(path, text))
+            for path in folder.glob(f"*{UNFINISHED}"):
+                path.unlink()
+        return folder
+
+    def find(self, kind: str, about: About) -> Path | None:
+        """Return the folder of a measurement; None where it is not there, not complete, or damaged."""
+        found = self._complete(self._folder(kind, about))
+        return found if all(self.ranks.gather(found is not None)) else None
+
+    def _complete(self, folder: Path) -> Path | None:
+        if not (folder / _ABOUT).is_file():
+            return None
+        try:
+            sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["files"]
+        except (ValueError, KeyError):
+            return None
+        there = {path.name: path.stat().st_size for path in folder.iterdir()}
+        return folder if sizes.items() <= there.items() else None
+
+    def shelf(self, kind: str, about: About) -> Path:
+        """Return a folder for pieces that are complete one by one.
+
+        Args:
+            kind: What the pieces are, one word.
+            about: All that they depend on besides the model and the software.
+
+        Raises:
+            OutputError: The folder cannot be made.
+        """
+        folder = self._folder(kind, about)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _whole(self, about: About) -> dict[str, object]:
+        return {"model": self.model, "dtype": self.dtype, **about, "versions": software_versions()}
+
+    def _folder(self, kind: str, about: About) -> Path:
+        text = json.dumps(self._whole(about), sort_keys=True)
+        return self.path / f"{kind}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def measured(
+    work: WorkFolder | None,
+    kind: str,
+    about: About,
+    measure: Callable[[], T],
+    *,
+    write: Callable[[T, Path], None],
+    read: Callable[[Path], T],
+) -> T:
+    """Measure something; where there is a work folder, keep it there or take it from there.
+
+    Args:
+        work: The work folder, if there is one.
+        kind: What is measured, one word.
+        about: All that it depends on besides the model and the software.
+        measure: Measures it.
+        write: Writes it into an empty folder.
+        read: Reads it from that folder.
+
+    Raises:
+        OutputError: Another run is at the same measurement, or the disk is full or fails.
+    """
+    if work is None:
+        return measure()
+    return read(work.measured(kind, about, lambda empty: write(measure(), empty)))
+
+
+def work_beside(output: Path) -> Path:
+    """Return the work folder of a run that was given none: beside its output."""
+    output = output.absolute()
+    return output.with_name(f"{output.name}.work")
+
+
+@contextmanager
+def until_done(folder: Path) -> Iterator[None]:
+    """Remove a folder once the body is done; a body that fails or is interrupted leaves it for the next run."""
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def same_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
+    """Keep a work folder for one run, through interruptions, until it is done.
+
+    After an error, which may be mended with other settings, any run may follow.
+
+    Args:
+        folder: The work folder.
+        identity: What makes a run the same run: by subject, as it is named in the error, names and values.
+
+    Raises:
+        OutputError: It holds another run, which was interrupted; says what is different.
+    """
+    file = folder / _RUN
+    _refuse_another(file, identity)
+    write_file(file, lambda path: write_text(path, json.dumps(identity, indent=2) + "\n"))
+    try:
+        with until_done(folder):
+            yield
+    except BasisSharingError:
+        file.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) -> None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return
+    wanted = json.loads(json.dumps(identity))
+    for subject, values in wanted.items():
+        for name, value in values.items():
+            other = found.get(subject, {}).get(name)
+            if other == value:
+                continue
+            told = (
+                f"with {subject} {name} = {other}, now it is {value}" if len(values) > 1 else f"and {subject} changed"
+            )
+            raise OutputError(
+                f"{file.parent} holds an interrupted run {told}: give the same again to go on with it, or remove that "
+                "folder to begin anew."
+            )

@@ -1,0 +1,71 @@
+"""The grouping and the ranks of the published methods: the same for every group of a role."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from math import isqrt
+
+from basis_sharing.errors import PlanError
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.plans.plan import Plan, PlanGroup, stored_parameters
+from basis_sharing.recipe.recipe import Form
+
+
+def uniform_rank(d_in: int, d_outs: Sequence[int], ratio: Fraction, form: Form = "plain") -> int:
+    """Return the largest rank at which a group keeps at most the fraction 1 - ratio of its parameters.
+
+    For the plain form k = floor(n d_in d_out (1 - r) / (d_in + n d_out)) with n projections of one shape (Basis
+    Sharing, section 3.3); the pivoted form stores k^2 numbers less and reaches a higher rank.
+    """
+    outputs = sum(d_outs)
+    budget = d_in * outputs * (1 - ratio)
+    if form == "plain":
+        return int(budget / (d_in + outputs))
+    # k (s - k) <= b is k <= (s - sqrt(s^2 - 4 b)) / 2, in integers to be exact.
+    side, kept = d_in + outputs, int(budget)
+    rank = (side - isqrt(side**2 - 4 * kept)) // 2
+    return rank if stored_parameters(d_in, outputs, rank, form) <= kept else rank - 1
+
+
+def uniform_plan(
+    decoder: Decoder,
+    *,
+    method: str,
+    ratio: Fraction,
+    group_size: int,
+    shared_roles: Sequence[str],
+    form: Form = "plain",
+) -> Plan:
+    """Group consecutive layers of the roles that share, and give every group the rank of its shape.
+
+    The last group of a role is smaller where ``group_size`` does not divide the number of layers. A group also ends
+    where the shape of a role changes between layers.
+
+    Raises:
+        PlanError: A matrix is too small to keep a single basis vector at this ratio.
+    """
+    groups = []
+    for role in sorted({p.role for p in decoder.projections}):
+        projections = [p for p in decoder.projections if p.role == role]
+        size = group_size if role in shared_roles else 1
+        for members in _segments(projections, size):
+            rank = uniform_rank(members[0].d_in, [p.d_out for p in members], ratio, form)
+            if rank < 1:
+                raise PlanError(f"{members[0].name} is too small for ratio {float(ratio):g}: choose a smaller ratio.")
+            # Groups that read one input stand side by side, so that their whitening is computed once.
+            position = (members[-1].block, members[0].block, members[0].input)
+            groups.append((position, PlanGroup(members=tuple(p.name for p in members), rank=rank, form=form)))
+    groups.sort(key=lambda item: item[0])
+    return Plan(method=method, ratio=float(ratio), groups=tuple(group for _, group in groups))
+
+
+def _segments(projections: Sequence[Projection], size: int) -> Iterator[list[Projection]]:
+    """Cut the projections of one role, in depth order, into runs of at most ``size`` with one shape."""
+    segment: list[Projection] = []
+    for projection in projections:
+        shape = (projection.d_in, projection.d_out)
+        if segment and (len(segment) == size or (segment[0].d_in, segment[0].d_out) != shape):
+            yield segment
+            segment = []
+        segment.append(projection)
+    if segment:
+        yield segment

@@ -1,0 +1,1 @@
+"""What errors are weighted with: one file per weighting."""

@@ -1,0 +1,188 @@
+"""Recipes: files, flags and their mistakes."""
+
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from basis_sharing.errors import RecipeError
+from basis_sharing.recipe.presets import PRESETS
+from basis_sharing.recipe.recipe import Recipe
+
+
+def test_a_file_is_a_view_of_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("ratio: 0.3\nmethod: svd-llm\nshare: q, gate ,up\n")
+    recipe = Recipe.create(**Recipe.settings_in(path))
+    assert (recipe.ratio, recipe.method, recipe.share) == (0.3, "svd-llm", ("q", "gate", "up"))
+    path.write_text(recipe.model_dump_json())
+    assert Recipe.create(**Recipe.settings_in(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("ratio: [", "is not valid YAML"),
+        ("just words", "is not a mapping"),
+        ("ratoi: 0.2", "unknown setting 'ratoi': did you mean 'ratio'?"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.settings_in(path)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.settings_in(tmp_path / "nowhere.yaml")
+
+
+def test_unknown_settings_suggest_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'windows'\?"):
+        Recipe.create(ratio=0.2, window=3)
+
+
+def test_the_ratio_is_the_decimal_the_user_wrote() -> None:
+    assert Recipe.create(ratio="0.3").exact_ratio == Fraction(3, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refits"),
+    [
+        ({"ratio": 0.39, "method": "basis-sharing"}, "never"),
+        ({"ratio": 0.4, "method": "basis-sharing"}, "always"),
+        ({"ratio": 0.5, "method": "basis-sharing", "refit": "never"}, "never"),
+        ({"ratio": 0.1, "method": "basis-sharing", "refit": "always"}, "always"),
+        ({"ratio": 0.5, "method": "svd-llm"}, "never"),
+        ({"ratio": 0.5, "method": "svd-llm", "refit": "anchored"}, "anchored"),
+        ({"ratio": 0.1}, "anchored"),
+        ({"max_parameters": 1000}, "anchored"),
+        ({"ratio": 0.1, "refit": "never"}, "never"),
+        ({"ratio": 0.5, "refine": 5}, "never"),
+        ({"ratio": 0.5, "refine": 5, "refit": "anchored"}, "anchored"),
+    ],
+)
+def test_when_coefficients_are_refitted(settings: dict[str, object], refits: str) -> None:
+    assert Recipe.create(**settings).chosen_refit == refits
+
+
+TARGETS = {
+    "ratio": 0.2,
+    "max_parameters": 90_000_000,
+    "max_bytes": 1_000_000,
+    "max_flops": 5_000_000,
+    "max_perplexity_increase": 0.05,
+    "plan": "plan.json",
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_one_target_is_enough(name: str) -> None:
+    recipe = Recipe.create(**{name: TARGETS[name]})
+    assert {other for other in TARGETS if getattr(recipe, other) is not None} == {name}
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(TARGETS, 2)))
+def test_two_targets_are_refused(one: str, other: str) -> None:
+    with pytest.raises(RecipeError, match=f"{one} and {other} are both given: choose one target"):
+        Recipe.create(**{name: TARGETS[name] for name in (one, other)})
+
+
+def test_no_target_is_refused_with_all_there_are() -> None:
+    with pytest.raises(RecipeError, match="the target is missing") as caught:
+        Recipe.create(method="svd")
+    for name in TARGETS:
+        assert f"--{name.replace('_', '-')}" in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["max_parameters", "max_bytes", "max_flops"])
+@pytest.mark.parametrize(
+    ("written", "amount"),
+    [
+        (90_000_000, 90_000_000),
+        ("90000000", 90_000_000),
+        ("90M", 90_000_000),
+        ("1.5G", 1_500_000_000),
+        (" 2 k ", 2_000),
+        ("2K", 2_000),
+        ("512MiB", 512 * 2**20),
+        ("512 MiB", 512 * 2**20),
+        ("0.5GiB", 2**29),
+        ("700MB", 700_000_000),
+        ("4Gi", 4 * 2**30),
+        ("1T", 10**12),
+        ("100B", 100),
+        ("0.57G", 570_000_000),
+        (".5k", 500),
+    ],
+)
+def test_amounts(setting: str, written: object, amount: int) -> None:
+    assert getattr(Recipe.create(**{setting: written}), setting) == amount
+
+
+@pytest.mark.parametrize(
+    "written", ["", "many", "-5M", "5 X", "M", "1.2.3M", ".", "5 MiBs", "5e6M", "0", 0, -3, "0.0001"]
+)
+def test_what_is_no_amount(written: object) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.create(max_bytes=written)
+    assert "\n" not in str(caught.value)
+    assert repr(written) in str(caught.value) or "with value 0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "fraction"), [("5%", 0.05), (" 12.5 % ", 0.125), (0.05, 0.05), ("0.05", 0.05), ("200%", 2.0)]
+)
+def test_percentages(written: object, fraction: float) -> None:
+    assert Recipe.create(max_perplexity_increase=written).max_perplexity_increase == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize("written", ["%", "a lot%", "0%", 0, -0.1, "-5%", "lots"])
+def test_what_is_no_percentage(written: object) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.create(max_perplexity_increase=written)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [name for name, preset in PRESETS.items() if not preset.planned])
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"max_parameters": 1000}, "--max-parameters"),
+        ({"max_bytes": 1000}, "--max-bytes"),
+        ({"max_flops": 1000}, "--max-flops"),
+        ({"max_perplexity_increase": 0.1}, "--max-perplexity-increase"),
+        ({"ratio": 0.2, "gradients": False}, "--no-gradients"),
+        ({"ratio": 0.2, "across_roles": False}, "--no-joint-roles"),
+        ({"ratio": 0.2, "across_depth": False}, "--no-sharing"),
+        ({"ratio": 0.2, "rank_multiple": 8}, "--rank-multiple"),
+    ],
+)
+def test_settings_of_the_planner_mean_nothing_to_fixed_methods(
+    method: str, settings: dict[str, object], flag: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"{flag} has no meaning for method {method}: .* use method auto"):
+        Recipe.create(method=method, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"group_size": 2}, {"group_size": 1}, {"share": "q,k"}, {"share": ()}])
+def test_settings_of_fixed_methods_mean_nothing_to_the_planner(settings: dict[str, object]) -> None:
+    flag = "--" + next(iter(settings)).replace("_", "-")
+    for target in ({"ratio": 0.2}, {"max_parameters": 1000}):
+        with pytest.raises(RecipeError, match=f"{flag} has no meaning for method auto: .* use method basis-sharing"):
+            Recipe.create(**target, **settings)
+    assert Recipe.create(ratio=0.2, method="basis-sharing", **settings)
+
+
+def test_defaults_given_by_name_are_as_good_as_left_out() -> None:
+    named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": 1, "max_bytes": None}
+    assert Recipe.create(ratio=0.2, method="svd", **named) == Recipe.create(ratio=0.2, method="svd")
+
+
+def test_the_stored_form() -> None:
+    assert Recipe.create(ratio=0.2).stored_form == "pivoted"
+    assert Recipe.create(ratio=0.2, form="plain").stored_form == "plain"
+    assert Recipe.create(ratio=0.2, method="svd").stored_form == "plain"
+    assert Recipe.create(ratio=0.2, method="svd", form="pivoted").stored_form == "pivoted"

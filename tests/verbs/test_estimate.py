@@ -1,0 +1,141 @@
+"""What a run will need, told before: the numbers bound what it really takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from basis_sharing.cli.main import app
+from basis_sharing.errors import MemoryBudgetError
+from basis_sharing.models.source import read_in_place, resolve
+from basis_sharing.verbs.compress import compress
+from basis_sharing.verbs.estimate import Estimate, estimate
+from pico import PICO, build, pico_tokenizer, save_pico, save_with_texts, weight_bytes
+
+SETTINGS: dict[str, Any] = {"ratio": 0.3, "windows": 6, "length": 64}
+WIDE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+}
+PEAK = """
+import sys, threading, time
+from basis_sharing.run.machine import taken_memory
+from basis_sharing.verbs.compress import compress
+
+peak, running = 0, True
+
+def watch():
+    global peak
+    while running:
+        peak = max(peak, taken_memory())
+        time.sleep(0.002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+model, output, text, method = sys.argv[1:]
+compress(model, 0.3, output=output, calibration=text, windows=6, length=256, method=method, max_memory="3GiB")
+running = False
+thread.join()
+print(peak)
+"""
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_with_texts(tmp_path_factory.mktemp("estimate"))
+
+
+def needs(space: Path, **settings: Any) -> Estimate:
+    return estimate(str(space / "model"), calibration=str(space / "text.txt"), **{**SETTINGS, **settings})
+
+
+def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
+    def stages(**settings: Any) -> list[str]:
+        return [stage.name for stage in needs(space, **settings).stages]
+
+    assert stages() == ["calibration, with gradients", "planning", "factorization"]
+    assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
+    assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
+    assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
+    assert stages(method="svd", evaluate=("python-docs:heldout",)) == ["factorization", "evaluation"]
+
+
+def test_more_text_takes_longer_and_more_disk(space: Path) -> None:
+    short, long = needs(space, windows=2), needs(space, windows=6)
+    assert (short.windows, long.windows, long.length) == (2, 6, 64)
+    assert long.work_bytes > short.work_bytes
+    assert long.output_bytes == sum(path.stat().st_size for path in (space / "model").glob("*.safetensors"))
+
+
+def test_nothing_is_written_and_no_weight_is_read(space: Path, tmp_path: Path) -> None:
+    before = sorted(space.iterdir())
+    output = tmp_path / "out"
+    arguments = ["compress", str(space / "model"), "-o", str(output), "--ratio", "0.3", "--windows", "6"]
+    arguments += ["--length", "64", "--calibration", str(space / "text.txt"), "--dry-run"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "6 calibration windows of 64 tokens" in shown.output
+    assert "of 3GiB" not in shown.output
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json", "--max-memory", "3GiB"]).stdout)
+    assert found["memory"] == 3 * 2**30
+    assert sorted(space.iterdir()) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_cannot_work_is_refused_with_one_that_can(space: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    settings = {**SETTINGS, "calibration": str(space / "text.txt"), "output": output}
+    with pytest.raises(MemoryBudgetError, match=r"the smallest budget that can work is --max-memory \d+MiB") as error:
+        compress(str(space / "model"), max_memory="40MiB", **settings)
+    assert not output.exists()
+    arguments = ["compress", str(space / "model"), "-o", str(output), "--ratio", "0.3", "--max-memory", "40MiB"]
+    refused = CliRunner().invoke(app, [*arguments, "--calibration", str(space / "text.txt"), "--dry-run"])
+    assert isinstance(refused.exception, MemoryBudgetError)
+    least = str(error.value).partition("--max-memory ")[2].split()[0]
+    # What the process has taken since then is the test's own.
+    compress(str(space / "model"), max_memory=f"{int(least.removesuffix('MiB')) + 64}MiB", **settings)
+    compress(str(space / "model"), max_memory="100GiB", **{**settings, "output": tmp_path / "rich"})
+    assert weight_bytes(output) == weight_bytes(tmp_path / "rich")
+
+
+def test_weights_of_another_dtype_or_packed_ones_are_memory_of_their_own(tmp_path: Path) -> None:
+    folder = resolve(save_pico("llama", tmp_path / "model", dtype=torch.bfloat16))
+    assert read_in_place(folder, None)
+    assert read_in_place(folder, torch.bfloat16)
+    assert not read_in_place(folder, torch.float32)
+
+
+def test_a_model_in_memory_is_estimated_where_it_is(space: Path) -> None:
+    found = estimate(PICO["gpt2"](), tokenizer=pico_tokenizer(), calibration=str(space / "text.txt"), **SETTINGS)
+    assert found.least_memory < found.memory
+    assert found.processes == 1
+
+
+@pytest.mark.parametrize("method", ["auto", "basis-sharing"])
+def test_memory_stays_below_what_was_told(method: str, tmp_path: Path) -> None:
+    model = build("llama", **WIDE)
+    model.save_pretrained(tmp_path / "model")
+    pico_tokenizer().save_pretrained(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40)
+    settings = {"ratio": 0.3, "calibration": str(text), "windows": 6, "length": 256, "method": method}
+    told = estimate(str(tmp_path / "model"), **settings)
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "model"), str(tmp_path / "out"), str(text), method],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Of this process only the tests know what it has; the other one has just the libraries.
+    peak, stages = int(found.stdout.splitlines()[-1]), max(stage.memory for stage in told.stages)
+    libraries = 500 * 2**20
+    assert peak < libraries + told.least_memory - told.resident
+    assert stages > 20 * 2**20
