@@ -16,7 +16,6 @@ from typing import Any
 
 from ablation import Bench, bench_for
 from basis_sharing.calibration.backward import backward_sweep
-from basis_sharing.calibration.forward import default_dtype
 from basis_sharing.calibration.moments import MomentStore
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure, prepare_text
@@ -24,6 +23,7 @@ from basis_sharing.planning.from_recipe import planner_for
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.presets import Weighting
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.run.machine import default_dtype
 from basis_sharing.weightings.weighting import Weigher
 from common import DATA, ROOT, TEST_TEXT, machine, need_data, read, save
 

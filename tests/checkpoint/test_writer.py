@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from basis_sharing.checkpoint import writer
-from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve
+from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import OutputError
+from basis_sharing.run.files import output_errors
 
 
 def test_a_finished_folder_replaces_nothing_else(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from basis_sharing.checkpoint.writer import locked
 from basis_sharing.errors import OutputError, RecipeError
+from basis_sharing.run.files import locked
 from basis_sharing.run.progress import Progress
 from basis_sharing.run.work import WorkFolder
 from basis_sharing.verbs.compress import compress

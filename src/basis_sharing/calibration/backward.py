@@ -14,17 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import Tape, make_tape, states_like
-from basis_sharing.calibration.forward import (
-    BlockCall,
-    block_calls,
-    fill_first_states,
-    head_only,
-    own_windows,
-    run_block,
-    states_shape,
-)
+from basis_sharing.calibration.forward import own_windows
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import NumericalError
 from basis_sharing.models.family import Decoder, Projection

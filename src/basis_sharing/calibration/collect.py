@@ -13,7 +13,7 @@ from torch import Tensor
 
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.fisher import row_fisher
-from basis_sharing.calibration.forward import default_dtype, sweep
+from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import Moments, MomentStore, Statistics
 from basis_sharing.calibration.sensitivity import measure_sensitivity
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
@@ -24,7 +24,7 @@ from basis_sharing.models.source import dtype_name, named_dtype
 from basis_sharing.recipe.presets import Weighting
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.results.compression import CalibrationReport
-from basis_sharing.run.machine import Machine
+from basis_sharing.run.machine import Machine, default_dtype
 from basis_sharing.run.progress import ProgressCallback
 from basis_sharing.run.run import Subject
 from basis_sharing.run.work import measured

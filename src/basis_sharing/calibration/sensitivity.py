@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_sharing.blocks.calls import block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.blocks.placing import placed
-from basis_sharing.calibration.forward import block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.linalg.truncation import truncate
 from basis_sharing.models.decoder import module
 from basis_sharing.models.family import Decoder

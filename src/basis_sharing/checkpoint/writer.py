@@ -1,17 +1,16 @@
 """Write a model folder so that it is either complete or not there."""
 
-import errno
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers.utils import logging as transformers_logging
 
 from basis_sharing.errors import OutputError
 from basis_sharing.run.durable import flush
+from basis_sharing.run.files import locked, output_errors
 
 _MARGIN = 16 * 2**20
 
@@ -40,34 +39,6 @@ def reserve(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> Iterato
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the folders above it are made, and removed again where it was not.
-
-    Raises:
-        OutputError: The folder is in use, or cannot be created.
-    """
-    folder = folder.absolute()
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    created = [path for path in folder.parents if not path.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"another run is writing {folder}: wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder.parent} ({error.strerror}): choose another folder.") from None
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-        if not folder.exists():
-            for path in created:
-                with suppress(OSError):
-                    path.rmdir()
 
 
 def _check(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
@@ -115,21 +86,6 @@ def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: in
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def output_errors(folder: Path) -> Iterator[None]:
-    """Turn the failures of a disk into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        # safetensors reports a full disk as its own error type, with the text of the system's message.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full:
-            raise OutputError(f"no space is left for {folder.parent}: make room and run again.") from error
-        if isinstance(error, OSError) or "I/O error" in str(error):
-            raise OutputError(f"writing to {folder.parent} failed ({error}): nothing was changed.") from error
-        raise
 
 
 def publish(staging: Path, folder: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from basis_sharing.calibration.collect import Calibration
-from basis_sharing.checkpoint.writer import output_errors
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.families import FAMILIES
 from basis_sharing.models.family import ROLES, Decoder
@@ -12,6 +11,7 @@ from basis_sharing.planning.curves import stored_curves
 from basis_sharing.planning.planner import Planner
 from basis_sharing.plans.plan import Plan, PlannedFor, structure_of
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.run.files import output_errors
 from basis_sharing.run.progress import ProgressCallback
 from basis_sharing.run.run import Subject
 from basis_sharing.treatments.factors.candidates import Candidates, Curves, find_candidates

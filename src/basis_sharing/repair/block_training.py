@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.calibration.forward import BlockCall, run_block
+from basis_sharing.blocks.calls import BlockCall, run_block
 from basis_sharing.repair.optimizer import relative_adamw, warm_cosine
 from basis_sharing.run.processes import Ranks
 

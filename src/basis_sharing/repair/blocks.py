@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, run_block, states_shape
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import states_like
-from basis_sharing.calibration.forward import BlockCall, block_calls, fill_first_states, run_block, states_shape
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Decoder, Projection

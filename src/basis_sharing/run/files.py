@@ -1,10 +1,13 @@
-"""Single output files: checked before long work, written whole or not at all."""
+"""Output files and folders: checked before long work, locked, written whole or not at all, errors as one sentence."""
 
+import errno
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from basis_sharing.checkpoint.writer import output_errors
+from filelock import FileLock, Timeout
+
 from basis_sharing.errors import OutputError
 from basis_sharing.run.durable import write_whole
 
@@ -37,3 +40,46 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the folders above it are made, and removed again where it was not.
+
+    Raises:
+        OutputError: The folder is in use, or cannot be created.
+    """
+    folder = folder.absolute()
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    created = [path for path in folder.parents if not path.exists()]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(f"another run is writing {folder}: wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder.parent} ({error.strerror}): choose another folder.") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        if not folder.exists():
+            for path in created:
+                with suppress(OSError):
+                    path.rmdir()
+
+
+@contextmanager
+def output_errors(folder: Path) -> Iterator[None]:
+    """Turn the failures of a disk into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors reports a full disk as its own error type, with the text of the system's message.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            raise OutputError(f"no space is left for {folder.parent}: make room and run again.") from error
+        if isinstance(error, OSError) or "I/O error" in str(error):
+            raise OutputError(f"writing to {folder.parent} failed ({error}): nothing was changed.") from error
+        raise

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from basis_sharing.checkpoint.writer import locked, output_errors
 from basis_sharing.errors import BasisSharingError, OutputError
 from basis_sharing.results.base import software_versions
 from basis_sharing.run.durable import UNFINISHED, flush, write_text
-from basis_sharing.run.files import write_file
+from basis_sharing.run.files import locked, output_errors, write_file
 from basis_sharing.run.processes import Ranks
 
 _ABOUT = "about.json"

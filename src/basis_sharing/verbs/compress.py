@@ -13,7 +13,7 @@ from basis_sharing.calibration.collect import Calibration, calibrated, calibrati
 from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.moments import Statistics
 from basis_sharing.calibration.windows import EvaluationText
-from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
+from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.models.decoder import weight
@@ -31,6 +31,7 @@ from basis_sharing.results.base import software_versions
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport, PropagationReport
 from basis_sharing.results.measures import Perplexity, Sizes
+from basis_sharing.run.files import output_errors
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.run import Subject, opened, source_of

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from basis_sharing.calibration.collect import Calibration, calibration_text, weighting_of
 from basis_sharing.calibration.corpora import parse_mixture
-from basis_sharing.calibration.forward import default_dtype
 from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.models.sizes import memory_bytes
@@ -21,7 +20,7 @@ from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dty
 from basis_sharing.recipe.presets import Weighting
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.repair.segments import FEWEST_SEGMENTS, REFIT_SEGMENTS, SEGMENT, segment_count
-from basis_sharing.run.machine import Machine, machine_for, taken_memory, too_little
+from basis_sharing.run.machine import Machine, default_dtype, machine_for, taken_memory, too_little
 from basis_sharing.run.progress import silent
 from basis_sharing.run.run import Subject, source_of
 

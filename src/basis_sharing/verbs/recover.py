@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from basis_sharing.calibration.forward import default_dtype
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.checkpoint.folder import check_folder
-from basis_sharing.checkpoint.writer import check_space, output_errors, publish, reserve, write_model
+from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
 from basis_sharing.models.families import needs_bos
@@ -32,7 +31,8 @@ from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
 from basis_sharing.run.durable import settled_once
-from basis_sharing.run.machine import choose
+from basis_sharing.run.files import output_errors
+from basis_sharing.run.machine import choose, default_dtype
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear

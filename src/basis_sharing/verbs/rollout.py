@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from basis_sharing.calibration.corpora import parse_source
-from basis_sharing.checkpoint.writer import locked, output_errors
 from basis_sharing.errors import OutputError, RecipeError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.models.decoder import describe
@@ -28,7 +27,7 @@ from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison, Limits
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
-from basis_sharing.run.files import write_file
+from basis_sharing.run.files import locked, output_errors, write_file
 from basis_sharing.run.progress import ProgressCallback, silent, titled
 from basis_sharing.verbs.bench import bench
 from basis_sharing.verbs.compare import compare
