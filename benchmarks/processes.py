@@ -1,7 +1,7 @@
 """Several processes at one compression: the same plan and factors, and what it saves.
 
 ``python benchmarks/processes.py`` (ten minutes on two cores). The attention of SmolLM2-135M is compressed at 30 % by
-one process with all cores, by two and by four. Ranks must be equal, products of factors are compared, and the seconds
+one process with all cores, by two and by four. Processes must be equal, products of factors are compared, and the seconds
 are multiples of those of one process. The text is short: this is about agreement and division, not about quality.
 """
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from basis_sharing.errors import OutputError
 from basis_sharing.models.family import Projection
 from basis_sharing.results.compression import RESULT_FILE
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 from basis_sharing.treatments.factors.solve import _owners
 from basis_sharing.verbs.compress import compress
 from pico import save_with_texts, weight_bytes
@@ -149,9 +149,9 @@ def test_groups_are_divided_by_the_work_they_are() -> None:
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    ranks = Ranks.current()
+    ranks = Processes.current()
     tensor = torch.ones(3)
-    ranks.add_up(tensor)
+    processes.add_up(tensor)
     assert torch.equal(tensor, torch.ones(3))
-    assert ranks.first
-    assert (ranks.gather(5), ranks.given_by(0, 7), list(ranks.own([1, 2]))) == ([5], 7, [1, 2])
+    assert processes.first
+    assert (processes.gather(5), processes.given_by(0, 7), list(processes.own([1, 2]))) == ([5], 7, [1, 2])

@@ -28,7 +28,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fwsvd": {"ratio": 0.3, "method": "fwsvd"},
 }
 STAGES = [
-    ("auto", "taping block inputs"),
+    ("auto", "recording block inputs"),
     ("auto", "measuring the loss"),
     ("auto", "measuring gradients"),
     ("auto", "measuring candidates"),
@@ -100,7 +100,7 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_bytes(
     assert not {event.stage for event in events} & set(earlier)
 
 
-@pytest.mark.parametrize("stage", ["taping block inputs", "measuring the loss", "measuring gradients", "factorizing"])
+@pytest.mark.parametrize("stage", ["recording block inputs", "measuring the loss", "measuring gradients", "factorizing"])
 def test_what_a_stage_has_done_is_not_done_again(stage: str, space: Path, tmp_path: Path) -> None:
     output, seen = tmp_path / "out", []
     with pytest.raises(Killed):
@@ -201,11 +201,11 @@ def test_after_an_error_another_target_goes_on(space: Path, tmp_path: Path) -> N
     with pytest.raises(PlanError, match="cannot be met"):
         run(space, output, "auto", ratio=None, max_bytes=1000)
     stages = run(space, output, "auto")
-    assert not {"taping block inputs", "measuring gradients", "measuring candidates"} & set(stages)
+    assert not {"recording block inputs", "measuring gradients", "measuring candidates"} & set(stages)
     assert weight_bytes(output) == weight_bytes(space / "auto")
 
 
-@pytest.mark.parametrize("stage", ["taping block inputs", "measuring gradients", "factorizing"])
+@pytest.mark.parametrize("stage", ["recording block inputs", "measuring gradients", "factorizing"])
 def test_a_full_disk_is_one_sentence_and_can_be_gone_on_from(
     stage: str, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from basis_sharing.verbs.bench import bench
     from basis_sharing.verbs.compare import compare
     from basis_sharing.verbs.compress import compress
-    from basis_sharing.verbs.plan import plan_model
+    from basis_sharing.verbs.plan import plan
     from basis_sharing.verbs.recheck import recheck
     from basis_sharing.verbs.recover import recover
 
@@ -29,7 +29,7 @@ __all__ = [
     "compare",
     "compress",
     "evaluate",
-    "plan_model",
+    "plan",
     "recheck",
     "recover",
     "write_report",
@@ -42,7 +42,7 @@ _LAZY = {
     "compare": "basis_sharing.verbs.compare",
     "compress": "basis_sharing.verbs.compress",
     "evaluate": "basis_sharing.evaluation.perplexity",
-    "plan_model": "basis_sharing.verbs.plan",
+    "plan": "basis_sharing.verbs.plan",
     "recheck": "basis_sharing.verbs.recheck",
     "recover": "basis_sharing.verbs.recover",
     "write_report": "basis_sharing.reports.html",

@@ -171,7 +171,7 @@ def test_progress_counts_every_window_of_every_block() -> None:
     model, ids = PICO["llama"](), windows()
     events: list[Progress] = []
     list(backward_sweep(model, describe(model), ids, dtype=torch.float32, progress=events.append))
-    for stage, total in (("taping block inputs", 15), ("measuring the loss", 3), ("measuring gradients", 15)):
+    for stage, total in (("recording block inputs", 15), ("measuring the loss", 3), ("measuring gradients", 15)):
         mine = [event for event in events if event.stage == stage]
         assert [event.done for event in mine] == list(range(1, total + 1))
         assert {event.total for event in mine} == {total}

@@ -17,7 +17,7 @@ from basis_sharing.calibration.moments import (
 )
 from basis_sharing.errors import ModelError, NumericalError
 from basis_sharing.models.decoder import describe
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 from pico import PICO
 
 BOTH = Statistics(gram=True, abs_sum=True)
@@ -126,7 +126,7 @@ def test_wide_inputs_are_added_up_in_tiles() -> None:
     accumulator = MomentAccumulator(1100, Statistics(gram=True), torch.device("cpu"))
     assert accumulator.add(x[:25])
     assert accumulator.add(x[25:])
-    G = accumulator.finish(Ranks()).gram
+    G = accumulator.finish(Processes()).gram
     assert G is not None
     assert torch.allclose(G, x.T @ x, atol=1e-3)
 

@@ -9,7 +9,7 @@ import torch
 
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
-from basis_sharing.evaluation.perplexity import window_length
+from basis_sharing.calibration.windows import window_length
 from pico import PICO, pico_tokenizer, save_pico
 
 TEXT = "Perplexity is the exponential of the mean negative log-likelihood of a token; lower is better. " * 12

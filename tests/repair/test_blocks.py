@@ -18,7 +18,7 @@ from basis_sharing.repair.blocks import propagate
 from basis_sharing.repair.segments import Schedule
 from basis_sharing.run import resume as waypoint
 from basis_sharing.run.machine import Machine
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.verbs import compress as pipeline
@@ -155,7 +155,7 @@ def test_killed_half_way_it_ends_with_the_same_weights(
 def test_training_in_several_processes_is_refused(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Ranks(0, 2)))
+    monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Processes(0, 2)))
     with pytest.raises(RecipeError, match="--refine runs in one process"):
         compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
 

@@ -62,7 +62,7 @@ def test_a_budget_is_refused_with_the_smallest_that_can_work() -> None:
 
 def test_what_does_not_fit_beside_the_rest_goes_into_files() -> None:
     machine = Machine(memory=10 * 2**30).needing(9 * 2**30)
-    for holds in (machine.holds_states, machine.holds_tape, machine.holds_moments):
+    for holds in (machine.holds_states, machine.holds_inputs, machine.holds_moments):
         assert holds(2**28)
         assert not holds(2**29)
     assert machine.whitening_bytes < 2**28 < Machine(memory=2**40).whitening_bytes + 1

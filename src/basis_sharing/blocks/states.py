@@ -34,7 +34,7 @@ def _in_file(shape: torch.Size, dtype: torch.dtype, file: Path) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tape:
+class BlockInputs:
     """Hidden states between blocks.
 
     Attributes:
@@ -50,7 +50,9 @@ class Tape:
         return self.rows[row, window : window + 1].to(device)
 
 
-def make_tape(rows: int, row: torch.Size, dtype: torch.dtype, folder: Path, machine: Machine, *, wanted: bool) -> Tape:
+def make_block_inputs(
+    rows: int, row: torch.Size, dtype: torch.dtype, folder: Path, machine: Machine, *, wanted: bool
+) -> BlockInputs:
     """Return a tape.
 
     It is in a file where that is wanted and the disk has room, or where memory is short; a file of that size that is
@@ -72,8 +74,8 @@ def make_tape(rows: int, row: torch.Size, dtype: torch.dtype, folder: Path, mach
     needed, file = shape.numel() * dtype.itemsize, folder / f"tape{UNFINISHED}"
     there = file.is_file() and file.stat().st_size == needed
     room = there or needed < _DISK_SHARE * psutil.disk_usage(str(folder)).free
-    if machine.holds_tape(needed) and not (wanted and room):
-        return Tape(torch.empty(shape, dtype=dtype), None)
+    if machine.holds_inputs(needed) and not (wanted and room):
+        return BlockInputs(torch.empty(shape, dtype=dtype), None)
     if not room:
         raise CorpusError(
             f"the gradients need {needed / 2**30:.0f} GiB for block inputs, more than memory or {folder.parent} has: "
@@ -82,4 +84,4 @@ def make_tape(rows: int, row: torch.Size, dtype: torch.dtype, folder: Path, mach
     if not there:
         for leftover in folder.glob(f"*{UNFINISHED}"):
             leftover.unlink()
-    return Tape(_in_file(shape, dtype, file), file)
+    return BlockInputs(_in_file(shape, dtype, file), file)

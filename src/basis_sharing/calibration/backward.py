@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.blocks.placing import placed
-from basis_sharing.blocks.states import Tape, make_tape, states_like
+from basis_sharing.blocks.states import BlockInputs, make_block_inputs, states_like
 from basis_sharing.calibration.forward import own_windows
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import NumericalError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.run.durable import UNFINISHED
 from basis_sharing.run.machine import Machine
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.run.resume import Waypoint
+from basis_sharing.run.resume import ResumePoint
 
 _STAGES = ("taped", "loss", "gradients")
 _POSITIONS = 512
@@ -74,11 +74,11 @@ def backward_sweep(
             room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
             stages = _Stages(model, decoder, input_ids, dtype, machine, progress)
             shape = states_shape(model, decoder, stages.input_ids)
-            tape = make_tape(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
+            tape = make_block_inputs(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
             # Without a file there are no block inputs to go on with.
             kept = room if folder is not None and tape.file is not None else None
             taping, loss, gradients = (
-                Waypoint(kept and kept / f"{name}{UNFINISHED}", machine.ranks) for name in _STAGES
+                ResumePoint(kept and kept / f"{name}{UNFINISHED}", machine.processes) for name in _STAGES
             )
             gradient = states_like(shape, dtype, room / f"gradient{UNFINISHED}", machine).zero_()
             blocks_done = gradients.resume(gradient)
@@ -110,9 +110,9 @@ class _Stages:
         self._machine, self._device, self._dtype = machine, machine.device, dtype
         self._calls = block_calls(model, decoder, input_ids)
 
-    def tape_inputs(self, tape: Tape, waypoint: Waypoint) -> None:
+    def tape_inputs(self, tape: BlockInputs, point: ResumePoint) -> None:
         """Fill the tape with what every block reads, and what the last one hands on."""
-        first = waypoint.resume()
+        first = point.resume()
         if not first:
             fill_first_states(self.model, self.decoder, self.input_ids, tape.rows[0])
         windows = len(self.input_ids)
@@ -129,10 +129,10 @@ class _Stages:
                         )
                     tape.rows[index + 1][window].copy_(output)
                     done += 1
-                    self.progress(Progress("taping block inputs", done, total, "windows x blocks"))
-            waypoint.reach(index + 1, beside=tape.file)
+                    self.progress(Progress("recording block inputs", done, total, "windows x blocks"))
+            point.reach(index + 1, beside=tape.file)
 
-    def start_gradients(self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint) -> None:
+    def start_gradients(self, tape: BlockInputs, gradient: Tensor, first: int, point: ResumePoint) -> None:
         """Fill ``gradient`` from window ``first`` on with that of the loss by what the last block hands on.
 
         A few hundred positions at a time, because logits are wide.
@@ -149,11 +149,11 @@ class _Stages:
                     assert x.grad is not None
                     gradient[window, start:stop] = x.grad[0]
                 self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
-                if self._machine.ranks.size == 1:  # several processes have different numbers of windows
-                    waypoint.reach(window + 1, gradient)
+                if self._machine.processes.count == 1:  # several processes have different numbers of windows
+                    point.reach(window + 1, gradient)
 
     def back(
-        self, tape: Tape, gradient: Tensor, first: int, waypoint: Waypoint
+        self, tape: BlockInputs, gradient: Tensor, first: int, point: ResumePoint
     ) -> Iterator[tuple[int, dict[str, Moments]]]:
         """Carry the gradient back through the blocks, of which the ``first`` last ones are done."""
         blocks, windows = len(self.decoder.blocks), len(self.input_ids)
@@ -170,8 +170,8 @@ class _Stages:
                     gradient[window] = x.grad[0]
                     done += 1
                     self.progress(Progress("measuring gradients", done, total, "windows x blocks"))
-            yield index, watch.finish(self.input_ids.numel(), self._machine.ranks)
-            waypoint.reach(blocks - index, gradient)
+            yield index, watch.finish(self.input_ids.numel(), self._machine.processes)
+            point.reach(blocks - index, gradient)
 
     @contextmanager
     def _block(self, index: int) -> Iterator[tuple[nn.Module, BlockCall]]:
@@ -226,13 +226,13 @@ class _Watch:
 
         return forward
 
-    def finish(self, tokens: int, ranks: Ranks) -> dict[str, Moments]:
+    def finish(self, tokens: int, processes: Processes) -> dict[str, Moments]:
         """Return the moments of all processes; a projection's tokens are those of the text, also in an expert."""
-        inputs = {name: accumulator.finish(ranks) for name, accumulator in self._inputs.items()}
+        inputs = {name: accumulator.finish(processes) for name, accumulator in self._inputs.items()}
         count = torch.tensor(tokens)
-        ranks.add_up(count)
+        processes.add_up(count)
         outputs = {
-            name: Moments(tokens=int(count), gradient=accumulator.finish(ranks).gram)
+            name: Moments(tokens=int(count), gradient=accumulator.finish(processes).gram)
             for name, accumulator in self._outputs.items()
         }
         return {**inputs, **outputs}

@@ -48,7 +48,7 @@ def row_fisher(
     with placed(model, machine.device):
         sums = _own_sums(model, decoder, own_windows(input_ids, machine).to(machine.device), progress)
     for total in sums.values():
-        machine.ranks.add_up(total)
+        machine.processes.add_up(total)
     return sums
 
 

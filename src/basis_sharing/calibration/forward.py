@@ -23,7 +23,7 @@ from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.run.durable import UNFINISHED
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.run.resume import Waypoint
+from basis_sharing.run.resume import ResumePoint
 
 
 @torch.no_grad()
@@ -70,8 +70,8 @@ def sweep(
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
         shape = states_shape(model, decoder, input_ids)
         hidden = states_like(shape, dtype, room / f"hidden{UNFINISHED}", machine)
-        waypoint = Waypoint(folder and folder / f"states{UNFINISHED}", machine.ranks)
-        first = waypoint.resume(hidden)
+        point = ResumePoint(folder and folder / f"states{UNFINISHED}", machine.processes)
+        first = point.resume(hidden)
         if not first:
             fill_first_states(model, decoder, input_ids, hidden)
         done, total = first * len(input_ids), len(decoder.blocks) * len(input_ids)
@@ -89,8 +89,8 @@ def sweep(
                 finally:
                     for handle in handles:
                         handle.remove()
-            yield index, {name: accumulator.finish(machine.ranks) for name, accumulator in accumulators.items()}
-            waypoint.reach(index + 1, hidden)
+            yield index, {name: accumulator.finish(machine.processes) for name, accumulator in accumulators.items()}
+            point.reach(index + 1, hidden)
 
 
 def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
@@ -99,13 +99,13 @@ def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
     Raises:
         CorpusError: There are fewer windows than processes.
     """
-    ranks = machine.ranks
-    if len(input_ids) < ranks.size:
+    processes = machine.processes
+    if len(input_ids) < processes.count:
         raise CorpusError(
-            f"{len(input_ids)} calibration windows cannot be divided among {ranks.size} processes: use more windows "
-            "(--windows), or fewer processes."
+            f"{len(input_ids)} calibration windows cannot be divided among {processes.count} processes: use more "
+            "windows (--windows), or fewer processes."
         )
-    return input_ids[ranks.rank :: ranks.size]
+    return input_ids[processes.index :: processes.count]
 
 
 def _watch(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from basis_sharing.run.durable import write_whole
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 
 _TILE = 512
 
@@ -82,11 +82,11 @@ class MomentAccumulator:
             watched = moments.abs_sum.sum()
         return bool(torch.isfinite(watched))
 
-    def finish(self, ranks: Ranks) -> Moments:
+    def finish(self, processes: Processes) -> Moments:
         """Return the statistics of all processes, on the CPU, with the lower half of the Gram matrix filled in."""
         moments = self._moments
         tokens = torch.tensor(moments.tokens)
-        ranks.add_up(tokens)
+        processes.add_up(tokens)
         moments.tokens = int(tokens)
         if moments.gram is not None:
             tiles = list(pairwise(self._edges))
@@ -95,10 +95,10 @@ class MomentAccumulator:
                 square.copy_(square.triu() + square.triu(1).T)
                 for start, stop in tiles[i + 1 :]:
                     moments.gram[start:stop, top:bottom] = moments.gram[top:bottom, start:stop].T
-            ranks.add_up(moments.gram)
+            processes.add_up(moments.gram)
             moments.gram = moments.gram.cpu()
         if moments.abs_sum is not None:
-            ranks.add_up(moments.abs_sum)
+            processes.add_up(moments.abs_sum)
             moments.abs_sum = moments.abs_sum.cpu()
         return moments
 

@@ -1,10 +1,11 @@
-"""What an error at the output of each projection costs, measured without gradients (DESIGN 3.2).
+"""What an error at the output of each projection costs, measured without gradients.
 
 Each projection in turn is truncated to half its rank, and the model's next-token distribution is compared with the
 original's. The divergence divided by the output error is the sensitivity: with it, errors of all projections count in
 nats per token. It knows one number per projection, where gradients know a direction for every error.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,12 +13,11 @@ from torch import Tensor
 
 from basis_sharing.blocks.calls import block_calls, fill_first_states, head_only, run_block, states_shape
 from basis_sharing.blocks.placing import placed
-from basis_sharing.linalg.truncation import truncate
+from basis_sharing.linalg.truncation import Member, truncate
 from basis_sharing.models.decoder import module
-from basis_sharing.models.family import Decoder
+from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.weightings.weighting import Weigher
 
 _WINDOWS = 2
 _LENGTH = 512
@@ -27,7 +27,7 @@ _LENGTH = 512
 def measure_sensitivity(
     model: Any,
     decoder: Decoder,
-    weigher: Weigher,
+    member_of: Callable[[Projection], Member],
     input_ids: Tensor,
     *,
     dtype: torch.dtype,
@@ -41,7 +41,7 @@ def measure_sensitivity(
     Args:
         model: The dense model; its weights are put back.
         decoder: Its structure.
-        weigher: Weighs errors with the second moments of the inputs, with any sensitivity.
+        member_of: Returns a projection, weighted with the second moment of its input.
         input_ids: Calibration windows; the beginnings of the first ones are used.
         dtype: Dtype to run in.
         machine: Where to run; None: where the model is. Several processes divide the projections among them.
@@ -72,9 +72,9 @@ def measure_sensitivity(
         inputs.append(step(inputs[-1], index))
     reference = run(inputs[0], 0)
     found: dict[str, float] = {}
-    own = machine.ranks.own(decoder.projections)
+    own = machine.processes.own(decoder.projections)
     for done, projection in enumerate(own, start=1):
-        (member,) = weigher.problem(model, [projection])
+        member = member_of(projection)
         rank = max(1, min(projection.d_in, projection.d_out) // 2)
         truncated = truncate([member])
         approximation = truncated.basis[:, :rank] @ next(truncated.coefficients(rank))
@@ -92,4 +92,4 @@ def measure_sensitivity(
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean().item()
         found[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
         progress(Progress("measuring sensitivity", done, len(own), "projections"))
-    return {name: value for part in machine.ranks.gather(found) for name, value in part.items()}
+    return {name: value for part in machine.processes.gather(found) for name, value in part.items()}

@@ -16,12 +16,13 @@ from torch import Tensor
 from basis_sharing.calibration.corpora import Source, Split, parse_mixture, parse_source, read_text
 from basis_sharing.calibration.readers import read_conversations
 from basis_sharing.calibration.self_text import write_windows
-from basis_sharing.errors import CorpusError
+from basis_sharing.errors import CorpusError, RecipeError
 from basis_sharing.run.progress import ProgressCallback, silent
 
 _ARRAY = "input_ids"
 _ZIP_MAGIC = b"PK"
 _OWN_WINDOWS = 256
+_DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,20 @@ def evaluation_windows(
     notes = _few(len(ids), windows, length, spec) + _unknown_words(source, text)
     bytes_per_token = len(text.encode()) / len(tokens)
     return EvaluationText(ids, bytes_per_token, spec, fingerprint_ids(ids), len(tokens), bos, notes)
+
+
+def window_length(config: Any, length: int | None) -> int:
+    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller.
+
+    Raises:
+        RecipeError: The model cannot read windows as long as asked.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if length is None:
+        return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
+    if limit and length > limit:
+        raise RecipeError(f"--length {length} is more than the {limit} tokens this model can read at once.")
+    return length
 
 
 def fingerprint_ids(input_ids: Tensor) -> str:

@@ -4,36 +4,64 @@ import json
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.errors import CheckpointError
+from basis_sharing.errors import CheckpointError, ModelError
+from basis_sharing.models.refusals import is_compressed
+from basis_sharing.models.source import ModelSource, load_config, resolve
 from basis_sharing.models.weight_files import read_header, weight_files
-from basis_sharing.runtime.modeling_basis_sharing import FormatError, check_format
+from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, entries_of_config
 
 
-def check_folder(folder: Path) -> None:
-    """Make sure that a compressed folder holds the factors its ``config.json`` promises.
+def compressed_source(folder: str | Path, remedy: str) -> tuple[ModelSource, Path]:
+    """Return the source of a compressed folder, and its path; the folder is checked.
 
-    Only the headers of the weight files are read.
+    Args:
+        folder: The folder.
+        remedy: What to do where it is none, as the end of a sentence.
 
     Raises:
-        CheckpointError: The format is newer than this version, a factor is missing, or a rank disagrees.
-        ModelError: A weight file is missing or damaged.
+        ModelError: It is not the folder of a compressed model.
+        CheckpointError: It contradicts itself or is too new.
+    """
+    source = resolve(folder)
+    if source.kind != "folder" or source.path is None or not is_compressed(load_config(source).to_dict()):
+        raise ModelError(f"{folder} is no folder of a model compressed by basis-sharing: {remedy}.")
+    check_folder(source.path)
+    return source, source.path
+
+
+def entries_in(folder: Path) -> tuple[Entry, ...]:
+    """Return the entries of a compressed folder.
+
+    Raises:
+        CheckpointError: The format is newer than this version, or an entry is malformed.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     quantization: dict[str, Any] = config["quantization_config"]
     try:
-        check_format(quantization.get("format_version"), quantization.get("groups"))
+        return entries_of_config(quantization)
     except FormatError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that a compressed folder holds the tensors its ``config.json`` promises.
+
+    Only the headers of the weight files are read.
+
+    Raises:
+        CheckpointError: The format is newer than this version, a tensor is missing, or a shape disagrees.
+        ModelError: A weight file is missing or damaged.
+    """
+    entries = entries_in(folder)
     headers = [read_header(file) for file in weight_files(folder)]
-    shapes: dict[str, list[int]] = {name: entry["shape"] for header in headers for name, entry in header.items()}
-    for group in quantization["groups"]:
-        rank, members = group["rank"], group["members"]
-        expected = {f"{members[0]}.basis.weight": 0} | {f"{name}.weight": 1 for name in members}
-        for tensor, axis in expected.items():
+    shapes: dict[str, list[int]] = {name: about["shape"] for header in headers for name, about in header.items()}
+    for entry in entries:
+        for tensor, expected in entry.on_disk().items():
             if tensor not in shapes:
                 raise CheckpointError(f"{folder}: the weight files lack {tensor}, which config.json promises.")
-            if shapes[tensor][axis] != rank:
+            shape = shapes[tensor]
+            if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
                 raise CheckpointError(
-                    f"{folder}: config.json gives {members[0]} rank {rank}, but {tensor} has shape "
-                    f"{shapes[tensor]}: the folder mixes two checkpoints; compress again."
+                    f"{folder}: config.json gives {entry.owner} {entry.title}, but {tensor} has shape {shape}: the "
+                    "folder mixes two checkpoints; compress again."
                 )

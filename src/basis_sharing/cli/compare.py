@@ -88,7 +88,7 @@ def compare(
         basis-sharing compare --baseline results.json ./llama-20 --max-drift 1%
     """
     from basis_sharing.errors import RecipeError
-    from basis_sharing.recipe.recipe import DTYPES
+    from basis_sharing.recipe.model import DTYPES
     from basis_sharing.results.comparison import Comparison, Limits
 
     if len(models) > 2 or (len(models) == 1 and baseline is None):

@@ -123,13 +123,13 @@ def compress(
     from basis_sharing.run.processes import joined
 
     if dry_run:
-        with joined() as ranks:
-            if ranks.first:
+        with joined() as processes:
+            if processes.first:
                 _tell_needs(model, output, device, max_memory, settings, as_json=as_json)
         return
     from basis_sharing.verbs.compress import compress as run
 
-    with joined() as ranks, resumable(output, work), progress_bars() as progress:
+    with joined() as processes, resumable(output, work), progress_bars() as progress:
         _, result = run(
             model,
             output=output,
@@ -140,7 +140,7 @@ def compress(
             progress=progress,
             **settings,
         )
-    if not ranks.first:
+    if not processes.first:
         return
     if as_json:
         print(result.model_dump_json(indent=2))

@@ -47,7 +47,7 @@ def evaluate(
         basis-sharing eval ./llama-20 --tasks paper,boolq --task-data ./zeroshot
     """
     from basis_sharing.errors import RecipeError
-    from basis_sharing.recipe.recipe import DTYPES
+    from basis_sharing.recipe.model import DTYPES
 
     if dtype not in DTYPES:
         raise RecipeError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}.")

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from basis_sharing.errors import RecipeError
+from basis_sharing.recipe.model import DTYPES
 from basis_sharing.recipe.presets import PRESETS
-from basis_sharing.recipe.recipe import DTYPES, Recipe
+from basis_sharing.recipe.recipe import Recipe
 
 _CALIBRATION = (
     "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "
@@ -81,7 +82,7 @@ NoJointRoles = Annotated[
 RankMultiple = Annotated[
     int | None,
     typer.Option(
-        help="Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them (default: 1).",
+        help="Processes are multiples of this, e.g. 8, 16 or 64, as hardware likes them (default: 1).",
         metavar="N",
         show_default=False,
         rich_help_panel="Planner (method auto)",

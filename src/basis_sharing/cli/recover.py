@@ -70,7 +70,7 @@ def recover(
 
         basis-sharing recover ./llama-40 -o ./llama-40-recovered --calibration wikitext2 --minutes 30
     """
-    from basis_sharing.results.recovery import RecoverySettings
+    from basis_sharing.recipe.recovery import RecoverySettings
 
     settings = {
         "minutes": minutes,

@@ -6,8 +6,8 @@ from basis_sharing.evaluation.intervals import loss_difference
 from basis_sharing.evaluation.sides import ComparisonTask
 from basis_sharing.evaluation.verdict import judge
 from basis_sharing.models.source import dtype_name
-from basis_sharing.results.base import software_versions
 from basis_sharing.results.comparison import Agreement, Comparison, Continuation, Drift, Generation, Measured
+from basis_sharing.run.versions import software_versions
 
 
 def comparison_of(

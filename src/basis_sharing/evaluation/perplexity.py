@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from basis_sharing.blocks.placing import placed
-from basis_sharing.calibration.windows import EvaluationText, evaluation_windows
+from basis_sharing.calibration.windows import EvaluationText, evaluation_windows, window_length
 from basis_sharing.checkpoint.folder import check_folder
-from basis_sharing.errors import NumericalError, RecipeError
+from basis_sharing.errors import NumericalError
 from basis_sharing.models.families import needs_bos
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.source import dtype_name, load_config, load_model, load_tokenizer, resolve
@@ -19,7 +19,6 @@ from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 DEFAULT_TEXT = "python-docs:heldout"
-_DEFAULT_LENGTH = 2048
 
 
 def evaluate(
@@ -84,20 +83,6 @@ def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, 
         vocab_size=model.config.get_text_config().vocab_size,
         bos=needs_bos(model.config.model_type),
     )
-
-
-def window_length(config: Any, length: int | None) -> int:
-    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller.
-
-    Raises:
-        RecipeError: The model cannot read windows as long as asked.
-    """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if length is None:
-        return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
-    if limit and length > limit:
-        raise RecipeError(f"--length {length} is more than the {limit} tokens this model can read at once.")
-    return length
 
 
 @torch.no_grad()

@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from basis_sharing.checkpoint.folder import check_folder
+from basis_sharing.checkpoint.folder import compressed_source
 from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
-from basis_sharing.errors import ModelError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.sizes import memory_bytes
-from basis_sharing.models.source import load_config, load_model, load_tokenizer, resolve
+from basis_sharing.models.source import load_model, load_tokenizer
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.runtime.surgery import product_of
+from basis_sharing.runtime.layers_basis_sharing import kind_of
 
 _OURS = ("quantization_config", "auto_map")
 
@@ -44,11 +41,8 @@ def densify(
         CheckpointError: It contradicts itself or is too new.
         OutputError: The output cannot be written.
     """
-    source, output = resolve(folder), Path(output)
-    if source.kind != "folder" or source.path is None or not is_compressed(load_config(source).to_dict()):
-        raise ModelError(f"{folder} is no folder of a model compressed by basis-sharing: there is nothing to densify.")
-    check_folder(source.path)
-    with reserve(output, overwrite=overwrite, inputs=[source.path]) as staging:
+    (source, path), output = compressed_source(folder, "there is nothing to multiply out"), Path(output)
+    with reserve(output, overwrite=overwrite, inputs=[path]) as staging:
         dense = dense_model(load_model(source), progress=progress)
         check_space(staging, memory_bytes(dense))
         write_model(staging, dense, load_tokenizer(source))
@@ -67,15 +61,18 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> PreTraine
     with torch.device("meta"):
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     transposed = {p.name: p.transposed for p in describe(skeleton).projections}
-    factorized = {name: m for name, m in model.named_modules() if isinstance(m, FactorizedLinear)}
-    inside = tuple(f"{name}." for name in factorized)
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
-    for done, (name, module) in enumerate(factorized.items(), start=1):
-        W = product_of(model, name)
+    compressed = [(entry, name) for entry in model.config.quantization_config.entries for name in entry.members]
+    inside = tuple(f"{name}." for _, name in compressed)
+    stored = model.state_dict()
+    state = {name: tensor for name, tensor in stored.items() if not name.startswith(inside)}
+    for done, (entry, name) in enumerate(compressed, start=1):
+        kind = kind_of(entry)
+        W = kind.weight(model.get_submodule(name))
         state[f"{name}.weight"] = (W if transposed[name] else W.T).to(model.dtype).contiguous()
-        if module.coeff.bias is not None:
-            state[f"{name}.bias"] = module.coeff.bias.detach()
-        progress(Progress("multiplying factors out", done, len(factorized), "projections"))
+        bias = kind.renamed(entry).get(f"{name}.bias", f"{name}.bias")
+        if bias in stored:
+            state[f"{name}.bias"] = stored[bias]
+        progress(Progress("multiplying factors out", done, len(compressed), "projections"))
     with quiet():
         dense: PreTrainedModel = type(skeleton).from_pretrained(
             None, config=config, state_dict=state, dtype=model.dtype

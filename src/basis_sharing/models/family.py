@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
 """Every role a projection can have, in the order it acts within a decoder block."""
@@ -86,3 +87,16 @@ class Decoder:
     blocks: tuple[str, ...]
     projections: tuple[Projection, ...]
     left_dense: tuple[LeftDense, ...] = field(default=())
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Projection]:
+        """Every compressible projection by its module path."""
+        return {projection.name: projection for projection in self.projections}
+
+    def of_block(self, index: int) -> list[Projection]:
+        """Return the compressible projections of one block."""
+        return [projection for projection in self.projections if projection.block == index]
+
+    def path_in_block(self, projection: Projection) -> str:
+        """Return the module path of a projection inside its block."""
+        return projection.name.removeprefix(f"{self.blocks[projection.block]}.")

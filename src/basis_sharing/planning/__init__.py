@@ -1,1 +1,1 @@
-"""Which projections share a basis, and at which rank."""
+"""From candidates and their costs to a plan."""

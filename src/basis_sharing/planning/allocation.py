@@ -1,54 +1,61 @@
-"""Spend a budget where it hurts least: which candidate groups to use, and at which rank (DESIGN 3.4).
+"""Spend a budget where it hurts least: which candidates to use, and which of their options.
 
-Pure numbers: candidates are curves of loss against cost. For a price per unit of cost every candidate has a best rank;
-a dynamic programme over depth picks the groups; bisection finds the price at which the budget is met; what the jumps
-between neighbouring prices leave over is spent greedily. Curves need not be convex.
+Pure numbers: candidates are losses and costs of options. For a price per unit of cost every candidate has a best
+option; a dynamic programme over depth picks the candidates; bisection finds the price at which the budget is met; what
+the jumps between neighbouring prices leave over is spent greedily. Losses need not be convex in costs.
+
+With several limits, costs are weighted against each other: the limit that binds sets the price. Where each of two
+limits alone breaks the other, a second bisection finds the weights at which both bind.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from basis_sharing.errors import PlanError
+from basis_sharing.treatments.scopes import Part
 
 Floats = NDArray[np.float64]
 
 _REST = 1e-4
+_MIXTURES = 12  # weights that are tried where two limits bind
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a group loses and costs at each rank it may have.
+    """What a candidate loses and costs with each of its options.
 
     Attributes:
-        ranks: The ranks, ascending; the last one of a private projection means that it stays dense.
-        costs: Cost at each rank, ascending.
-        losses: Loss at each rank in nats per token.
+        costs: Cost of every option; what the price is paid for.
+        losses: Loss of every option in nats per token.
+        limited: Cost of every option under every limit, shape ``[limits, options]``; None: there is one, ``costs``.
     """
 
-    ranks: NDArray[np.int64]
     costs: Floats
     losses: Floats
+    limited: Floats | None = None
 
     def best(self, price: float) -> int:
         """Return the position that minimises loss + price x cost."""
         return int((self.losses + price * self.costs).argmin())
 
-
-Part = frozenset[str]
+    @property
+    def limits(self) -> Floats:
+        """Cost of every option under every limit, shape ``[limits, options]``."""
+        return self.costs[None] if self.limited is None else self.limited
 
 
 @dataclass
 class Lane:
-    """Consecutive blocks whose projections of one input may share: along depth, across roles, or both.
+    """Consecutive blocks whose projections of one input may be treated together: along depth, across roles, or both.
 
     Attributes:
         length: Number of blocks.
         partitions: The ways to divide the roles into parts that act as one, each a tuple of parts.
-        segments: Part -> (first block, block after the last) -> name of the candidate.
+        segments: Part -> (first block, block after the last) -> index of the candidate.
     """
 
     length: int
@@ -58,7 +65,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Choice:
-    """One chosen candidate and the position on its curve."""
+    """One chosen candidate and the position of its option."""
 
     candidate: int
     position: int
@@ -66,52 +73,112 @@ class Choice:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What was chosen, and what it loses and costs."""
+    """What was chosen, and what it loses and costs.
+
+    Attributes:
+        choices: The chosen options; every projection is in one of them.
+        loss: Sum of their losses.
+        costs: Sum of their costs under every limit, shape ``[limits]``.
+    """
 
     choices: tuple[Choice, ...]
     loss: float
-    cost: float
+    costs: Floats
+
+    def within(self, budgets: Floats) -> bool:
+        """Whether every limit is held."""
+        return bool((self.costs <= budgets).all())
 
 
-def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budget: float) -> Allocation:
-    """Return the choice with nearly the least loss whose cost does not exceed the budget.
+class UnreachableError(PlanError):
+    """A budget is below the least possible cost.
+
+    Attributes:
+        limit: Position of the limit.
+        least: The least cost under it.
+    """
+
+    def __init__(self, limit: int, least: float) -> None:
+        super().__init__(f"the target cannot be met: even the cheapest options cost {least:,.0f}.")
+        self.limit, self.least = limit, least
+
+
+def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budgets: Sequence[float]) -> Allocation:
+    """Return the choice with nearly the least loss whose costs do not exceed their budgets.
+
+    Args:
+        curves: The candidates.
+        lanes: How they may be combined.
+        budgets: The most that the choice may cost, one number for every limit of the curves.
 
     Raises:
-        PlanError: Even the lowest ranks cost more; says what the least cost is.
+        UnreachableError: Even the cheapest options cost more; says what the least cost is.
     """
+    limits = np.asarray(budgets, dtype=float)
+    if len(limits) == 1:
+        return _allocate(curves, lanes, limits)
+    alone = [_allocate(_priced_in(curves, index), lanes, limits, index) for index in range(len(limits))]
+    best = min((choice for choice in alone if choice.within(limits)), key=lambda choice: choice.loss, default=None)
+    return best or _mixed(curves, lanes, limits)
+
+
+def _priced_in(curves: Sequence[Curve], limit: int) -> list[Curve]:
+    """Return the curves with one of their limits as the cost."""
+    return [replace(curve, costs=curve.limits[limit], limited=curve.limits) for curve in curves]
+
+
+def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Allocation:
+    """Return the choice with the least loss that was met with weights between those of single limits."""
+    choices = []
+    for share in np.linspace(0, 1, _MIXTURES + 2)[1:-1]:
+        weights = np.full(len(limits), share / (len(limits) - 1))
+        weights[0] = 1 - share
+        mixed = [replace(curve, costs=(weights / limits) @ curve.limits, limited=curve.limits) for curve in curves]
+        try:
+            choices.append(_allocate(mixed, lanes, limits))
+        except UnreachableError:
+            continue
+    if not choices:
+        raise PlanError("the limits cannot be met together, though each alone can: raise one of them.")
+    return min(choices, key=lambda choice: choice.loss)
+
+
+def _allocate(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats, only: int | None = None) -> Allocation:
+    """Return the best choice that one price leads to.
+
+    Args:
+        curves: The candidates; their ``costs`` are what the price is paid for.
+        lanes: How they may be combined.
+        limits: Budget of every limit.
+        only: The only limit that counts; None: all of them.
+    """
+    binding = limits if only is None else np.where(np.arange(len(limits)) == only, limits, inf)
+
+    def fits(choice: Allocation) -> bool:
+        return choice.within(binding)
+
     # At one end only costs count, at the other only losses: also between candidates, whose curves know no such price.
     scale = max(curve.losses[0] for curve in curves) / min(curve.costs[0] for curve in curves)
     high, low = 1e9 * scale + 1e-275, 1e-25 * scale + 1e-300
     best = _at_price(curves, lanes, high)
-    if best.cost > budget:
-        raise UnreachableError(best.cost)
+    if not fits(best):
+        limit = int((best.costs / limits).argmax()) if only is None else only
+        raise UnreachableError(limit, float(best.costs[limit]))
     free = _at_price(curves, lanes, low)
-    if free.cost <= budget:
+    if fits(free):
         return free
     for _ in range(100):
         price = (low * high) ** 0.5
-        found = _at_price(curves, lanes, price)
-        if found.cost > budget:
+        choice = _at_price(curves, lanes, price)
+        if not fits(choice):
             low = price
         else:
             high = price
-            if found.loss <= best.loss:
-                best = found
-        if high <= low * (1 + 1e-9) or 0 <= budget - found.cost <= _REST * budget:
+            if choice.loss <= best.loss:
+                best = choice
+        if high <= low * (1 + 1e-9) or (fits(choice) and bool((binding - choice.costs <= _REST * limits).any())):
             break
-    return _spend_rest(curves, best, budget)
-
-
-class UnreachableError(PlanError):
-    """The budget is below the least possible cost.
-
-    Attributes:
-        least: That cost.
-    """
-
-    def __init__(self, least: float) -> None:
-        super().__init__(f"the target cannot be met: even the lowest ranks cost {least:,.0f}.")
-        self.least = least
+    return _spend_rest(curves, best, binding)
 
 
 def _at_price(curves: Sequence[Curve], lanes: Sequence[Lane], price: float) -> Allocation:
@@ -125,7 +192,7 @@ def _total(curves: Sequence[Curve], choices: Sequence[Choice]) -> Allocation:
     return Allocation(
         tuple(choices),
         loss=float(sum(curves[c.candidate].losses[c.position] for c in choices)),
-        cost=float(sum(curves[c.candidate].costs[c.position] for c in choices)),
+        costs=np.sum([curves[c.candidate].limits[:, c.position] for c in choices], axis=0),
     )
 
 
@@ -197,23 +264,24 @@ def _chain(
     return best
 
 
-def _spend_rest(curves: Sequence[Curve], found: Allocation, budget: float) -> Allocation:
-    """Raise ranks as long as the budget allows, always where a unit of cost gains most."""
-    positions = {choice.candidate: choice.position for choice in found.choices}
-    rest = budget - found.cost
+def _spend_rest(curves: Sequence[Curve], choice: Allocation, limits: Floats) -> Allocation:
+    """Choose better options as long as the budgets allow, always where a unit of cost gains most."""
+    positions = {choice.candidate: choice.position for choice in choice.choices}
+    rest = limits - choice.costs
 
     def best_step(candidate: int) -> tuple[float, int]:
         curve, now = curves[candidate], positions[candidate]
-        stop = int(np.searchsorted(curve.costs, curve.costs[now] + rest, side="right"))
-        if stop <= now + 1:
+        more = curve.limits - curve.limits[:, now, None]
+        possible = np.flatnonzero((more <= rest[:, None]).all(0) & (curve.costs > curve.costs[now]))
+        if not len(possible):
             return 0.0, now
-        rates = (curve.losses[now] - curve.losses[now + 1 : stop]) / (curve.costs[now + 1 : stop] - curve.costs[now])
+        rates = (curve.losses[now] - curve.losses[possible]) / (curve.costs[possible] - curve.costs[now])
         step = int(rates.argmax())
-        return float(rates[step]), now + 1 + step
+        return float(rates[step]), int(possible[step])
 
     while True:
         (rate, position), candidate = max((best_step(candidate), candidate) for candidate in positions)
         if rate <= 0:
             return _total(curves, [Choice(*item) for item in positions.items()])
-        rest -= curves[candidate].costs[position] - curves[candidate].costs[positions[candidate]]
+        rest = rest - (curves[candidate].limits[:, position] - curves[candidate].limits[:, positions[candidate]])
         positions[candidate] = position

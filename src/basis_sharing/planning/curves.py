@@ -1,4 +1,7 @@
-"""Loss curves on disk, for a later run with the same model and text."""
+"""Loss curves on disk, for a later run with the same model and text.
+
+A key is the name of a treatment, then the names of the projections of a scope.
+"""
 
 import errno
 import sqlite3
@@ -9,48 +12,48 @@ from pathlib import Path
 
 import numpy as np
 
-from basis_sharing.planning.allocation import Floats
+from basis_sharing.treatments.base import CurveKey, Floats
 
 _FILE = "curves.sqlite"
 _SECONDS = 1.0
 _PATIENCE = 60.0
 
 
-class StoredCurves(MutableMapping[tuple[str, ...], Floats]):
-    """Loss curves by the names of a group's members; those that were set are written about once a second."""
+class StoredCurves(MutableMapping[CurveKey, Floats]):
+    """Loss curves by treatment and scope; those that were set are written about once a second."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._waiting: dict[str, bytes] = {}
         self._written = time.monotonic()
 
-    def __getitem__(self, names: tuple[str, ...]) -> Floats:
-        key = _key(names)
-        if key in self._waiting:
-            return np.frombuffer(self._waiting[key], "<f8")
-        row = self._database.execute("SELECT losses FROM curves WHERE members = ?", (key,)).fetchone()
+    def __getitem__(self, key: CurveKey) -> Floats:
+        name = _name(key)
+        if name in self._waiting:
+            return np.frombuffer(self._waiting[name], "<f8")
+        row = self._database.execute("SELECT losses FROM curves WHERE scope = ?", (name,)).fetchone()
         if row is None:
-            raise KeyError(names)
+            raise KeyError(key)
         return np.frombuffer(row[0], "<f8")
 
-    def __setitem__(self, names: tuple[str, ...], losses: Floats) -> None:
-        self._waiting[_key(names)] = losses.astype("<f8").tobytes()
+    def __setitem__(self, key: CurveKey, losses: Floats) -> None:
+        self._waiting[_name(key)] = losses.astype("<f8").tobytes()
         if time.monotonic() - self._written > _SECONDS:
             self.write()
 
-    def __delitem__(self, names: tuple[str, ...]) -> None:
+    def __delitem__(self, key: CurveKey) -> None:
         self.write()
-        if not self._database.execute("DELETE FROM curves WHERE members = ?", (_key(names),)).rowcount:
-            raise KeyError(names)
+        if not self._database.execute("DELETE FROM curves WHERE scope = ?", (_name(key),)).rowcount:
+            raise KeyError(key)
 
-    def __iter__(self) -> Iterator[tuple[str, ...]]:
+    def __iter__(self) -> Iterator[CurveKey]:
         self.write()
-        for (key,) in self._database.execute("SELECT members FROM curves").fetchall():
+        for (key,) in self._database.execute("SELECT scope FROM curves").fetchall():
             yield tuple(key.split("\n"))
 
     def __len__(self) -> int:
         count: int = self._database.execute("SELECT count(*) FROM curves").fetchone()[0]
-        stored = "SELECT 1 FROM curves WHERE members = ?"
+        stored = "SELECT 1 FROM curves WHERE scope = ?"
         return count + sum(self._database.execute(stored, (key,)).fetchone() is None for key in self._waiting)
 
     def write(self) -> None:
@@ -98,12 +101,12 @@ def _open(file: Path) -> sqlite3.Connection:
         if found != "ok":
             raise sqlite3.DatabaseError(found)
         with database:
-            database.execute("CREATE TABLE IF NOT EXISTS curves (members TEXT PRIMARY KEY, losses BLOB NOT NULL)")
+            database.execute("CREATE TABLE IF NOT EXISTS curves (scope TEXT PRIMARY KEY, losses BLOB NOT NULL)")
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _key(names: tuple[str, ...]) -> str:
-    return "\n".join(names)
+def _name(key: CurveKey) -> str:
+    return "\n".join(key)

@@ -1,53 +1,32 @@
-"""The plan as data: which projections share a basis, at which rank, and what that is expected to cost."""
+"""The plan as data: which option every scope gets, and what that is expected to cost."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
+from basis_sharing.costs.base import Cost, shapes_of
+from basis_sharing.costs.multiplications import Multiplications
+from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import PlanError
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Decoder
+from basis_sharing.plans.migrations import PLAN_VERSION, migrated
 from basis_sharing.recipe.presets import PRESETS
-from basis_sharing.recipe.recipe import Form
-
-Rank = TypeVar("Rank", int, NDArray[np.int64])
-
-
-def stored_parameters(d_in: int, outputs: int, rank: Rank, form: Form) -> Rank:
-    """Return how many numbers a group stores: k (a + b), less k^2 if it is pivoted (DESIGN 3.3)."""
-    return rank * (d_in + outputs) - (rank**2 if form == "pivoted" else 0)
-
-
-def multiplications(d_in: int, d_outs: tuple[int, ...], rank: Rank, form: Form) -> Rank:
-    """Return how many multiplications a group needs per token: every member multiplies with the whole basis."""
-    stored = d_in - rank if form == "pivoted" else d_in
-    return rank * (stored * len(d_outs) + sum(d_outs))
+from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, entries_from, entry_from
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class PlanGroup(_Frozen):
-    """One basis and the projections that use it.
-
-    Attributes:
-        members: Module paths of the projections in depth order; the first one owns the basis. One member: private.
-        rank: Number of basis vectors.
-        form: How the factors are stored: all of them, or without the identity that pivoting makes of ``rank`` rows.
-        loss: Expected rise of the loss in nats per token; None where the method does not predict it.
-    """
-
-    members: tuple[str, ...] = Field(min_length=1)
-    rank: int = Field(ge=1)
-    form: Form = "plain"
-    loss: float | None = None
+AnyEntry = Annotated[
+    Entry,
+    BeforeValidator(entry_from),
+    PlainSerializer(lambda entry: entry.to_dict(), return_type=dict[str, Any]),
+]
+"""An entry of any kind, which validates from its JSON form and serializes to it."""
 
 
 class PlannedFor(_Frozen):
@@ -68,7 +47,7 @@ class Prediction(_Frozen):
     """What a plan is expected to cost.
 
     Attributes:
-        loss: Sum of the expected losses of the groups, in nats per token.
+        loss: Sum of the expected losses of the entries, in nats per token.
         scale: Measured loss rise divided by the expected one, from one measured plan; None: not measured.
         scale_error: Standard error of ``scale``, from the spread between windows.
         text: The text it was measured on.
@@ -86,25 +65,25 @@ class Prediction(_Frozen):
 
 
 class Plan(_Frozen):
-    """Everything factorization has to know; projections in no group stay dense.
+    """Everything that carrying out a compression has to know; projections in no entry stay dense.
 
     Attributes:
-        version: Version of this schema.
+        version: Version of this schema; older ones are read, newer ones refused.
         method: Method whose weighting and refit rule apply.
         ratio: Fraction of the parameters that the plan removes from the compressible projections.
         gradients: Whether errors are weighted with loss gradients; only for methods that can.
         planned_for: The model it was made for; None: any model with these projections.
         prediction: What it is expected to cost; None where the method does not predict it.
-        groups: The groups, no projection in two of them.
+        entries: What the projections are turned into, no projection in two of them.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = PLAN_VERSION
     method: str
     ratio: float
     gradients: bool = False
     planned_for: PlannedFor | None = None
     prediction: Prediction | None = None
-    groups: tuple[PlanGroup, ...]
+    entries: tuple[AnyEntry, ...]
 
     @field_validator("method")
     @classmethod
@@ -115,13 +94,16 @@ class Plan(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a plan, also one that was edited by hand.
+        """Read a plan of any version up to this one, also one that was edited by hand.
 
         Raises:
             PlanError: The file cannot be read or is not a plan; says where.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise ValueError("it is not a plan that `basis-sharing plan` wrote.")
+            return cls.model_validate(migrated(data))
         except OSError as error:
             raise PlanError(f"the plan {path} cannot be read ({error.strerror}): check the path.") from None
         except UnicodeDecodeError:
@@ -129,65 +111,61 @@ class Plan(_Frozen):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise PlanError(f"the plan {path} is not valid at {place}: {first['msg']}.") from None
+            message = first["msg"].removeprefix("Value error, ").rstrip(".")
+            raise PlanError(f"the plan {path} is not valid at {place}: {message}.") from None
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the plan {path} is not valid JSON ({error}): check the last edit.") from None
+        except ValueError as error:
+            raise PlanError(f"the plan {path} cannot be used: {error}") from None
 
     def write(self, path: Path) -> None:
-        """Write the plan as JSON, one group per line so that it is easy to edit.
+        """Write the plan as JSON, one entry per line so that it is easy to edit.
 
         Raises:
             OSError: The file cannot be written.
         """
         data = self.model_dump(mode="json")
-        groups = ",\n".join("    " + json.dumps(group) for group in data.pop("groups"))
+        entries = ",\n".join("    " + json.dumps(entry) for entry in data.pop("entries"))
         head = json.dumps(data, indent=2).removesuffix("\n}")
-        path.write_text(f'{head},\n  "groups": [\n{groups}\n  ]\n}}\n', encoding="utf-8")
+        path.write_text(f'{head},\n  "entries": [\n{entries}\n  ]\n}}\n', encoding="utf-8")
 
     def check(self, decoder: Decoder) -> None:
         """Make sure that the plan fits a model.
 
         Raises:
-            PlanError: Names the first projection that is unknown, used twice, or does not fit its group.
+            PlanError: Names the first projection that is unknown, used twice, or does not fit its entry.
         """
-        known = {projection.name: projection for projection in decoder.projections}
-        if not self.groups:
-            raise PlanError("the plan has no groups: nothing would be compressed.")
+        if not self.entries:
+            raise PlanError("the plan has no entries: nothing would be compressed.")
         if self.planned_for is not None and self.planned_for.structure != structure_of(decoder):
             raise PlanError(
                 f"the plan was made for {self.planned_for.model}, whose projections have other names or shapes: plan "
                 "this model anew."
             )
-        uses = Counter(name for group in self.groups for name in group.members)
-        for name, count in uses.items():
-            if name not in known:
-                raise PlanError(f"the plan names {name}, which this model does not have or cannot compress.")
-            if count > 1:
-                raise PlanError(f"the plan puts {name} into {count} groups; a projection has one basis.")
-        for group in self.groups:
-            members = [known[name] for name in group.members]
-            widths = {member.d_in for member in members}
-            if len(widths) > 1:
-                raise PlanError(f"the group of {group.members[0]} mixes inputs of {sorted(widths)} features.")
-            most = most_rank(members)
-            if group.rank > most:
-                raise PlanError(
-                    f"the group of {group.members[0]} has rank {group.rank}, but its matrices have at most {most}."
-                )
+        known = decoder.by_name
+        unknown = next((name for entry in self.entries for name in entry.members if name not in known), None)
+        if unknown is not None:
+            raise PlanError(f"the plan names {unknown}, which this model does not have or cannot compress.")
+        try:
+            for entry in entries_from(self.entries):
+                entry.fit(shapes_of([known[name] for name in entry.members]))
+        except FormatError as error:
+            raise PlanError(f"the plan does not fit this model: {error}") from None
+
+    def cost(self, decoder: Decoder, cost: Cost) -> int:
+        """Return what the compressible projections cost under the plan, in a currency."""
+        known = decoder.by_name
+        used = {name for entry in self.entries for name in entry.members}
+        dense = cost.dense([p for p in decoder.projections if p.name not in used])
+        return dense + sum(cost.of([known[name] for name in entry.members], entry) for entry in self.entries)
 
     def parameters(self, decoder: Decoder) -> int:
         """Return the parameters of the compressible projections under the plan."""
-        known, left = _members(self, decoder)
-        return sum(p.d_in * p.d_out for p in left) + sum(
-            stored_parameters(known[g.members[0]].d_in, sum(known[m].d_out for m in g.members), g.rank, g.form)
-            for g in self.groups
-        )
+        return self.cost(decoder, Parameters())
 
     def multiplications(self, decoder: Decoder) -> int:
         """Return the multiplications per token of the compressible projections under the plan."""
-        known, left = _members(self, decoder)
-        return sum(p.d_in * p.d_out for p in left) + sum(
-            multiplications(known[g.members[0]].d_in, tuple(known[m].d_out for m in g.members), g.rank, g.form)
-            for g in self.groups
-        )
+        return self.cost(decoder, Multiplications())
 
     def removed_fraction(self, decoder: Decoder) -> float:
         """Return the fraction of parameters that the plan removes from the compressible projections."""
@@ -196,12 +174,7 @@ class Plan(_Frozen):
 
 def dense_parameters(decoder: Decoder) -> int:
     """Return the parameters of all compressible projections; as many multiplications they need per token."""
-    return sum(projection.d_in * projection.d_out for projection in decoder.projections)
-
-
-def most_rank(members: list[Projection]) -> int:
-    """Return the highest rank that a group can make use of."""
-    return min(members[0].d_in, sum(member.d_out for member in members))
+    return Parameters().dense(decoder.projections)
 
 
 def structure_of(decoder: Decoder) -> str:
@@ -210,10 +183,6 @@ def structure_of(decoder: Decoder) -> str:
     return blake2b(lines.encode(), digest_size=8).hexdigest()
 
 
-def _members(plan: Plan, decoder: Decoder) -> tuple[Mapping[str, Projection], list[Projection]]:
-    """Return all projections by name, and those that stay dense."""
-    used = {name for group in plan.groups for name in group.members}
-    return (
-        {projection.name: projection for projection in decoder.projections},
-        [projection for projection in decoder.projections if projection.name not in used],
-    )
+def spans_blocks(entry: Entry, decoder: Decoder) -> bool:
+    """Whether the members of an entry are in several decoder blocks."""
+    return len({decoder.by_name[name].block for name in entry.members}) > 1

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.linalg.whitening import positive_cholesky
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 
 CHOICES = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (0.5, 0.5))
 _RIDGE = 1e-3
@@ -36,13 +36,13 @@ class FlowMoments:
     cross: Tensor
 
 
-def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, ranks: Ranks | None = None) -> FlowMoments:
+def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, processes: Processes | None = None) -> FlowMoments:
     """Add up the moments of what is read in the compressed and in the original flow.
 
     Args:
         pairs: What is read, ``[tokens, d_in]`` in either flow.
         d_in: Its width.
-        ranks: The processes that have pairs of their own.
+        processes: The processes that have pairs of their own.
     """
     totals: list[Tensor] = []
     for compressed, original in pairs:
@@ -52,7 +52,7 @@ def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, ranks: Ranks
         totals = [total.add_(new) for total, new in zip(totals, products, strict=True)] if totals else list(products)
     own, cross = (total.double().cpu() for total in totals or torch.zeros(2, d_in, d_in))
     for total in (own, cross):
-        (ranks or Ranks()).add_up(total)
+        (processes or Processes()).add_up(total)
     return FlowMoments(own, cross)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from basis_sharing.blocks.calls import BlockCall, run_block
 from basis_sharing.repair.optimizer import relative_adamw, warm_cosine
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 
 RATE = 1e-3
 _PATIENCE = 2
@@ -43,7 +43,7 @@ class BlockTask:
         training: Windows to learn from.
         held_out: Windows to judge by.
         dtype: Dtype of the products; weights, and what the optimizer knows, stay in fp32.
-        ranks: The processes that have windows of their own.
+        processes: The processes that have windows of their own.
     """
 
     block: nn.Module
@@ -53,7 +53,7 @@ class BlockTask:
     training: list[int]
     held_out: list[int]
     dtype: torch.dtype
-    ranks: Ranks = field(default_factory=Ranks)
+    processes: Processes = field(default_factory=Processes)
 
     def mixed(self) -> AbstractContextManager[object]:
         """Compute products in ``dtype`` for as long as the context."""
@@ -71,7 +71,7 @@ class BlockTask:
         """Return the mean error on the windows to judge by, of all processes."""
         errors = [self.loss(window).item() for window in self.held_out]
         total = torch.tensor([sum(errors), len(errors)], dtype=torch.float64)
-        self.ranks.add_up(total)
+        self.processes.add_up(total)
         return (total[0] / total[1]).item()
 
 

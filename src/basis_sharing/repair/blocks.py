@@ -1,9 +1,9 @@
-"""Block by block through both flows: coefficients are refitted, factors and norms trained, towards the original.
+"""Repair blocks on the compressed flow: coefficients are refitted, factors and norms trained, towards the original.
 
-Blocks come in depth order. Each reads the states of the compressed flow, as the blocks before it, mended already, have
-made them; its target are the states that the original has at the same depth. So a block also makes up for what was lost
-before it, which the planner, looking at one projection on the original's activations, cannot see. One block is at work
-at a time.
+Blocks come in depth order. Each reads the hidden states of the compressed model, in which the blocks before it are
+repaired already; its targets are the hidden states of the original at the same depth. So a block also makes up for what
+was lost before it, which the planner, with one projection and the original's activations, cannot see. One block at a
+time is on the device.
 """
 
 import json
@@ -33,23 +33,23 @@ from basis_sharing.repair.segments import (
     FEWEST_SEGMENTS,
     HELD_OUT,
     REFIT_SEGMENTS,
-    Schedule,
+    RepairSchedule,
     cut_segments,
     own_share,
 )
-from basis_sharing.run.durable import UNFINISHED, settled_once, write_whole
+from basis_sharing.run.durable import UNFINISHED, load_or_create, write_whole
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.run.resume import Waypoint
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.run.resume import ResumePoint
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 from basis_sharing.runtime.surgery import basis_of, set_coefficients
 
 EPOCHS = 2
 _MOST_EPOCHS = 16
-_COMPRESSED, _ORIGINAL, _TARGETS = range(3)  # what is read in both flows, and what the original hands on
+_COMPRESSED, _ORIGINAL, _TARGETS = range(3)  # inputs in both flows, and the original's outputs
 
 
-def propagate(
+def repair_blocks(
     model: Any,
     original: Any,
     decoder: Decoder,
@@ -63,8 +63,8 @@ def propagate(
     folder: Path | None = None,
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
-) -> tuple[Schedule, list[BlockGain]]:
-    """Mend the blocks of a compressed model, one after the other; shapes, ranks and sharing stay as they are.
+) -> tuple[RepairSchedule, list[BlockGain]]:
+    """Repair the blocks of a compressed model, one after the other; shapes, ranks and sharing stay as they are.
 
     A basis that projections of several blocks share stays as it is: what suits one block would spoil another.
 
@@ -74,13 +74,12 @@ def propagate(
         decoder: The structure of both.
         input_ids: Windows of text, shape ``[windows, length]``; they are cut into segments of 512 tokens.
         refit: Whether coefficients are refitted first (:mod:`~basis_sharing.repair.anchored_refit`).
-        minutes: How long training may take, about. The first steps are timed, then it is settled how much text is used;
-            None: no training, and the refit takes 48 segments.
+        minutes: About how long training may take. The first steps are timed to decide how much text is used; None: no
+            training, and the refit takes 48 segments.
         dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
         seed: Seed of the order of the segments.
         bos: Whether windows, and so segments, start with a beginning-of-sequence token.
-        folder: Where trained blocks are kept; a run that was interrupted goes on from there and ends with the same
-            weights.
+        folder: Where repaired blocks are kept; an interrupted run is resumed from there and ends with the same weights.
         machine: Where to work; None: where the model is. Several processes divide the segments among them, and refit
             to what all of them read; training is for one.
         progress: Receives one event per block and epoch.
@@ -95,36 +94,24 @@ def propagate(
     machine = machine or Machine(model.device)
     segments = cut_segments(input_ids, seed, bos)
     calls = block_calls(model, decoder, segments)
+    work = _Work(model, original, decoder, calls, dtype, refit, machine)
+
+    def decide() -> RepairSchedule:
+        if minutes is None:
+            return RepairSchedule(min(len(segments), REFIT_SEGMENTS), 0)
+        return work.settle(segments, minutes)
+
     with ExitStack() as stack:
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
-        work = _Work(model, original, decoder, calls, dtype, refit, machine)
-        schedule = settled_once(
-            folder and folder / "schedule.json",
-            Schedule,
-            lambda: (
-                Schedule(min(len(segments), REFIT_SEGMENTS), 0) if minutes is None else work.settle(segments, minutes)
-            ),
-        )
-        segments = segments[own_share(schedule, machine.ranks).segments]
-        shape = states_shape(model, decoder, segments)
-        flows = states_like(torch.Size((3, *shape)), dtype, room / f"flows{UNFINISHED}", machine)
-        waypoint = Waypoint(folder and folder / f"flows-reached{UNFINISHED}", machine.ranks)
-        first = waypoint.resume(flows)
-        if not all(machine.ranks.gather(first and _readable(room, first))):
-            first = 0  # begin anew
-        gains = [work.take(index, room) for index in range(first)]
-        if not first:
-            for flow, source in ((_COMPRESSED, model), (_ORIGINAL, original)):
-                fill_first_states(source, decoder, segments, flows[flow])
-        for index in range(first, len(decoder.blocks)):
-            gains.append(work.mend_block(index, flows, schedule, seed, room, progress))
-            waypoint.reach(index + 1, flows)
-    return schedule, gains
+        schedule = load_or_create(folder and folder / "schedule.json", RepairSchedule, decide)
+        own = segments[own_share(schedule, machine.processes).segments]
+        point = ResumePoint(folder and folder / f"flows-reached{UNFINISHED}", machine.processes)
+        return schedule, work.through(own, schedule, seed, room, point, progress)
 
 
 @dataclass
 class _Work:
-    """What refining any block needs."""
+    """What the repair of any block needs."""
 
     model: Any
     original: Any
@@ -134,11 +121,35 @@ class _Work:
     refit: bool
     machine: Machine
 
-    def settle(self, segments: Tensor, minutes: float) -> Schedule:
+    def through(
+        self,
+        segments: Tensor,
+        schedule: RepairSchedule,
+        seed: int,
+        room: Path,
+        point: ResumePoint,
+        progress: ProgressCallback,
+    ) -> list[BlockGain]:
+        """Repair all blocks from where an interrupted run stopped; return what every block gained."""
+        shape = states_shape(self.model, self.decoder, segments)
+        flows = states_like(torch.Size((3, *shape)), self.dtype, room / f"flows{UNFINISHED}", self.machine)
+        first = point.resume(flows)
+        if not all(self.machine.processes.gather(first and _readable(room, first))):
+            first = 0  # begin anew
+        gains = [self.take(index, room) for index in range(first)]
+        if not first:
+            for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
+                fill_first_states(source, self.decoder, segments, flows[flow])
+        for index in range(first, len(self.decoder.blocks)):
+            gains.append(self.repair_block(index, flows, schedule, seed, room, progress))
+            point.reach(index + 1, flows)
+        return gains
+
+    def settle(self, segments: Tensor, minutes: float) -> RepairSchedule:
         """Time the first block, and return what fits into the minutes."""
         available = len(segments)
-        few = Schedule(FEWEST_SEGMENTS, 1)
-        segments = segments[own_share(few, self.machine.ranks).segments]
+        few = RepairSchedule(FEWEST_SEGMENTS, 1)
+        segments = segments[own_share(few, self.machine.processes).segments]
         flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
         for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
             fill_first_states(source, self.decoder, segments, flows[flow])
@@ -149,7 +160,7 @@ class _Work:
         start = time.monotonic()
         with self._masters(0) as masters:
             self._train(self._task(0, flows, few), masters, few, 0, lambda: None)
-        # One epoch, and two looks at the segments to judge by.
+        # One epoch, and two evaluations on the held-out segments.
         step = (time.monotonic() - start - 2 * len(few.held_out) * forward) / len(few.training)
         share = 60 * minutes / len(self.decoder.blocks)
 
@@ -165,10 +176,10 @@ class _Work:
             epochs -= 1
         while epochs < _MOST_EPOCHS and fits(epochs + 1) >= available:
             epochs += 1
-        return Schedule(min(available, fits(epochs)), epochs)
+        return RepairSchedule(min(available, fits(epochs)), epochs)
 
-    def mend_block(
-        self, index: int, flows: Tensor, schedule: Schedule, seed: int, room: Path, progress: ProgressCallback
+    def repair_block(
+        self, index: int, flows: Tensor, schedule: RepairSchedule, seed: int, room: Path, progress: ProgressCallback
     ) -> BlockGain:
         """Refit and train a block, keep it in a file, and let both flows through it."""
         stage = "refining" if schedule.epochs else "refitting to the compressed flow"
@@ -198,13 +209,13 @@ class _Work:
         return gain
 
     def take(self, index: int, room: Path) -> BlockGain:
-        """Put a block that was mended into the model, and return what it gained."""
-        mended = load_file(_file(room, index))
-        about = json.loads(bytes(mended.pop("about").tolist()))
+        """Put a repaired block into the model, and return what it gained."""
+        repaired = load_file(_file(room, index))
+        about = json.loads(bytes(repaired.pop("about").tolist()))
         replaced = {
-            id(old): nn.Parameter(mended[name].to(old.device), requires_grad=old.requires_grad)
+            id(old): nn.Parameter(repaired[name].to(old.device), requires_grad=old.requires_grad)
             for name, old in self._own(index).items()
-            if name in mended
+            if name in repaired
         }
         _swap(self._block(self.model, index), replaced)
         return BlockGain(**about)
@@ -219,7 +230,7 @@ class _Work:
 
     @torch.no_grad()
     def _aim(self, index: int, flows: Tensor) -> None:
-        """Compute what the original hands on."""
+        """Compute the outputs of the original's block."""
         block, call = self._block(self.original, index), self.calls[index].to(self.machine.device, self.dtype)
         with placed(block, self.machine.device, self.dtype):
             for window, states in enumerate(flows[_ORIGINAL]):
@@ -230,14 +241,14 @@ class _Work:
         return block
 
     def _own(self, index: int) -> dict[str, nn.Parameter]:
-        """Return the parameters of a block that no other block has, by name."""
+        """Return the floating-point parameters of a block that no other block has, by name."""
         uses = Counter(
             id(parameter)
             for path in self.decoder.blocks
             for parameter in set(self.model.get_submodule(path).parameters())
         )
         named = self._block(self.model, index).named_parameters()
-        return {name: parameter for name, parameter in named if uses[id(parameter)] == 1}
+        return {name: p for name, p in named if uses[id(p)] == 1 and p.is_floating_point()}
 
     @contextmanager
     def _masters(self, index: int) -> Iterator[dict[str, nn.Parameter]]:
@@ -251,8 +262,8 @@ class _Work:
         finally:
             _swap(block, {id(masters[name]): old for name, old in own.items()})
 
-    def _task(self, index: int, flows: Tensor, schedule: Schedule) -> BlockTask:
-        device, share = self.machine.device, own_share(schedule, self.machine.ranks)
+    def _task(self, index: int, flows: Tensor, schedule: RepairSchedule) -> BlockTask:
+        device, share = self.machine.device, own_share(schedule, self.machine.processes)
         return BlockTask(
             block=self._block(self.model, index),
             call=self.calls[index].to(device, torch.float32),
@@ -261,14 +272,14 @@ class _Work:
             training=share.training,
             held_out=share.held_out,
             dtype=self.dtype,
-            ranks=self.machine.ranks,
+            processes=self.machine.processes,
         )
 
     def _train(
         self,
         task: BlockTask,
         masters: dict[str, nn.Parameter],
-        schedule: Schedule,
+        schedule: RepairSchedule,
         seed: int,
         step_done: Callable[[], None],
     ) -> BlockGain:
@@ -299,8 +310,8 @@ class _Work:
             with placed(original, self.machine.device, self.dtype):
                 if any(len(read) != flows.shape[2] for read in pair(0)):
                     continue  # an expert, which reads other tokens in the other flow
-                learning = task.training[: REFIT_SEGMENTS // self.machine.ranks.size]
-                moments = flow_moments(map(pair, learning), projections[0].d_in, self.machine.ranks)
+                learning = task.training[: REFIT_SEGMENTS // self.machine.processes.count]
+                moments = flow_moments(map(pair, learning), projections[0].d_in, self.machine.processes)
             error = self._refit_readers(factorized, moments, task)
         return error
 
@@ -330,10 +341,10 @@ class _Read(Exception):  # noqa: N818 - control flow, not an error
 
 def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Tensor:
     """Return what a module of a block reads, ``[tokens, d_in]``; the block is run no further."""
-    found: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        found.append(args[0].flatten(0, -2))
+        inputs.append(args[0].flatten(0, -2))
         raise _Read
 
     handle = block.get_submodule(name).register_forward_pre_hook(hook)
@@ -343,7 +354,7 @@ def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Ten
         pass
     finally:
         handle.remove()
-    return found[0]
+    return inputs[0]
 
 
 def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:

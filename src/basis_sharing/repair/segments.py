@@ -1,4 +1,4 @@
-"""The text that blocks are refitted to and trained on: short segments, some to learn from and some to judge by."""
+"""The text that blocks are refitted to and trained on: short segments, some of them held out."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from basis_sharing.errors import RecipeError
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 
 SEGMENT = 512
-REFIT_SEGMENTS = 48  # what coefficients are solved from and judged by; twice as many changed nothing
+REFIT_SEGMENTS = 48  # from which coefficients are solved, held-out ones included; twice as many changed nothing
 HELD_OUT = 8  # one of so many segments
 FEWEST_SEGMENTS = 2 * HELD_OUT
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How much is trained, so that an interrupted run is gone on with at the same pace.
+class RepairSchedule:
+    """How much is trained; kept so that an interrupted run is resumed at the same pace.
 
     Attributes:
-        segments: Number of segments of text, those to judge by included.
+        segments: Number of segments of text, held-out ones included.
         epochs: Passes over them at most.
     """
 
@@ -28,7 +28,7 @@ class Schedule:
 
     @property
     def held_out(self) -> list[int]:
-        """The segments to judge by."""
+        """The held-out segments."""
         return list(range(HELD_OUT - 1, self.segments, HELD_OUT))
 
     @property
@@ -39,7 +39,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Share:
-    """The segments of one process: those to learn from, then those to judge by.
+    """The segments of one process: those to learn from, then the held-out ones.
 
     Attributes:
         segments: Their places in the text.
@@ -56,14 +56,14 @@ class Share:
 
     @property
     def held_out(self) -> list[int]:
-        """The places of those to judge by."""
+        """The places of the held-out ones."""
         return list(range(self.learning, len(self.segments)))
 
 
-def own_share(schedule: Schedule, ranks: Ranks) -> Share:
+def own_share(schedule: RepairSchedule, processes: Processes) -> Share:
     """Return what this process has of the segments."""
-    training = list(ranks.own(schedule.training))
-    return Share([*training, *ranks.own(schedule.held_out)], len(training))
+    training = list(processes.own(schedule.training))
+    return Share([*training, *processes.own(schedule.held_out)], len(training))
 
 
 def segment_length(length: int) -> int:
@@ -72,7 +72,7 @@ def segment_length(length: int) -> int:
 
 
 def segment_count(windows: int, length: int, bos: bool) -> int:
-    """Return how many segments there are in so many windows of a length, which may all start with one token."""
+    """Return the number of segments in ``windows`` windows of ``length`` tokens, one token less each with ``bos``."""
     return windows * ((length - bos) // (segment_length(length) - bos))
 
 
@@ -94,7 +94,7 @@ def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
             f"the calibration text has {count} segments of {length} tokens, but training or refitting blocks "
             f"needs {FEWEST_SEGMENTS}: use more windows (--windows)."
         )
-    tokens = length * len(Schedule(min(count, REFIT_SEGMENTS), 0).training)
+    tokens = length * len(RepairSchedule(min(count, REFIT_SEGMENTS), 0).training)
     if tokens < rank:
         raise RecipeError(
             f"{tokens} tokens cannot determine coefficients for {rank} basis vectors: use more windows (--windows)."

@@ -47,7 +47,7 @@ def distillation_loss(logits: Tensor, _: Tensor, teacher: Tensor | None) -> Tens
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """How long a training is, and how often it looks at the windows to judge by.
 
     Attributes:
@@ -133,7 +133,7 @@ class Recovery:
         for name, parameter in self.parameters.items():
             parameter.copy_(kept[name])
 
-    def run(self, schedule: Schedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
+    def run(self, schedule: TrainingSchedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
         """Train, and leave the best state in the model.
 
         Args:
@@ -188,7 +188,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         recovery: Recovery,
-        schedule: Schedule,
+        schedule: TrainingSchedule,
         folder: Path,
         progress: ProgressCallback,
         optimizer: torch.optim.AdamW,

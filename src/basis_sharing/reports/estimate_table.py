@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Group
 from rich.table import Table
 
+from basis_sharing.results.estimate import Estimate
 from basis_sharing.run.machine import written
-from basis_sharing.verbs.estimate import Estimate
 
 
 def estimate_table(found: Estimate, output: Path) -> Group:

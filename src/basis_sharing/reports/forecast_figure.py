@@ -4,7 +4,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.verbs.plan import Forecast
+from basis_sharing.results.forecast import Forecast
 
 _STYLES: dict[str, dict[str, Any]] = {"auto": {"color": "#0b5fa5", "linewidth": 2.5, "marker": "o", "zorder": 5}}
 _OTHERS = ["#e69f00", "#009e73", "#cc79a7", "#8c564b", "#7f7f7f"]

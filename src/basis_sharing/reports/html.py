@@ -98,7 +98,7 @@ def pictures_of(material: Material) -> list[Picture]:
         points += points_of(other, measured, label=label, own=False)
     if points:
         pictures.append(curve_picture(result.before.parameters, points))
-    if any(len(group.members) > 1 for group in result.groups):
+    if any(len(group.members) > 1 for group in result.entries):
         pictures.append(sharing_picture(layout, result))
     return pictures
 

@@ -4,12 +4,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from basis_sharing.costs.base import numbers, shapes_of
 from basis_sharing.errors import ResultError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import ROLES, Projection
 from basis_sharing.models.sizes import role_table
 from basis_sharing.models.source import load_skeleton, resolve
-from basis_sharing.plans.plan import most_rank, stored_parameters
 from basis_sharing.results.compression import CompressionResult
 
 EMBEDDINGS, REST = "embeddings and head", "everything else"
@@ -22,13 +22,13 @@ class Cell:
     Attributes:
         projection: What it is.
         group: Index of its group in the result; None: it stayed dense.
-        rank: Rank of that group; None: it stayed dense.
-        kept: That rank as a fraction of the highest rank the group can make use of; 1 where it stayed dense.
+        label: What its option is called in a few letters, e.g. its rank; None: it stayed dense.
+        kept: What the option keeps, a rank as a fraction of the highest useful one; 1 where it stayed dense.
     """
 
     projection: Projection
     group: int | None
-    rank: int | None
+    label: str | None
     kept: float
 
 
@@ -41,7 +41,7 @@ class Layout:
         roles: The roles it has, in the order they act.
         cells: Every compressible projection.
         before: Bytes in memory of every part of the original: its roles, embeddings and head, everything else.
-        after: The same of the compressed model. A basis counts in equal parts for the projections that use it.
+        after: The same of the compressed model. What members share counts in equal parts for each of them.
     """
 
     layers: int
@@ -64,7 +64,7 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
     group_of: dict[str, int] = {}
     kept: list[float] = []
     saved: Counter[str] = Counter()
-    for index, group in enumerate(result.groups):
+    for index, group in enumerate(result.entries):
         strange = next((name for name in group.members if name not in known), None)
         if strange is not None:
             raise ResultError(
@@ -72,12 +72,14 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
                 "models; compress again."
             )
         members = [known[name] for name in group.members]
-        kept.append(group.rank / most_rank(members))
-        basis = stored_parameters(members[0].d_in, 0, group.rank, group.form)
+        kept.append(group.entry.kept(shapes_of(members)))
+        stored = [tensor for tensor in group.entry.stored(shapes_of(members)) if not tensor.buffer]
+        shared = sum(numbers(tensor) for tensor in stored if tensor.member is None)
         for place, member in enumerate(members):
             group_of[member.name] = index
-            part = basis // len(members) + (place < basis % len(members))
-            saved[member.role] += member.d_in * member.d_out - group.rank * member.d_out - part
+            own = sum(numbers(tensor) for tensor in stored if tensor.member == place)
+            part = shared // len(members) + (place < shared % len(members))
+            saved[member.role] += member.d_in * member.d_out - own - part
     size = skeleton.dtype.itemsize
     roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.projections))
     before = dict.fromkeys([*roles, EMBEDDINGS, REST], 0)
@@ -90,7 +92,7 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
         Cell(
             p,
             group_of.get(p.name),
-            result.groups[group_of[p.name]].rank if p.name in group_of else None,
+            result.entries[group_of[p.name]].entry.label if p.name in group_of else None,
             kept[group_of[p.name]] if p.name in group_of else 1.0,
         )
         for p in decoder.projections

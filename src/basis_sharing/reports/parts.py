@@ -185,7 +185,7 @@ def origin_table(result: CompressionResult) -> Table:
         ("family", result.family),
         ("method", result.method),
         ("fraction removed from the compressible projections", f"{result.ratio_reached:.4f}"),
-        ("groups", f"{len(result.groups)}, of which {sum(len(g.members) > 1 for g in result.groups)} share a basis"),
+        ("groups", f"{len(result.entries)}, of which {sum(len(g.members) > 1 for g in result.entries)} share a basis"),
     ]
     if result.calibration is not None:
         used = result.calibration

@@ -7,9 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from basis_sharing.plans.plan import Plan, PlanGroup
+from basis_sharing.plans.plan import Plan
 from basis_sharing.reports.tables import expectation
-from basis_sharing.verbs.plan import Forecast
+from basis_sharing.results.forecast import Forecast
+from basis_sharing.runtime.format_basis_sharing import Entry
 
 
 def forecast_table(forecast: Forecast) -> RenderableType:
@@ -40,10 +41,10 @@ def plan_summary(forecast: Forecast) -> list[Text]:
     """Return what the plan consists of, in a few lines."""
     plan, prediction = forecast.plan, forecast.plan.prediction
     assert prediction is not None
-    across_depth = [g for g in plan.groups if len({_block(m) for m in g.members}) > 1]
-    across_roles = [g for g in plan.groups if len(g.members) > len({_block(m) for m in g.members})]
+    across_depth = [g for g in plan.entries if len({_block(m) for m in g.members}) > 1]
+    across_roles = [g for g in plan.entries if len(g.members) > len({_block(m) for m in g.members})]
     lines = [
-        f"the plan removes {plan.ratio:.2%} of the compressible parameters; {len(plan.groups)} groups, of which "
+        f"the plan removes {plan.ratio:.2%} of the compressible parameters; {len(plan.entries)} groups, of which "
         f"{len(across_depth)} share across layers and {len(across_roles)} across roles",
         expectation(prediction),
     ]
@@ -79,7 +80,7 @@ def diff_table(first: Plan, second: Plan, names: tuple[str, str]) -> RenderableT
         head.add_column(name, justify="right")
     head.add_row("method", first.method, second.method)
     head.add_row("removed", f"{first.ratio:.2%}", f"{second.ratio:.2%}")
-    head.add_row("groups", str(len(first.groups)), str(len(second.groups)))
+    head.add_row("groups", str(len(first.entries)), str(len(second.entries)))
     head.add_row("expected nats per token", *(_expected(plan) for plan in (first, second)))
     if not changed:
         return Group(head, Text("  both plans treat every projection alike"))
@@ -95,16 +96,15 @@ def _expected(plan: Plan) -> str:
     return "-" if plan.prediction is None else f"{plan.prediction.nats_per_token:.4f}"
 
 
-def _by_projection(plan: Plan) -> dict[str, PlanGroup]:
-    return {name: group for group in plan.groups for name in group.members}
+def _by_projection(plan: Plan) -> dict[str, Entry]:
+    return {name: group for group in plan.entries for name in group.members}
 
 
-def _told(group: PlanGroup | None, projection: str) -> str:
+def _told(group: Entry | None, projection: str) -> str:
     if group is None:
         return "dense"
     others = [name for name in group.members if name != projection]
-    form = "" if group.form == "pivoted" else f" {group.form}"
-    return f"rank {group.rank}{form}" + (f", with {', '.join(map(_short, others))}" if others else "")
+    return group.title + (f", with {', '.join(map(_short, others))}" if others else "")
 
 
 def _short(name: str) -> str:

@@ -14,7 +14,7 @@ _LIGHT_FROM = 0.55
 
 def rank_picture(layout: Layout) -> Picture:
     """Return the map of the kept fraction of the full rank."""
-    compressed = [cell for cell in layout.cells if cell.rank is not None]
+    compressed = [cell for cell in layout.cells if cell.label is not None]
     dense = len(layout.cells) - len(compressed)
 
     def draw(figure: Any) -> None:
@@ -26,14 +26,14 @@ def rank_picture(layout: Layout) -> Picture:
         colours = colormaps["cividis"]
         for cell in layout.cells:
             x, y = _place(cell, layout)
-            if cell.rank is None:
+            if cell.label is None:
                 _hatched(axes, x, y)
                 continue
             axes.add_patch(_square(x, y, facecolor=colours(cell.kept), edgecolor="white", linewidth=0.7))
             if side >= _NUMBERED_FROM:
                 colour = "black" if cell.kept > _LIGHT_FROM else "white"
-                size = 8.5 if cell.rank < 1000 else 6.5
-                axes.text(x, y, str(cell.rank), ha="center", va="center", fontsize=size, color=colour)
+                size = 8.5 if len(cell.label) < 4 else 6.5
+                axes.text(x, y, cell.label, ha="center", va="center", fontsize=size, color=colour)
         bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), ax=axes, location="bottom", shrink=0.5,
                               aspect=30, pad=0.03)  # fmt: skip
         bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"], fontsize=FONT - 1)
@@ -49,7 +49,7 @@ def rank_picture(layout: Layout) -> Picture:
 
 def sharing_picture(layout: Layout, result: CompressionResult) -> Picture:
     """Return the map of the groups: projections that use one basis have one number and one colour, and are joined."""
-    shared = [index for index, group in enumerate(result.groups) if len(group.members) > 1]
+    shared = [index for index, group in enumerate(result.entries) if len(group.members) > 1]
     number = {index: place for place, index in enumerate(shared)}
     dense = any(cell.group is None for cell in layout.cells)
     private = any(cell.group is not None and cell.group not in number for cell in layout.cells)
@@ -78,7 +78,7 @@ def sharing_picture(layout: Layout, result: CompressionResult) -> Picture:
         figure.supxlabel(f"same number and colour, joined: one basis\n{'; '.join(others)}", fontsize=FONT)
 
     groups = "; ".join(
-        f"group {place + 1}, rank {result.groups[index].rank}: {', '.join(result.groups[index].members)}"
+        f"group {place + 1}, {result.entries[index].entry.title}: {', '.join(result.entries[index].members)}"
         for index, place in list(number.items())[:12]
     )
     more = f"; and {len(shared) - 12} more" if len(shared) > 12 else ""

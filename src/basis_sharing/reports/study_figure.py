@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from basis_sharing.treatments.factors.study import RoleAtRatio, RoleStudy, SharingStudy
+from basis_sharing.results.study import RoleAtRatio, RoleStudy, SharingStudy
 
 _COLUMNS = 4
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#333333", "#8c6d31")

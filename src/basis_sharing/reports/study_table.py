@@ -6,7 +6,7 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from basis_sharing.treatments.factors.study import RoleAtRatio, SharingStudy
+from basis_sharing.results.study import RoleAtRatio, SharingStudy
 
 
 def study_table(study: SharingStudy, model: str, ratio: float) -> RenderableType:

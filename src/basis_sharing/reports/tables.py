@@ -10,7 +10,8 @@ from rich.text import Text
 
 from basis_sharing.models.sizes import RoleRow, starting_point
 from basis_sharing.plans.plan import Prediction
-from basis_sharing.recipe.recipe import TARGETS, Recipe
+from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.target import TARGETS
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.words import mending

@@ -1,7 +1,6 @@
 """What all results have in common: a kind, a version of their schema, and one way to be read."""
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -45,14 +44,21 @@ class Result(Frozen):
         if isinstance(version, int) and version > cls.SCHEMA_VERSION:
             raise ResultError(
                 f"{path} has schema version {version}, and this version of basis-sharing reads up to "
-                f"{cls.SCHEMA_VERSION}: upgrade basis-sharing."
+                f"{cls.SCHEMA_VERSION}: update basis-sharing."
             )
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(cls.migrated(data))
+        except KeyError as error:
+            raise ResultError(f"{path} is damaged (it lacks {error}): make it again.") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ResultError(f"{path} is damaged ({where}: {first['msg'].lower()}): make it again.") from None
+
+    @classmethod
+    def migrated(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the data of an earlier schema version in the present one."""
+        return data
 
     def write(self, path: Path) -> None:
         """Write the result as JSON.
@@ -82,8 +88,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or "schema_version" not in data:
         raise ResultError(f"{path} holds no results of basis-sharing: give a file that one of its verbs wrote.")
     return data
-
-
-def software_versions() -> dict[str, str]:
-    """Return the versions of the software that a result depends on."""
-    return {name: version(name) for name in ("basis-sharing", "torch", "transformers")}

@@ -142,9 +142,9 @@ def _loading() -> list[str]:
 
 
 def _making(result: CompressionResult) -> list[str]:
-    shared = sum(len(group.members) > 1 for group in result.groups)
+    shared = sum(len(group.members) > 1 for group in result.entries)
     lines = [
-        f"Method `{result.method}`; {len(result.groups)} groups of projections, of which {shared} share a basis; "
+        f"Method `{result.method}`; {len(result.entries)} groups of projections, of which {shared} share a basis; "
         f"{100 * result.ratio_reached:.2f} % of the parameters of the compressible projections removed."
     ]
     if result.calibration is not None:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator
 
 from basis_sharing.errors import RecipeError
-from basis_sharing.recipe.recipe import fraction
+from basis_sharing.recipe.amounts import fraction
 from basis_sharing.results.base import Frozen, Result
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.tasks import PairedDifference

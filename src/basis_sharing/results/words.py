@@ -85,15 +85,15 @@ def how_to_repeat(result: CompressionResult, output: str = "DIR", *, published: 
 
 def was_trained(result: CompressionResult) -> bool:
     """Return whether anything was trained, which a refit in closed form is not."""
-    refined = result.propagation is not None and result.propagation.epochs > 0
+    refined = result.repair is not None and result.repair.epochs > 0
     return refined or result.recovery is not None
 
 
 def mending(result: CompressionResult) -> list[str]:
     """Return one sentence for everything that was done after the factorization; none where nothing was."""
     told = []
-    if result.propagation is not None:
-        done = result.propagation
+    if result.repair is not None:
+        done = result.repair
         means = " and ".join([*(["refitted"] if done.refit else []), *(["trained"] if done.epochs else [])])
         better = sum(after < before for before, after in zip(done.before, done.after, strict=True))
         told.append(

@@ -40,13 +40,13 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, lambda partial: write_text(partial, text))
 
 
-def settled_once(file: Path | None, kind: Callable[..., T], settle: Callable[[], T]) -> T:
-    """Return what an interrupted run has settled and kept in a JSON file, or settle it and keep it there.
+def load_or_create(file: Path | None, kind: Callable[..., T], create: Callable[[], T]) -> T:
+    """Return what an interrupted run has decided and kept in a JSON file, or decide it and keep it there.
 
     Args:
         file: Where it is kept, by the names of its fields; None: nowhere.
         kind: The dataclass it is.
-        settle: Returns it anew, where there is no file or a damaged one.
+        create: Returns it anew, where there is no file or a damaged one.
 
     Raises:
         OSError: The disk is full or fails.
@@ -54,10 +54,10 @@ def settled_once(file: Path | None, kind: Callable[..., T], settle: Callable[[],
     if file is not None and file.is_file():
         with suppress(ValueError, TypeError):
             return kind(**json.loads(file.read_text(encoding="utf-8")))
-    settled = settle()
+    created = create()
     if file is not None:
-        write_text_whole(file, json.dumps(vars(settled)))
-    return settled
+        write_text_whole(file, json.dumps(vars(created)))
+    return created
 
 
 def flush(path: Path) -> None:

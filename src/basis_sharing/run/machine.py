@@ -16,13 +16,13 @@ import psutil
 import torch
 
 from basis_sharing.errors import MemoryBudgetError, RecipeError
-from basis_sharing.recipe.recipe import amount
-from basis_sharing.run.processes import Ranks
+from basis_sharing.recipe.amounts import amount
+from basis_sharing.run.processes import Processes
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 _FREE_SHARE = 0.8
-_STATES_SHARE, _TAPE_SHARE, _MOMENTS_SHARE, _WHITENINGS_SHARE = 0.3, 0.3, 0.3, 0.1
+_STATES_SHARE, _INPUTS_SHARE, _MOMENTS_SHARE, _WHITENINGS_SHARE = 0.3, 0.3, 0.3, 0.1
 _MOST_WHITENINGS = 256 * 2**20
 _SMALLEST_SHARD, _LARGEST_SHARD = 64 * 2**20, 2 * 10**9
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _LARGE = -3, -1, 2**18  # mallopt(3)
@@ -37,13 +37,13 @@ class Machine:
         device: Where blocks run and matrices are decomposed, one at a time.
         memory: Bytes of memory that this process may take.
         spare: What is left of them for what may also lie in files.
-        ranks: The processes that share the work.
+        processes: The processes that share the work.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     memory: int = field(default_factory=lambda: default_memory())
     spare: int | None = None
-    ranks: Ranks = field(default_factory=Ranks.current)
+    processes: Processes = field(default_factory=Processes.current)
 
     @property
     def algebra(self) -> torch.device:
@@ -64,9 +64,9 @@ class Machine:
         """Whether the states between two blocks may be in memory."""
         return size <= _STATES_SHARE * self._spare
 
-    def holds_tape(self, size: int) -> bool:
+    def holds_inputs(self, size: int) -> bool:
         """Whether what all blocks read may be in memory."""
-        return size <= _TAPE_SHARE * self._spare
+        return size <= _INPUTS_SHARE * self._spare
 
     def holds_moments(self, size: int) -> bool:
         """Whether the second moments of all blocks may be in memory."""

@@ -20,19 +20,19 @@ _PATIENCE = timedelta(days=7)  # a process may wait for the others' decompositio
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """The place of this process among those of a job.
 
     Attributes:
-        rank: Its number.
-        size: How many there are.
+        index: Its number.
+        count: How many there are.
     """
 
-    rank: int = 0
-    size: int = 1
+    index: int = 0
+    count: int = 1
 
     @classmethod
-    def current(cls) -> "Ranks":
+    def current(cls) -> "Processes":
         """Return this process' place in the process group it has joined, if it has."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
@@ -41,39 +41,39 @@ class Ranks:
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and speaks."""
-        return self.rank == 0
+        return self.index == 0
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process' share of what is to be done, every ``size``-th item."""
-        return items[self.rank :: self.size]
+        """Return this process' share of what is to be done, every ``count``-th item."""
+        return items[self.index :: self.count]
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes."""
-        if self.size > 1:
+        if self.count > 1:
             distributed.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """Return what every process gives, by rank."""
-        if self.size == 1:
+        """Return what every process gives, by index."""
+        if self.count == 1:
             return [value]
-        found: list[T] = [value] * self.size
+        found: list[T] = [value] * self.count
         distributed.all_gather_object(found, value)
         return found
 
-    def given_by(self, rank: int, value: T | None) -> T:
+    def given_by(self, index: int, value: T | None) -> T:
         """Return what one process gives; the others' values do not matter."""
         box = [value]
-        if self.size > 1:
-            distributed.broadcast_object_list(box, src=rank)
+        if self.count > 1:
+            distributed.broadcast_object_list(box, src=index)
         assert box[0] is not None
         return box[0]
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[Processes]:
     """Join the processes that ``torchrun`` has started together with this one, if it was started by it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield Processes()
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -81,6 +81,6 @@ def joined() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
-        yield Ranks.current()
+        yield Processes.current()
     finally:
         distributed.destroy_process_group()

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from basis_sharing.run.durable import flush, write_whole
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
 
 _SHARE = 0.05
 
 
-class Waypoint:
+class ResumePoint:
     """The last point of a pass that a later run can go on from.
 
     Writing takes about a twentieth of the time at most: a point that comes too soon after the last one is passed over,
@@ -25,14 +25,14 @@ class Waypoint:
 
     Args:
         file: Where it is kept; None: nowhere.
-        ranks: The processes that make the pass.
+        processes: The processes that make the pass.
         clock: Returns the time in seconds.
     """
 
     def __init__(
-        self, file: Path | None, ranks: Ranks | None = None, clock: Callable[[], float] = time.monotonic
+        self, file: Path | None, processes: Processes | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._file, self._ranks, self._clock = file, ranks or Ranks(), clock
+        self._file, self._processes, self._clock = file, processes or Processes(), clock
         self._next = 0.0
 
     def resume(self, states: Tensor | None = None) -> int:
@@ -41,7 +41,7 @@ class Waypoint:
         if found is not None and states is not None and found["states"].shape != states.shape:
             found = None  # of another number of processes
         done = 0 if found is None else int(found["done"])
-        if set(self._ranks.gather(done)) != {done}:
+        if set(self._processes.gather(done)) != {done}:
             return 0
         if found is not None and states is not None:
             states.copy_(found["states"])
@@ -67,7 +67,7 @@ class Waypoint:
         if self._file is None:
             return
         start = self._clock()
-        if self._ranks.given_by(0, start < self._next):
+        if self._processes.given_by(0, start < self._next):
             return
         if beside is not None:
             flush(beside)

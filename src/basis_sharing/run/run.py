@@ -1,8 +1,8 @@
-"""The model that a run is about: where it comes from, loaded and described."""
+"""One run: its model, the machine it works on, where it keeps what it measures, and what it has to say."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +19,43 @@ from basis_sharing.models.source import (
     refuse_compressed,
     resolve,
 )
-from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.model import ModelSettings
 from basis_sharing.run.machine import Machine
-from basis_sharing.run.processes import Ranks
-from basis_sharing.run.progress import Progress, ProgressCallback
-from basis_sharing.run.work import WorkFolder
+from basis_sharing.run.processes import Processes
+from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.stages import Stage, carry_out
+from basis_sharing.run.work import WorkFolder, until_done
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model in evaluation mode, and what is known about it before anything is measured.
+class Run:
+    """A model in evaluation mode, and everything that is the same for all stages of a run.
 
     Attributes:
-        source: Where it comes from; None for a model given in memory.
         model: The model.
         tokenizer: Its tokenizer.
-        fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         whole: Its decoder with all projections.
-        decoder: Its decoder with the projections of the recipe's roles.
+        decoder: Its decoder with the projections that are to be compressed.
+        source: Where the model comes from; None: it was given in memory.
+        fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         work: Where what is measured is kept, if anywhere.
         machine: Where it is worked on.
+        progress: Receives progress events.
+        notes: What a reader of the result has to know, one sentence each; stages add theirs.
+        stack: What has to be put back or removed when the run ends.
     """
 
-    source: ModelSource | None
     model: Any
     tokenizer: Any
-    fingerprint: str | None
     whole: Decoder
     decoder: Decoder
-    work: WorkFolder | None
-    machine: Machine
+    source: ModelSource | None = None
+    fingerprint: str | None = None
+    work: WorkFolder | None = None
+    machine: Machine = field(default_factory=Machine)
+    progress: ProgressCallback = silent
+    notes: list[str] = field(default_factory=list)
+    stack: ExitStack = field(default_factory=ExitStack)
 
     @property
     def name(self) -> str:
@@ -59,6 +66,35 @@ class Subject:
     def collected(self) -> Decoder:
         """The decoder whose statistics are collected: what is kept is of all projections and serves any roles."""
         return self.decoder if self.work is None else self.whole
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the work."""
+        return self.machine.processes
+
+    def carry_out(self, stages: Sequence[Stage]) -> None:
+        """Run the stages in their order."""
+        carry_out(stages, self)
+
+    def within(self, least_memory: int) -> "Run":
+        """Return the run with what is left of its memory for what may also lie in files.
+
+        Raises:
+            MemoryBudgetError: The memory that it may take is too small; says how much is needed.
+        """
+        return replace(self, machine=self.machine.needing(least_memory))
+
+    def parts_folder(self, kind: str, about: Mapping[str, object]) -> Path | None:
+        """Return a folder for parts that are complete one by one, removed when the run ends; None: nothing is kept.
+
+        Raises:
+            OutputError: The folder cannot be made.
+        """
+        if self.work is None:
+            return None
+        folder = self.work.parts_folder(kind, about)
+        self.stack.enter_context(until_done(folder))
+        return folder
 
 
 def source_of(model: Any, tokenizer: Any) -> ModelSource | None:
@@ -80,20 +116,21 @@ def source_of(model: Any, tokenizer: Any) -> ModelSource | None:
 
 @contextmanager
 def opened(
-    recipe: Recipe,
-    source: ModelSource | None,
+    settings: ModelSettings,
     model: Any,
-    tokenizer: Any,
-    work: str | Path | None,
-    machine: Machine | None,
-    progress: ProgressCallback,
-) -> Iterator[Subject]:
+    *,
+    source: ModelSource | None = None,
+    tokenizer: Any = None,
+    work: str | Path | None = None,
+    machine: Machine | None = None,
+    progress: ProgressCallback = silent,
+) -> Iterator[Run]:
     """Load a model if it is not in memory, and put it into evaluation mode for as long as the context.
 
     Args:
-        recipe: Its dtype and roles.
-        source: What :func:`source_of` says of the model.
+        settings: Its dtype and roles.
         model: The model as it was given.
+        source: What :func:`source_of` says of it.
         tokenizer: The tokenizer of a model in memory.
         work: Folder where what is measured is to be kept.
         machine: Where to work; None: where the model is, within most of the free memory.
@@ -107,7 +144,7 @@ def opened(
     """
     if source is not None:
         progress(Progress("loading", 0, 1, "model"))
-        tokenizer, model = load_tokenizer(source), load_model(source, named_dtype(recipe.dtype))
+        tokenizer, model = load_tokenizer(source), load_model(source, named_dtype(settings.dtype))
         progress(Progress("loading", 1, 1, "model"))
     elif work is not None:
         raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
@@ -115,16 +152,14 @@ def opened(
     machine = machine or Machine(model.device)
     kept = None
     if work is not None and known is not None:
-        kept = WorkFolder(_of_rank(Path(work), machine.ranks), known, dtype_name(model.dtype), machine.ranks)
+        folder = Path(work) if machine.processes.first else Path(work) / f"process-{machine.processes.index}"
+        kept = WorkFolder(folder, known, dtype_name(model.dtype), machine.processes)
     whole = describe(model)
+    decoder = with_roles(whole, settings.roles)
     training = model.training
     model.eval()
     try:
-        yield Subject(source, model, tokenizer, known, whole, with_roles(whole, recipe.roles), kept, machine)
+        with ExitStack() as stack:
+            yield Run(model, tokenizer, whole, decoder, source, known, kept, machine, progress, stack=stack)
     finally:
         model.train(training)
-
-
-def _of_rank(folder: Path, ranks: Ranks) -> Path:
-    """Return the folder in which one of several processes keeps what all of them have measured."""
-    return folder if ranks.first else folder / f"rank-{ranks.rank}"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from basis_sharing.errors import BasisSharingError, OutputError
-from basis_sharing.results.base import software_versions
 from basis_sharing.run.durable import UNFINISHED, flush, write_text
 from basis_sharing.run.files import locked, output_errors, write_file
-from basis_sharing.run.processes import Ranks
+from basis_sharing.run.processes import Processes
+from basis_sharing.run.versions import software_versions
 
 _ABOUT = "about.json"
 _RUN = "run.json"
@@ -35,13 +35,13 @@ class WorkFolder:
         path: The folder; it is made when something is kept in it.
         model: Fingerprint of the model.
         dtype: Name of the dtype it is loaded in.
-        ranks: The processes that have a folder each, with the same in all of them.
+        processes: The processes that have a folder each, with the same in all of them.
     """
 
     path: Path
     model: str
     dtype: str
-    ranks: Ranks = field(default_factory=Ranks)
+    processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -81,7 +81,7 @@ class WorkFolder:
     def find(self, kind: str, about: About) -> Path | None:
         """Return the folder of a measurement; None where it is not there, not complete, or damaged."""
         found = self._complete(self._folder(kind, about))
-        return found if all(self.ranks.gather(found is not None)) else None
+        return found if all(self.processes.gather(found is not None)) else None
 
     def _complete(self, folder: Path) -> Path | None:
         if not (folder / _ABOUT).is_file():
@@ -93,11 +93,11 @@ class WorkFolder:
         there = {path.name: path.stat().st_size for path in folder.iterdir()}
         return folder if sizes.items() <= there.items() else None
 
-    def shelf(self, kind: str, about: About) -> Path:
-        """Return a folder for pieces that are complete one by one.
+    def parts_folder(self, kind: str, about: About) -> Path:
+        """Return a folder for parts that are complete one by one.
 
         Args:
-            kind: What the pieces are, one word.
+            kind: What the parts are, one word.
             about: All that they depend on besides the model and the software.
 
         Raises:
@@ -191,10 +191,10 @@ def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) ->
             other = found.get(subject, {}).get(name)
             if other == value:
                 continue
-            told = (
+            change = (
                 f"with {subject} {name} = {other}, now it is {value}" if len(values) > 1 else f"and {subject} changed"
             )
             raise OutputError(
-                f"{file.parent} holds an interrupted run {told}: give the same again to go on with it, or remove that "
+                f"{file.parent} holds an interrupted run {change}: give the same again to resume it, or remove that "
                 "folder to begin anew."
             )

@@ -1,1 +1,1 @@
-"""The modules of a compressed model and the surgery that installs them."""
+"""What a compressed model needs to run: the format, the modules and the quantizer that travel with every checkpoint."""

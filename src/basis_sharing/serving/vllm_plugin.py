@@ -13,8 +13,7 @@ layer that splits its inputs has its own rows of the basis, adds up the hidden v
 as the rank of the basis, and has the coefficients whole.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -32,13 +31,8 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from basis_sharing.runtime.modeling_basis_sharing import (
-    FORMAT_VERSION,
-    QUANT_METHOD,
-    FormatError,
-    check_format,
-    decode_pivots,
-)
+from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Factors, FormatError, entries_of_config
+from basis_sharing.runtime.layers_basis_sharing import decode_pivots
 
 _SHARDS = ("q", "k", "v")
 _TRANSPOSING = ("gpt2",)  # architectures whose loader turns every matrix round, ours included
@@ -48,38 +42,24 @@ def register() -> None:
     """Make vLLM know the method; the import of this module has done it."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """What ``config.json`` says about a basis.
-
-    Attributes:
-        owner: Name of the projection that the basis is stored under.
-        members: Names of the projections that use it.
-        rank: Number of basis vectors.
-        pivots: Code of the pivots; None: the group is plain.
-    """
-
-    owner: str
-    members: tuple[str, ...]
-    rank: int
-    pivots: str | None
-
-
 @register_quantization_config(QUANT_METHOD)
 class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
     """The ``quantization_config`` of a compressed folder, for vLLM.
 
     Args:
-        groups: The groups in ``config.json``.
+        entries: The entries in ``config.json``.
+
+    Raises:
+        FormatError: An entry is of a kind that is not served.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, entries: Iterable[Entry]) -> None:
         super().__init__()
-        self.groups = {
-            name: Group(group["members"][0], tuple(group["members"]), group["rank"], group.get("pivots"))
-            for group in groups
-            for name in group["members"]
-        }
+        self.groups: dict[str, Factors] = {}
+        for entry in entries:
+            if not isinstance(entry, Factors):
+                raise FormatError(f"vLLM cannot serve entries of kind {entry.kind}: export the model first.")
+            self.groups |= dict.fromkeys(entry.members, entry)
         self.bases: dict[tuple[str, int], Basis] = {}
 
     @classmethod
@@ -89,8 +69,7 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         Raises:
             FormatError: It is malformed, or needs a newer version.
         """
-        check_format(config.get("format_version", FORMAT_VERSION), config.get("groups"))
-        return cls(config["groups"])
+        return cls(entries_of_config(config))
 
     def get_name(self) -> str:
         """Return the name of the method."""
@@ -130,7 +109,7 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
             return [prefix]
         return [f"{parent}.{part}" for part in self.packed_modules_mapping[name]]
 
-    def basis(self, group: Group, inputs: int, layer: Any, dtype: torch.dtype) -> "Basis":
+    def basis(self, group: Factors, inputs: int, layer: Any, dtype: torch.dtype) -> "Basis":
         """Return the basis of a group, made where it is first asked for.
 
         Raises:
@@ -164,7 +143,7 @@ class Basis(nn.Module):
     places: Tensor | None
     rest: Tensor | None
 
-    def __init__(self, group: Group, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
+    def __init__(self, group: Factors, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
         super().__init__()
         first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
         self.whole = ranks == 1

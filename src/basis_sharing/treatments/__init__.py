@@ -1,1 +1,1 @@
-"""Ways to make projections cheaper: one folder per treatment, with the same files in each."""
+"""Ways to make projections cheaper: one folder per treatment, with the same file names in each."""

@@ -19,8 +19,8 @@ from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.perplexity import load
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.models.source import dtype_name, load_config, named_dtype, resolve, stored_bytes
-from basis_sharing.recipe.recipe import DTYPES, fraction
-from basis_sharing.results.base import software_versions
+from basis_sharing.recipe.amounts import fraction
+from basis_sharing.recipe.model import DTYPES
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
@@ -33,6 +33,7 @@ from basis_sharing.results.benchmark import (
 )
 from basis_sharing.run.machine import choose
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.versions import software_versions
 
 _DEFAULT_PROMPT = 512
 _MOST = 4  # times the asked repeats, where speeds have not settled

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from basis_sharing.calibration.corpora import parse_source
+from basis_sharing.calibration.windows import window_length
 from basis_sharing.evaluation.outcome import comparison_of
 from basis_sharing.evaluation.paired import task_differences
-from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, window_length
+from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, encode_prompts
 from basis_sharing.evaluation.sides import (
     ComparisonTask,

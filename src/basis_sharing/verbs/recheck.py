@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from basis_sharing.calibration.windows import window_length
 from basis_sharing.evaluation.outcome import comparison_of
-from basis_sharing.evaluation.perplexity import measure, window_length
+from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.evaluation.samples import encode_prompts
 from basis_sharing.evaluation.sides import (
     ComparisonTask,

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from basis_sharing.calibration.windows import TokenWindows, calibration_windows
+from basis_sharing.calibration.windows import TokenWindows, calibration_windows, window_length
 from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
 from basis_sharing.errors import ModelError, RecipeError
-from basis_sharing.evaluation.perplexity import measure, prepare_text, window_length
+from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.models.families import needs_bos
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.sizes import memory_bytes
@@ -25,17 +25,18 @@ from basis_sharing.models.source import (
     load_tokenizer,
     resolve,
 )
-from basis_sharing.repair.whole_training import Recovery, Schedule
-from basis_sharing.results.base import software_versions
+from basis_sharing.recipe.recovery import RecoverySettings
+from basis_sharing.repair.whole_training import Recovery, TrainingSchedule
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
-from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
-from basis_sharing.run.durable import settled_once
+from basis_sharing.results.recovery import RecoveryReport
+from basis_sharing.run.durable import load_or_create
 from basis_sharing.run.files import output_errors
 from basis_sharing.run.machine import choose, default_dtype
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
 _LOOKS = 4  # at the held-out windows while training, at most; the first steps do harm that later ones undo
@@ -184,7 +185,7 @@ def _train(
     trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
     recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
     with output_errors(work):
-        schedule = settled_once(work / "schedule.json", Schedule, lambda: settled(asked, recovery))
+        schedule = load_or_create(work / "schedule.json", TrainingSchedule, lambda: settled(asked, recovery))
     outcome = recovery.run(
         schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
     )
@@ -231,7 +232,9 @@ def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.P
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
-def settled(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic) -> Schedule:
+def settled(
+    asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
+) -> TrainingSchedule:
     """Return how many steps and looks fit into the epochs or minutes; for the latter a few steps and a look are timed.
 
     Of the minutes, looks take a quarter at most, unless the two that there have to be, before and after, take more.
@@ -243,7 +246,7 @@ def settled(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], flo
     loss_before = recovery.held_out_loss()
     look = clock() - start
     if asked.epochs is not None:
-        return Schedule(max(1, round(asked.epochs * len(recovery.training))), _LOOKS, loss_before)
+        return TrainingSchedule(max(1, round(asked.epochs * len(recovery.training))), _LOOKS, loss_before)
     assert asked.minutes is not None
     for parameter in recovery.parameters.values():
         parameter.requires_grad_(True)
@@ -263,7 +266,7 @@ def settled(asked: RecoverySettings, recovery: Recovery, clock: Callable[[], flo
             f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a shorter "
             "--length."
         )
-    return Schedule(steps, looks, loss_before)
+    return TrainingSchedule(steps, looks, loss_before)
 
 
 def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:

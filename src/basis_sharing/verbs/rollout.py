@@ -21,14 +21,15 @@ from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
 from basis_sharing.models.source import fingerprint, load_skeleton, named_dtype, refuse_compressed, resolve
-from basis_sharing.recipe.recipe import TARGETS, Recipe
-from basis_sharing.results.base import software_versions
+from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.target import TARGETS
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison, Limits
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.run.files import locked, output_errors, write_file
 from basis_sharing.run.progress import ProgressCallback, silent, titled
+from basis_sharing.run.versions import software_versions
 from basis_sharing.verbs.bench import bench
 from basis_sharing.verbs.compare import compare
 from basis_sharing.verbs.compress import compress

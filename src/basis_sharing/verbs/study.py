@@ -1,52 +1,41 @@
-"""The story of one sharing study, from a model to what may share a basis in it."""
+"""``study``: which layers of a model may share a basis."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
-from basis_sharing.calibration.collect import calibrated, calibration_text, weighting_of
+from basis_sharing.calibration.text import calibration_text
 from basis_sharing.errors import RecipeError
+from basis_sharing.recipe.calibration import CalibrationKeywords
+from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.recipe import Recipe
-from basis_sharing.results.base import Result, software_versions
 from basis_sharing.results.compression import CalibrationReport
+from basis_sharing.results.study import StudyResult
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.run import opened, source_of
-from basis_sharing.treatments.factors.study import RATIOS, SharingStudy, study_sharing
-from basis_sharing.verbs.estimate import within_memory
+from basis_sharing.run.stages import least_memory, needs_of
+from basis_sharing.run.versions import software_versions
+from basis_sharing.treatments.factors.study import RATIOS, study_sharing
+from basis_sharing.verbs.stages import shapes_of_run
+from basis_sharing.weightings.base import WEIGHTINGS
+from basis_sharing.weightings.stage import Collect
 
-SETTINGS = ("gradients", "calibration", "windows", "length", "seed", "dtype", "calibration_dtype")
 
-
-class StudyResult(Result):
-    """A study, and what it was made from.
-
-    Attributes:
-        model: The model as it was given.
-        model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
-        family: Family whose structure was used.
-        ratio: The ratio that table and picture show.
-        gradients: Whether errors are weighted with loss gradients, or with one measured number per projection.
-        calibration: The calibration text.
-        study: What was found.
-        notes: Everything unusual that happened, one sentence each.
-        versions: Versions of the software.
-    """
-
-    kind: Literal["study"] = "study"
-    model: str
-    model_fingerprint: str | None
-    family: str
-    ratio: float
+class _OwnKeywords(TypedDict, total=False):
     gradients: bool
-    calibration: CalibrationReport
-    study: SharingStudy
-    notes: tuple[str, ...]
-    versions: dict[str, str]
+    dtype: DtypeName
+
+
+class StudyKeywords(CalibrationKeywords, _OwnKeywords, total=False):
+    """The settings of a recipe that a study has."""
+
+
+SETTINGS = tuple(StudyKeywords.__annotations__)
 
 
 def study(
     model: Any,
-    ratio: float = 0.4,
+    ratio: float | str = 0.4,
     *,
     distance: int | None = None,
     tokenizer: Any = None,
@@ -54,54 +43,62 @@ def study(
     device: str | None = None,
     max_memory: int | str | None = None,
     progress: ProgressCallback = silent,
-    **settings: Any,
+    **settings: Unpack[StudyKeywords],
 ) -> StudyResult:
     """Study which layers of a causal language model may share a basis; the model is not changed.
 
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
-        ratio: Fraction of the parameters removed that is shown; studied besides those of
-            :data:`~basis_sharing.treatments.factors.study.RATIOS`.
+        ratio: Fraction of the parameters removed that is shown, studied besides 0.2 to 0.7.
         distance: Compare only layers that are at most so far apart; None: all.
         tokenizer: The tokenizer of a model given in memory.
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
         max_memory: As for :func:`~basis_sharing.verbs.compress.compress`.
-        progress: Receives progress events.
-        **settings: Fields of :class:`~basis_sharing.recipe.recipe.Recipe`, those in :data:`SETTINGS`.
+        progress: Receives progress events. **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` about
+            calibration, ``gradients``, ``dtype``.
+
+    Returns:
+        For every role and pair of layers, what one basis for both loses against the best two private ones.
 
     Raises:
         BasisSharingError: Something is wrong with the settings, the model or the text.
+
+    Example:
+        >>> import basis_sharing
+        >>> result = basis_sharing.study("./llama", distance=1, windows=4)
+        >>> [role.name for role in result.study.roles][:3]
+        ['q', 'k', 'v']
     """
     wrong = next((name for name in settings if name not in SETTINGS), None)
     if wrong is not None:
         raise RecipeError(f"setting {wrong!r} has no meaning for a study: choose from {', '.join(SETTINGS)}.")
     if distance is not None and distance < 1:
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
-    recipe = Recipe.create(ratio=ratio, **settings)
-    assert recipe.ratio is not None
-    machine = machine_for(device, max_memory, model)
-    with opened(recipe, source_of(model, tokenizer), model, tokenizer, work, machine, progress) as subject:
-        calibration = calibration_text(recipe, subject, progress)
-        assert calibration is not None
-        subject = within_memory(recipe, subject, calibration)
-        with calibrated(weighting_of(recipe), subject, calibration, progress) as weigher:
-            found = study_sharing(
-                subject.model,
-                subject.whole,
-                weigher,
-                ratios=(*RATIOS, recipe.ratio),
-                distance=distance,
-                progress=progress,
-            )
+    asked = Recipe.create(ratio=ratio, **settings)
+    assert asked.ratio is not None
+    source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
+    with opened(asked, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress) as run:
+        text = calibration_text(asked, run)
+        collect = Collect(WEIGHTINGS[asked.weighting], text)
+        run = run.within(least_memory(needs_of([collect], shapes_of_run(asked, run, text))))
+        collect.run(run)
+        found = study_sharing(
+            run.model,
+            run.whole,
+            collect.weighting,
+            ratios=(*RATIOS, asked.ratio),
+            distance=distance,
+            progress=progress,
+        )
     return StudyResult(
-        model=subject.name,
-        model_fingerprint=subject.fingerprint,
-        family=subject.whole.family.name,
-        ratio=recipe.ratio,
-        gradients=recipe.gradients,
-        calibration=calibration.report(),
+        model=run.name,
+        model_fingerprint=run.fingerprint,
+        family=run.whole.family.name,
+        ratio=asked.ratio,
+        gradients=asked.gradients,
+        calibration=CalibrationReport.of(text),
         study=found,
-        notes=calibration.windows.notes,
+        notes=tuple(run.notes),
         versions=software_versions(),
     )

@@ -1,1 +1,1 @@
-"""What errors are weighted with: one file per weighting."""
+"""What errors are weighted with: one file per weighting, found by looking into this folder."""

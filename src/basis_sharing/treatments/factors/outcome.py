@@ -1,24 +1,63 @@
-"""What factorization makes of one group."""
+"""The factors of one group, as an outcome."""
 
 from dataclasses import dataclass
 
-from basis_sharing.runtime.surgery import GroupFactors
+import torch
+from torch import Tensor
+
+from basis_sharing.linalg.pivoting import assemble
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.layers_basis_sharing import decode_pivots, encode_pivots
+from basis_sharing.treatments.base import Outcome
 
 
 @dataclass(frozen=True)
-class GroupOutcome:
-    """The factors of one group and what they lose.
+class GroupFactors:
+    """The factors of one group, W_i ~ B C_i.
 
     Attributes:
-        factors: Basis and coefficients, in the dtype they will be stored in.
-        loss: What is lost in the unit of the weighting (nats per token for the planner's).
-        relative_loss: That, as a share of what would be lost if nothing were kept.
-        ridge: Relative ridge the second moment needed, 0 for none.
-        not_pivoted: Why a group that should be pivoted is not; None where all is as planned.
+        members: Module paths of the projections, the owner of the basis first.
+        basis: The stored rows of B: shape ``[d_in, rank]``, or ``[d_in - rank, rank]`` if it is pivoted.
+        coefficients: C_i of each member, shape ``[rank, d_out_i]``.
+        pivots: Sorted indices of the rows of B that are the identity, shape ``[rank]``; None: not pivoted.
     """
 
-    factors: GroupFactors
-    loss: float
-    relative_loss: float
-    ridge: float
-    not_pivoted: str | None = None
+    members: tuple[str, ...]
+    basis: Tensor
+    coefficients: tuple[Tensor, ...]
+    pivots: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of basis vectors."""
+        return self.basis.shape[1]
+
+    def full_basis(self) -> Tensor:
+        """Return B, all rows, shape ``[d_in, rank]``."""
+        if self.pivots is None:
+            return self.basis
+        rest = torch.ones(len(self.basis) + self.rank, dtype=torch.bool).index_fill_(0, self.pivots.long(), False)
+        return assemble(self.pivots, rest.nonzero()[:, 0], self.basis)
+
+    def entry(self) -> Factors:
+        """Return the entry that stands for these factors in a plan and a checkpoint."""
+        if self.pivots is None:
+            return Factors(members=self.members, rank=self.rank)
+        code = encode_pivots(self.pivots, len(self.basis) + self.rank)
+        return Factors(members=self.members, rank=self.rank, form="pivoted", pivots=code)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by their names on disk, as the modules hold them: transposed."""
+        weights = {f"{name}.weight": C.T for name, C in zip(self.members, self.coefficients, strict=True)}
+        return {f"{self.members[0]}.basis.weight": self.basis.T, **weights}
+
+
+def factors_of(outcome: Outcome) -> GroupFactors:
+    """Return the factors that an outcome of this treatment holds."""
+    entry, tensors = outcome.entry, outcome.tensors
+    assert isinstance(entry, Factors)
+    basis, pivots = tensors[f"{entry.owner}.basis.weight"].T, None
+    if entry.pivots is not None:
+        pivots = decode_pivots(entry.pivots, len(basis) + entry.rank, entry.rank)[0].long()
+    coefficients = tuple(tensors[f"{name}.weight"].T for name in entry.members)
+    return GroupFactors(entry.members, basis, coefficients, pivots)

@@ -6,8 +6,9 @@ from math import isqrt
 
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.plans.plan import Plan, PlanGroup, stored_parameters
-from basis_sharing.recipe.recipe import Form
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.planning import Form
+from basis_sharing.runtime.format_basis_sharing import Factors
 
 
 def uniform_rank(d_in: int, d_outs: Sequence[int], ratio: Fraction, form: Form = "plain") -> int:
@@ -23,7 +24,7 @@ def uniform_rank(d_in: int, d_outs: Sequence[int], ratio: Fraction, form: Form =
     # k (s - k) <= b is k <= (s - sqrt(s^2 - 4 b)) / 2, in integers to be exact.
     side, kept = d_in + outputs, int(budget)
     rank = (side - isqrt(side**2 - 4 * kept)) // 2
-    return rank if stored_parameters(d_in, outputs, rank, form) <= kept else rank - 1
+    return rank if rank * (side - rank) <= kept else rank - 1
 
 
 def uniform_plan(
@@ -53,9 +54,9 @@ def uniform_plan(
                 raise PlanError(f"{members[0].name} is too small for ratio {float(ratio):g}: choose a smaller ratio.")
             # Groups that read one input stand side by side, so that their whitening is computed once.
             position = (members[-1].block, members[0].block, members[0].input)
-            groups.append((position, PlanGroup(members=tuple(p.name for p in members), rank=rank, form=form)))
+            groups.append((position, Factors(members=tuple(p.name for p in members), rank=rank, form=form)))
     groups.sort(key=lambda item: item[0])
-    return Plan(method=method, ratio=float(ratio), groups=tuple(group for _, group in groups))
+    return Plan(method=method, ratio=float(ratio), entries=tuple(group for _, group in groups))
 
 
 def _segments(projections: Sequence[Projection], size: int) -> Iterator[list[Projection]]:

@@ -1,0 +1,62 @@
+"""The calibration text of a run: its windows of tokens, and the dtype it runs in."""
+
+from dataclasses import dataclass
+
+import torch
+
+from basis_sharing.calibration.windows import TokenWindows, calibration_windows, window_length
+from basis_sharing.models.families import needs_bos
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.source import dtype_name, named_dtype
+from basis_sharing.recipe.calibration import Calibration
+from basis_sharing.run.machine import default_dtype
+from basis_sharing.run.run import Run
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Windows of tokens to calibrate on.
+
+    Attributes:
+        windows: The windows, and where they come from.
+        dtype: Dtype of the calibration pass.
+    """
+
+    windows: TokenWindows
+    dtype: torch.dtype
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """Token ids, shape ``[windows, length]``."""
+        return self.windows.input_ids
+
+    def about(self, decoder: Decoder) -> dict[str, object]:
+        """Return what the statistics of a structure depend on besides the model."""
+        return {
+            "text": self.windows.fingerprint,
+            "calibration_dtype": dtype_name(self.dtype),
+            "projections": [p.name for p in decoder.projections],
+        }
+
+
+def calibration_text(settings: Calibration, run: Run) -> CalibrationText:
+    """Prepare the calibration windows of a run; its notes get what has to be said about them.
+
+    Raises:
+        CorpusError: The text cannot be read, or is shorter than one window.
+        RecipeError: The model cannot read windows as long as asked.
+    """
+    model = run.model
+    windows = calibration_windows(
+        settings.calibration,
+        tokenizer=run.tokenizer,
+        model=model,
+        windows=settings.windows,
+        length=window_length(model.config, settings.length),
+        seed=settings.seed,
+        vocab_size=model.config.get_text_config().vocab_size,
+        bos=needs_bos(model.config.model_type),
+        progress=run.progress,
+    )
+    run.notes.extend(windows.notes)
+    return CalibrationText(windows, named_dtype(settings.calibration_dtype) or default_dtype(run.machine.device))

@@ -1,0 +1,1 @@
+"""Currencies in which an option is paid: one file per currency, found by looking into this folder."""

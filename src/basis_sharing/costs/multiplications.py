@@ -1,0 +1,28 @@
+"""Multiplications per token; a basis that several projections share is multiplied with by each of them."""
+
+from typing import Any
+
+from basis_sharing.costs.base import Cost, Priced, Scope, register, shapes_of
+from basis_sharing.models.family import Decoder
+
+
+@register
+class Multiplications(Cost):
+    """The currency of ``max_flops``, which counts a multiplication and an addition as two operations."""
+
+    name = "multiplications"
+    limit = "max_flops"
+    unit = 2
+
+    def of(self, scope: Scope, option: Priced) -> Any:
+        """Return the multiplications of an option for one token."""
+        return sum(product.d_in * product.d_out * product.times for product in option.products(shapes_of(scope)))
+
+    def dense(self, scope: Scope) -> int:
+        """Return the multiplications of the dense weights."""
+        return sum(p.d_in * p.d_out for p in scope)
+
+    def outside(self, model: Any, decoder: Decoder) -> float:
+        """Return the multiplications of the output head."""
+        head = model.get_output_embeddings()
+        return 0 if head is None else int(head.weight.numel())

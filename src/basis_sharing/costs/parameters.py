@@ -1,0 +1,27 @@
+"""Parameters: numbers that are stored; shared ones count once."""
+
+from typing import Any
+
+from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
+from basis_sharing.models.family import Decoder
+from basis_sharing.models.sizes import parameter_count
+
+
+@register
+class Parameters(Cost):
+    """The currency of ratios and of ``max_parameters``."""
+
+    name = "parameters"
+    limit = "max_parameters"
+
+    def of(self, scope: Scope, option: Priced) -> Any:
+        """Return the parameters of an option."""
+        return sum(numbers(tensor) for tensor in option.stored(shapes_of(scope)) if not tensor.buffer)
+
+    def dense(self, scope: Scope) -> int:
+        """Return the parameters of the dense weights."""
+        return sum(p.d_in * p.d_out for p in scope)
+
+    def outside(self, model: Any, decoder: Decoder) -> float:
+        """Return the parameters outside of the compressible projections' weights."""
+        return parameter_count(model) - self.dense(decoder.projections)

@@ -1,0 +1,48 @@
+"""The plan of a published method: which roles share, and the same rank for every group of a role."""
+
+from fractions import Fraction
+
+from basis_sharing.errors import RecipeError
+from basis_sharing.models.families import FAMILIES
+from basis_sharing.models.family import ROLES, Decoder
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.planning import Planning
+from basis_sharing.treatments.factors.uniform import uniform_plan
+
+
+def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Plan:
+    """Return the plan of a published method.
+
+    Raises:
+        RecipeError: A role or family to share is unknown.
+        PlanError: A matrix is too small to keep a single basis vector at this ratio.
+    """
+    return uniform_plan(
+        decoder,
+        method=planning.method,
+        ratio=ratio,
+        group_size=planning.group_size or planning.preset.group_size,
+        shared_roles=shared_roles_of(planning, decoder),
+        form=planning.stored_form,
+    )
+
+
+def shared_roles_of(planning: Planning, decoder: Decoder) -> tuple[str, ...]:
+    """Return the roles that share: as asked, by the named family's table, or by the model's own.
+
+    Raises:
+        RecipeError: A role or family to share is unknown.
+    """
+    present = {p.role for p in decoder.projections}
+    if (planning.group_size or planning.preset.group_size) == 1:
+        return ()
+    if planning.share is None:
+        return tuple(role for role in decoder.family.shared_roles if role in present)
+    tables = {family.name: family.shared_roles for family in FAMILIES}
+    roles = [role for name in planning.share for role in tables.get(name, (name,))]
+    for role in roles:
+        if role not in ROLES:
+            raise RecipeError(
+                f"unknown role {role!r} to share: name roles of {', '.join(ROLES)}, or a family of {', '.join(tables)}."
+            )
+    return tuple(role for role in ROLES if role in roles and role in present)

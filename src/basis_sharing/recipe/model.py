@@ -1,0 +1,49 @@
+"""The model part of a recipe: in which dtype it is loaded, and which of its projections are compressed."""
+
+from typing import Annotated, Literal, TypedDict, get_args
+
+from pydantic import Field, field_validator
+
+from basis_sharing.recipe.settings import Option, Settings
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[str, ...] = get_args(DtypeName)
+
+
+class ModelSettings(Settings):
+    """How the model is loaded, and what of it is compressed."""
+
+    roles: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Compress the projections of these roles only, e.g. gate,up,down; the others stay dense, and the ratio is "
+            "of these alone",
+            metavar="ROLES",
+            default="all",
+        ),
+    ] = Field(default=None, min_length=1)
+    dtype: Annotated[
+        DtypeName,
+        Option(
+            f"Dtype the model is loaded, factorized and stored in, one of {', '.join(DTYPES)}; auto: as in the "
+            "checkpoint",
+            metavar="DTYPE",
+        ),
+    ] = "auto"
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return names_in(value)
+
+
+def names_in(value: object) -> object:
+    """Return names that may be written with commas between them as a tuple; anything but text as it is."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class ModelKeywords(TypedDict, total=False):
+    """The settings of :class:`ModelSettings` as Python keywords; names also as text with commas."""
+
+    roles: tuple[str, ...] | str | None
+    dtype: DtypeName

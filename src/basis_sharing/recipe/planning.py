@@ -1,0 +1,121 @@
+"""The planning part of a recipe: the method, and what it may turn projections into."""
+
+import difflib
+from typing import Annotated, Literal, TypedDict
+
+from pydantic import Field, field_validator
+
+from basis_sharing.recipe.model import names_in
+from basis_sharing.recipe.presets import PRESETS, Preset
+from basis_sharing.recipe.settings import Option, Settings
+
+Form = Literal["plain", "pivoted"]
+FormSetting = Literal["auto", "plain", "pivoted"]
+
+_PLANNER = "Planner (method auto)"
+_PUBLISHED = "Published methods"
+
+
+class Planning(Settings):
+    """How groups, ranks and other options are chosen."""
+
+    method: Annotated[str, Option(f"One of {', '.join(PRESETS)}", metavar="NAME")] = "auto"
+    gradients: Annotated[
+        bool,
+        Option(
+            "Plan without a backward pass: quicker, coarser predictions, usually a worse result",
+            flag="--no-gradients",
+            panel=_PLANNER,
+        ),
+    ] = True
+    across_depth: Annotated[bool, Option("Never share a basis between layers", flag="--no-sharing", panel=_PLANNER)] = (
+        True
+    )
+    across_roles: Annotated[
+        bool,
+        Option(
+            "Never share a basis between roles that read one input (q, k, v; gate, up)",
+            flag="--no-joint-roles",
+            panel=_PLANNER,
+        ),
+    ] = True
+    rank_multiple: Annotated[
+        int,
+        Option("Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them", metavar="N", panel=_PLANNER),
+    ] = Field(default=1, ge=1)
+    treatments: Annotated[
+        tuple[str, ...],
+        Option(
+            "What projections may be turned into, separated by commas",
+            metavar="NAMES",
+            default="factors",
+            panel=_PLANNER,
+        ),
+    ] = Field(default=("factors",), min_length=1)
+    group_size: Annotated[
+        int | None,
+        Option("Layers that share a basis", metavar="N", default="2 for basis-sharing, else 1", panel=_PUBLISHED),
+    ] = Field(default=None, ge=1)
+    share: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Roles that share, e.g. q,gate,up, or a family whose table is used, e.g. mistral",
+            metavar="ROLES",
+            default="the table of the model's family",
+            panel=_PUBLISHED,
+        ),
+    ] = None
+    form: Annotated[
+        FormSetting,
+        Option(
+            "How factors are stored: plain, as published, or pivoted, which reaches a higher rank in the same size",
+            metavar="FORM",
+            default="pivoted for auto, else plain",
+        ),
+    ] = "auto"
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in PRESETS:
+            near = difflib.get_close_matches(value, PRESETS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(PRESETS)}."
+            raise ValueError(f"unknown method {value!r}: {hint}")
+        return value
+
+    @field_validator("share", "treatments", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return names_in(value)
+
+    @property
+    def preset(self) -> Preset:
+        """The preset that ``method`` names."""
+        return PRESETS[self.method]
+
+    @property
+    def weighting(self) -> str:
+        """Name of the weighting of errors: the method's, without gradients the measured sensitivity."""
+        weighting = self.preset.weighting
+        return "sensitivity" if weighting == "loss" and not self.gradients else weighting
+
+    @property
+    def stored_form(self) -> Form:
+        """How factors are stored where the method's own choice is asked for."""
+        if self.form == "auto":
+            return "pivoted" if self.preset.planned else "plain"
+        return self.form
+
+
+class PlanningKeywords(TypedDict, total=False):
+    """The settings of :class:`Planning` as Python keywords; names also as text with commas."""
+
+    method: str
+    gradients: bool
+    across_depth: bool
+    across_roles: bool
+    rank_multiple: int
+    treatments: tuple[str, ...] | str
+    group_size: int | None
+    share: tuple[str, ...] | str | None
+    form: FormSetting

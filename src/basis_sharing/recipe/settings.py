@@ -1,0 +1,141 @@
+"""What all settings have in common: one declaration per setting, and mistakes as one sentence.
+
+A setting is a field of a :class:`Settings` class, annotated with an :class:`Option`. Its help text, its flag and its
+default are written there and nowhere else: the command line, the YAML file, the Python keywords and the documentation
+are made from it.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from basis_sharing.errors import RecipeError
+
+_OF_THE_COMMAND = "an option of the command, not a setting of the recipe: give it there"
+MOVED: dict[str, str] = {
+    "no_gradients": "write `gradients: false`",
+    "no_sharing": "write `across_depth: false`",
+    "no_joint_roles": "write `across_roles: false`",
+    "sharing": "it is called `across_depth`",
+    "joint_roles": "it is called `across_roles`",
+    "groups": "groups and their ranks are entries of a plan: write `plan: FILE`",
+    "rank": "ranks are in the entries of a plan: write `plan: FILE`",
+    "minutes": "minutes of training belong to `refine` here, and to the command `recover`",
+    "text": "the calibration text is `calibration`, texts to measure on are `evaluate`",
+    **dict.fromkeys(("output", "overwrite", "work", "device", "max_memory", "progress"), _OF_THE_COMMAND),
+}
+"""Settings that people look for in a recipe under another name or in another place, and where they are."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting appears on the command line and in the documentation.
+
+    Attributes:
+        help: What it does, without a full stop.
+        metavar: What stands for the value in help texts.
+        default: The default in words where the value does not speak for itself.
+        flag: The flag that turns a setting off which is on by default, e.g. ``--no-gradients``.
+        panel: Heading under which ``--help`` lists it.
+        text: Whether it is given as text and read by a validator, e.g. ``"90M"`` or ``"5%"``.
+        repeated: Whether the flag may be given several times.
+    """
+
+    help: str
+    metavar: str | None = None
+    default: str | None = None
+    flag: str | None = None
+    panel: str | None = None
+    text: bool = False
+    repeated: bool = False
+
+
+class Settings(BaseModel):
+    """Immutable settings without unknown fields, whose mistakes are :class:`~basis_sharing.errors.RecipeError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def create(cls, **settings: Any) -> Self:
+        """Validate settings.
+
+        Raises:
+            RecipeError: One sentence about the first setting that is wrong.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise RecipeError(cls.sentence_of(error)) from None
+
+    @classmethod
+    def sentence_of(cls, error: ValidationError) -> str:
+        """Return one sentence about the first mistake."""
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            unknown = str(first["loc"][0])
+            return f"unknown setting {unknown!r}: {cls.nearest(unknown)}"
+        if first["type"] == "value_error":
+            return first["msg"].removeprefix("Value error, ")
+        name = ".".join(str(part) for part in first["loc"])
+        return f"setting {name!r} with value {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+    @classmethod
+    def settings_in(cls, path: Path) -> dict[str, Any]:
+        """Read settings from a YAML or JSON file, to be completed and passed to :meth:`create`.
+
+        Raises:
+            RecipeError: The file cannot be read or is not a mapping of setting names to values.
+        """
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"the recipe {path} cannot be read ({error.strerror}): check the path.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"the recipe {path} is not valid YAML ({reason}).") from None
+        if not isinstance(settings, dict):
+            raise RecipeError(f"the recipe {path} is not a mapping: write lines such as `ratio: 0.2`.")
+        unknown = next((str(name) for name in settings if name not in cls.model_fields), None)
+        if unknown is not None:
+            raise RecipeError(f"the recipe {path} has the unknown setting {unknown!r}: {cls.nearest(unknown)}")
+        return settings
+
+    @classmethod
+    def nearest(cls, name: str) -> str:
+        """Return what somebody who wrote an unknown setting may have meant, as the end of a sentence."""
+        if name in MOVED:
+            return f"{MOVED[name]}."
+        near = difflib.get_close_matches(name, cls.model_fields, n=1)
+        return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(cls.model_fields)}."
+
+    @classmethod
+    def options(cls) -> Mapping[str, Option]:
+        """Return the settings that can be given on the command line, by name."""
+        return {
+            name: option
+            for name, field in cls.model_fields.items()
+            for option in field.metadata
+            if isinstance(option, Option)
+        }
+
+
+def flag_of(name: str, option: Option) -> str:
+    """Return how a setting is named on the command line."""
+    return option.flag or "--" + name.replace("_", "-")
+
+
+def value_type(field: FieldInfo) -> type:
+    """Return the type of a setting that is not None: that of its values, of a choice ``str``, of several a tuple."""
+    annotation = field.annotation
+    arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
+    if get_origin(annotation) is not None and len(arguments) == 1:
+        annotation = arguments[0]
+    if get_origin(annotation) is tuple:
+        return tuple
+    return annotation if isinstance(annotation, type) else str

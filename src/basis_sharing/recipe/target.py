@@ -1,0 +1,122 @@
+"""The target part of a recipe: how small, how cheap, or how good the compressed model has to be."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Self, TypedDict
+
+from pydantic import Field, field_validator, model_validator
+
+from basis_sharing.recipe.amounts import amount, fraction
+from basis_sharing.recipe.settings import Option, Settings
+
+_PANEL = "Target"
+LIMITS = ("max_parameters", "max_bytes", "max_flops")
+"""Limits on a cost of the whole model; several may be given at once."""
+TARGETS = ("ratio", *LIMITS, "max_perplexity_increase", "plan")
+
+
+class Target(Settings):
+    """One target, or several limits that all have to be held."""
+
+    ratio: Annotated[
+        float | None,
+        Option(
+            "Fraction of the parameters to remove from the compressible projections, e.g. 0.3",
+            metavar="R",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = None
+    max_parameters: Annotated[
+        int | None, Option("Parameters the whole model may have, e.g. 100M", metavar="N", panel=_PANEL, text=True)
+    ] = Field(default=None, ge=1)
+    max_bytes: Annotated[
+        int | None,
+        Option("Bytes the weights of the whole model may take, e.g. 1.5GiB", metavar="N", panel=_PANEL, text=True),
+    ] = Field(default=None, ge=1)
+    max_flops: Annotated[
+        int | None,
+        Option(
+            "Floating point operations per token for projections and output head, e.g. 180M",
+            metavar="N",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = Field(default=None, ge=1)
+    max_perplexity_increase: Annotated[
+        float | None,
+        Option(
+            "How much the perplexity may rise, e.g. 5%; one plan is measured on the first --evaluate text (or on "
+            "python-docs:heldout) to scale the prediction",
+            metavar="P",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = Field(default=None, gt=0)
+    plan: Annotated[
+        Path | None,
+        Option("Execute this plan, from `basis-sharing plan`, also one edited by hand", metavar="FILE", panel=_PANEL),
+    ] = None
+
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _ratio_between_zero_and_one(cls, value: object) -> float | None:
+        if value is None:
+            return None
+        try:
+            ratio = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"ratio {value!r} is not a number: give the fraction of parameters to remove, e.g. 0.2."
+            ) from None
+        if not 0 < ratio < 1:
+            raise ValueError(
+                f"ratio {ratio:g} is out of range: give the fraction of parameters to remove, above 0 and below 1."
+            )
+        return ratio
+
+    @field_validator(*LIMITS, mode="before")
+    @classmethod
+    def _amount(cls, value: object) -> object:
+        return amount(value)
+
+    @field_validator("max_perplexity_increase", mode="before")
+    @classmethod
+    def _fraction(cls, value: object) -> object:
+        return fraction(value)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1 and not set(given) <= set(LIMITS):
+            raise ValueError(
+                f"{given[0]} and {given[1]} are both given: choose one target; only {', '.join(LIMITS)} can be "
+                "combined."
+            )
+        if not given:
+            flags = ", ".join("--" + name.replace("_", "-") for name in TARGETS[1:])
+            raise ValueError(
+                f"the target is missing: give the ratio of parameters to remove, e.g. --ratio 0.2, or one of {flags}."
+            )
+        return self
+
+    @property
+    def exact_ratio(self) -> Fraction | None:
+        """The ratio as the decimal number the user wrote, so that ranks do not depend on binary rounding."""
+        return None if self.ratio is None else Fraction(str(self.ratio))
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits on costs that are given, by setting."""
+        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+
+class TargetKeywords(TypedDict, total=False):
+    """The settings of :class:`Target` as Python keywords; amounts and fractions also as text."""
+
+    ratio: float | str | None
+    max_parameters: int | str | None
+    max_bytes: int | str | None
+    max_flops: int | str | None
+    max_perplexity_increase: float | str | None
+    plan: Path | str | None

@@ -1,0 +1,238 @@
+"""What a stage of a run is: it says what it will need, from shapes alone, and it runs.
+
+Memory is counted generously, because a run that is killed for it is worth nothing; time is meant within a factor of
+two, from speeds that are tried out for a second.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.run.machine import Machine, taken_memory
+
+if TYPE_CHECKING:
+    from basis_sharing.run.run import Run
+
+_MARGIN, _ALLOWANCE = 1.15, 96 * 2**20
+POSITIONS = 512  # of which logits exist at a time
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stage needs.
+
+    Attributes:
+        name: What is done.
+        seconds: How long it takes.
+        memory: Bytes besides what the process has anyway.
+        work_bytes: Bytes of files that it keeps until the run ends.
+    """
+
+    name: str
+    seconds: float = 0.0
+    memory: int = 0
+    work_bytes: int = 0
+
+
+class Stage(Protocol):
+    """A stage of a run. It gets its settings and the stages whose products it uses when it is made."""
+
+    def needs(self, shapes: "Shapes") -> Iterable[Needs]:
+        """Say what the stage will need; nothing where it will have nothing to do."""
+        ...
+
+    def run(self, run: "Run") -> None:
+        """Do the work; its products are attributes of the stage."""
+        ...
+
+
+def carry_out(stages: Sequence[Stage], run: "Run") -> None:
+    """Run stages in their order."""
+    for stage in stages:
+        stage.run(run)
+
+
+def needs_of(stages: Sequence[Stage], shapes: "Shapes") -> list[Needs]:
+    """Return what all stages need, in their order."""
+    return [needs for stage in stages for needs in stage.needs(shapes)]
+
+
+def least_memory(needs: Sequence[Needs], resident: int | None = None) -> int:
+    """Return the smallest memory with which stages can work.
+
+    Args:
+        needs: What they need.
+        resident: Bytes the process has before they begin; None: what it has now.
+    """
+    most = max((stage.memory for stage in needs), default=0)
+    return (taken_memory() if resident is None else resident) + int(_MARGIN * most) + _ALLOWANCE
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How fast a machine is.
+
+    Attributes:
+        products: Operations per second of matrix products in the dtype of the calibration.
+        algebra: The same in fp64, where matrices are decomposed.
+        eigenvalues: n^3 per second for the eigenvalues of a symmetric n x n matrix.
+        eigenvectors: The same with eigenvectors.
+    """
+
+    products: float
+    algebra: float
+    eigenvalues: float
+    eigenvectors: float
+
+    @classmethod
+    def tried(cls, machine: Machine, dtype: torch.dtype) -> "Speeds":
+        """Try out small matrices."""
+        a = torch.randn(1024, 1024, device=machine.device).to(dtype)
+        b = torch.randn(512, 512, device=machine.algebra, dtype=torch.float64)
+        symmetric = b @ b.T
+        return cls(
+            products=2 * 1024**3 / _seconds(lambda: (a @ a).sum().item()),
+            algebra=2 * 512**3 / _seconds(lambda: (b @ b).sum().item()),
+            eigenvalues=512**3 / _seconds(lambda: torch.linalg.eigvalsh(symmetric).sum().item()),
+            eigenvectors=512**3 / _seconds(lambda: torch.linalg.eigh(symmetric)[0].sum().item()),
+        )
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    """Return the least seconds of a few runs."""
+    action()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+class Shapes:
+    """Counts of what stages compute and hold, from the shapes of a model and of its calibration text.
+
+    Args:
+        model: The model, real or on the meta device.
+        decoder: Its projections that are to be compressed.
+        machine: Where the run works.
+        windows: Number of calibration windows of all processes.
+        length: Tokens in each.
+        dtype: Dtype of the weights.
+        calibrated_in: Dtype of the calibration pass.
+        twin: Bytes of the original beside the compressed model; 0 where it stays in its files.
+        speeds: How fast the machine is; None: stages take no time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        decoder: Decoder,
+        machine: Machine,
+        *,
+        windows: int = 0,
+        length: int = 0,
+        dtype: torch.dtype | None = None,
+        calibrated_in: torch.dtype = torch.float32,
+        twin: int = 0,
+        speeds: Speeds | None = None,
+    ) -> None:
+        config = model.config.get_text_config()
+        self.decoder, self.machine, self.twin, self.speeds = decoder, machine, twin, speeds
+        self.processes = machine.processes.count
+        self.windows, self.length = -(-windows // self.processes), length
+        self.all_windows = windows
+        self.dtype: torch.dtype = dtype or model.dtype
+        self.calibrated_in = calibrated_in
+        self.vocabulary: int = config.vocab_size
+        self.hidden: int = config.hidden_size
+        blocks = [model.get_submodule(path) for path in decoder.blocks]
+        self.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
+        eager = getattr(config, "_attn_implementation", None) == "eager"
+        self.scores: int = config.num_attention_heads * length**2 if eager else 0
+        self.inputs = {(p.block, p.input): p.d_in for p in decoder.projections}
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens of this process."""
+        return self.windows * self.length
+
+    @property
+    def forward(self) -> int:
+        """Operations of a forward pass of the blocks over the calibration text."""
+        products = sum(2 * self.tokens * n for n in self.block_parameters)
+        return products + 4 * self.tokens * self.length * self.hidden * len(self.block_parameters)
+
+    @property
+    def head(self) -> int:
+        """Operations of the output head over the calibration text."""
+        return 2 * self.tokens * self.vocabulary * self.hidden
+
+    @property
+    def input_moments(self) -> int:
+        """Operations of the second moments of all inputs."""
+        return sum(self.tokens * width**2 for width in self.inputs.values())
+
+    @property
+    def output_moments(self) -> int:
+        """Operations of the second moments of all outputs."""
+        return sum(self.tokens * p.d_out**2 for p in self.decoder.projections)
+
+    @property
+    def states_bytes(self) -> int:
+        """Bytes of the hidden states of all windows at one depth."""
+        return self.tokens * self.hidden * self.calibrated_in.itemsize
+
+    @property
+    def widest_block(self) -> list[Projection]:
+        """The projections of the block with most of their parameters."""
+        blocks = (self.decoder.of_block(index) for index in range(len(self.decoder.blocks)))
+        return max(blocks, key=lambda projections: sum(p.d_in * p.d_out for p in projections))
+
+    def seconds(self, operations: float) -> float:
+        """Return how long so many operations in the dtype of the calibration take."""
+        return 0.0 if self.speeds is None else operations / self.speeds.products
+
+    def solving_seconds(self, p: Projection, *, vectors: bool) -> float:
+        """Return how long the decomposition of one projection takes, with or without eigenvectors."""
+        if self.speeds is None:
+            return 0.0
+        small = min(p.d_in, p.d_out)
+        products = 2 * p.d_in * p.d_out * (p.d_in + p.d_out) + p.d_in**3
+        rate = self.speeds.eigenvectors if vectors else self.speeds.eigenvalues
+        return products / self.speeds.algebra + small**3 / rate
+
+    def block_memory(self, *, gradients: bool) -> int:
+        """Return the bytes of one block at work in calibration, with its statistics."""
+        projections, size = self.widest_block, self.calibrated_in.itemsize
+        inputs = {p.input: p.d_in for p in projections}
+        moments = sum(4 * width**2 for width in inputs.values())
+        copies = max(self.block_parameters) * size if self.calibrated_in != self.dtype else 0
+        if not gradients:
+            working = self.length * size * (6 * self.hidden + 3 * max(p.d_in + p.d_out for p in projections))
+            return moments + copies + working + 2 * size * self.scores
+        moments += sum(4 * p.d_out**2 for p in projections)
+        working = self.length * size * (8 * self.hidden + 2 * sum(p.d_in + p.d_out for p in projections))
+        logits = 3 * 4 * POSITIONS * self.vocabulary
+        if self.calibrated_in != self.dtype:
+            logits += self.outside * size
+        return max(moments + copies + working + 4 * size * self.scores, logits)
+
+    def solving_memory(self, *, whitened: bool, outputs: bool) -> int:
+        """Return the bytes of the largest problem: one matrix with its weightings, and the factors of its group.
+
+        Args:
+            whitened: Whether errors are weighted on the input side.
+            outputs: Whether they are weighted on the output side.
+        """
+        most = 0
+        for p in self.decoder.projections:
+            small = min(p.d_in, p.d_out)
+            weightings = 3 * p.d_in**2 * whitened + 2 * p.d_out**2 * outputs
+            most = max(most, 8 * (weightings + 5 * small**2 + 4 * p.d_in * p.d_out))
+        return most

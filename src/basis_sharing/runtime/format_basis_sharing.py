@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The format of a compressed checkpoint: the entries in ``config.json``, each with the tensors it stores.
+
+A checkpoint keeps its native architecture. ``quantization_config`` in ``config.json`` lists *entries*: what each group
+of projections was turned into. An entry is tagged by its ``kind``; plans store the same entries before they are carried
+out. This file travels with every checkpoint and needs neither torch nor transformers.
+
+On disk, entries of the kind ``factors`` have ``<projection>.weight``, the coefficient matrix of shape ``[d_out,
+rank]``, and ``<owner>.basis.weight``, the basis of shape ``[rank, d_in]``, stored once under the first member. A loader
+that does not know the format meets a weight of the wrong shape and stops. Where ``form`` is ``pivoted``, ``rank`` rows
+of the basis are the identity and are not stored: the basis has shape ``[rank, d_in - rank]``, and ``pivots`` says which
+of the ``d_in`` inputs they are, as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
+
+``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names after the
+projection's (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. This version
+knows none.
+
+Versions: 1 had a list of ``groups`` (all factors) in place of the entries; it is read as such entries.
+"""
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+QUANT_METHOD = "basis_sharing"
+FORMAT_VERSION = 2
+FORMS = ("plain", "pivoted")
+PLUGINS = "basis_sharing.treatments"  # group of entry points whose modules register further kinds
+
+Shape = tuple[int, int]
+
+
+class FormatError(ValueError):
+    """The checkpoint contradicts itself, or needs a newer version of this code."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of an entry.
+
+    Attributes:
+        shape: Its shape; sizes may be arrays where many options are priced at once.
+        dtype: Name of its dtype; ``"model"``: the model's own.
+        buffer: Whether it is made when the model is loaded: it takes memory, but is no parameter and not on the disk.
+        member: Place of the member it belongs to; None: all members share it.
+    """
+
+    shape: tuple[Any, ...]
+    dtype: str = "model"
+    buffer: bool = False
+    member: int | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of a token's features with a matrix.
+
+    Attributes:
+        d_in: Number of features.
+        d_out: Number of results.
+        times: How often it is computed for a token.
+    """
+
+    d_in: Any
+    d_out: Any
+    times: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the projections of a scope are turned into: one treatment with its numbers fixed.
+
+    Attributes:
+        members: Module paths of the projections, the owner of what they share first.
+        loss: Expected rise of the loss in nats per token; None where it is not predicted. Not used for loading.
+        tensors: Tensors that are not stored in the model's dtype: ``{name: {"dtype": ..., "scales": ...}}``.
+    """
+
+    kind: ClassVar[str] = ""
+
+    members: tuple[str, ...]
+    loss: float | None = None
+    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(self.members))
+        if not self.members or not all(isinstance(name, str) for name in self.members):
+            raise FormatError(f"an entry of kind {self.kind} names no members.")
+        repeated = next((name for name in self.members if self.members.count(name) > 1), None)
+        if repeated is not None:
+            raise FormatError(f"{repeated} is twice in one entry.")
+        if self.loss is not None and not isinstance(self.loss, (int, float)):
+            raise FormatError(f"the entry of {self.owner} has the loss {self.loss!r}; a number is needed.")
+        if any(about.get("dtype", "model") != "model" for about in self.tensors.values()):
+            raise FormatError(
+                f"the entry of {self.owner} has tensors in a dtype this version does not know: update basis-sharing."
+            )
+
+    @property
+    def owner(self) -> str:
+        """The first member, under whose name shared tensors are stored."""
+        return self.members[0]
+
+    @property
+    def label(self) -> str:
+        """What a person calls the option in a few letters, e.g. its rank."""
+        return self.kind
+
+    @property
+    def title(self) -> str:
+        """What a person calls the option in a few words."""
+        return self.label
+
+    def fit(self, shapes: Sequence[Shape]) -> None:
+        """Make sure that the entry fits its members.
+
+        Args:
+            shapes: ``(d_in, d_out)`` of every member.
+
+        Raises:
+            FormatError: It does not.
+        """
+
+    def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
+        """Return the tensors of the entry, for members of these shapes."""
+        raise NotImplementedError
+
+    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+        """Return the products that all members need for one token."""
+        raise NotImplementedError
+
+    def on_disk(self) -> dict[str, tuple[int | None, ...]]:
+        """Return the names of the tensors on disk and their shapes; None where the entry alone does not say."""
+        return {}
+
+    def kept(self, shapes: Sequence[Shape]) -> float:
+        """Return how much of its members an option keeps, from 0 to 1: a rank by the highest useful one."""
+        return 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, without what is at its default."""
+        data: dict[str, Any] = {"kind": self.kind, "members": list(self.members)}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.name != "members" and value != _default(spec):
+                data[spec.name] = value
+        return data
+
+
+def _default(spec: Any) -> Any:
+    return spec.default_factory() if spec.default_factory is not MISSING else spec.default
+
+
+_ENTRIES: dict[str, type[Entry]] = {}
+
+
+def register_entry(cls: type[Entry]) -> type[Entry]:
+    """Make a kind of entries known; use it as a decorator.
+
+    Raises:
+        ValueError: Another class has this kind.
+    """
+    known = _ENTRIES.get(cls.kind)
+    if known is not None and f"{known.__module__}.{known.__qualname__}" != f"{cls.__module__}.{cls.__qualname__}":
+        raise ValueError(
+            f"two kinds of entries are called {cls.kind!r} ({known.__module__} and {cls.__module__}): rename one."
+        )
+    _ENTRIES[cls.kind] = cls
+    return cls
+
+
+def entry_class(kind: object) -> type[Entry]:
+    """Return the class of a kind; packages that declare the entry point are asked for kinds that are not known yet.
+
+    Raises:
+        FormatError: Nobody knows it.
+    """
+    if kind not in _ENTRIES:
+        for plugin in importlib.metadata.entry_points(group=PLUGINS):
+            plugin.load()
+    if not isinstance(kind, str) or kind not in _ENTRIES:
+        known = ", ".join(sorted(_ENTRIES))
+        raise FormatError(
+            f"unknown kind of entry {kind!r}, known are {known}: update basis-sharing, or import the package that "
+            "defines it."
+        )
+    return _ENTRIES[kind]
+
+
+def entry_from(data: object) -> Entry:
+    """Return an entry from its JSON form.
+
+    Raises:
+        FormatError: It is malformed or of an unknown kind; one sentence.
+    """
+    if isinstance(data, Entry):
+        return data
+    if not isinstance(data, Mapping):
+        raise FormatError(f"an entry is {data!r}; a mapping with kind and members is needed.")
+    cls = entry_class(data.get("kind"))
+    given = {name: value for name, value in data.items() if name != "kind"}
+    known = {spec.name for spec in fields(cls)}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise FormatError(f"an entry of kind {cls.kind} has the unknown field {unknown!r}.")
+    required = (spec.name for spec in fields(cls) if spec.default is MISSING and spec.default_factory is MISSING)
+    missing = next((name for name in required if name not in given), None)
+    if missing is not None:
+        raise FormatError(f"an entry of kind {cls.kind} has no {missing}.")
+    if not isinstance(given["members"], (list, tuple)):
+        raise FormatError(f"an entry of kind {cls.kind} has the members {given['members']!r}; a list is needed.")
+    return cls(**given)
+
+
+def entries_from(data: object) -> tuple[Entry, ...]:
+    """Return the entries of a plan or a checkpoint.
+
+    Raises:
+        FormatError: There are none, one is malformed, or two have a member in common.
+    """
+    if not isinstance(data, (list, tuple)) or not data:
+        raise FormatError("no entries are listed.")
+    entries = tuple(map(entry_from, data))
+    seen: set[str] = set()
+    for entry in entries:
+        repeated = next((name for name in entry.members if name in seen), None)
+        if repeated is not None:
+            raise FormatError(f"{repeated} belongs to two entries.")
+        seen.update(entry.members)
+    return entries
+
+
+def entries_of_config(config: Mapping[str, Any]) -> tuple[Entry, ...]:
+    """Return the entries of a ``quantization_config`` of any version.
+
+    Raises:
+        FormatError: The version is newer than this code, or an entry is malformed.
+    """
+    version = config.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version < 1:
+        raise FormatError(f"format_version is {version!r} in config.json; a positive integer is needed.")
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"this checkpoint has format version {version}, newer than the version {FORMAT_VERSION} known here: update "
+            "basis-sharing."
+        )
+    data = config.get("entries") if config.get("groups") is None else _of_groups(config["groups"])
+    try:
+        return entries_from(data)
+    except FormatError as error:
+        raise FormatError(f"quantization_config in config.json: {error}") from None
+
+
+def _of_groups(groups: object) -> list[dict[str, Any]]:
+    """Return the groups of format version 1 as entries."""
+    if not isinstance(groups, (list, tuple)):
+        raise FormatError("quantization_config in config.json lists no groups.")
+    return [
+        {"kind": Factors.kind, **{name: value for name, value in group.items() if name != "dtype"}} for group in groups
+    ]
+
+
+@register_entry
+@dataclass(frozen=True, kw_only=True)
+class Factors(Entry):
+    """A basis and, for every member, coefficients: W_i ~ B C_i.
+
+    Attributes:
+        rank: Number of basis vectors.
+        form: ``"plain"``: all of B is stored; ``"pivoted"``: without the identity that ``rank`` rows of it are.
+        pivots: Code of these rows, once they are known; None for plain factors.
+    """
+
+    kind: ClassVar[str] = "factors"
+
+    rank: int
+    form: str = "plain"
+    pivots: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise FormatError(f"the entry of {self.owner} has rank {self.rank!r}; a positive integer is needed.")
+        if self.form not in FORMS:
+            raise FormatError(
+                f"the entry of {self.owner} is stored in the form {self.form!r}, which this version does not know: "
+                f"choose from {', '.join(FORMS)}, or update basis-sharing."
+            )
+        if self.pivots is not None and (self.form != "pivoted" or not isinstance(self.pivots, str)):
+            raise FormatError(f"the entry of {self.owner} has pivots, but its form is {self.form}.")
+
+    @property
+    def label(self) -> str:
+        """The rank."""
+        return str(self.rank)
+
+    @property
+    def title(self) -> str:
+        """Rank and form."""
+        return f"rank {self.rank}" + ("" if self.form == "pivoted" else f" {self.form}")
+
+    def fit(self, shapes: Sequence[Shape]) -> None:
+        """Make sure that the members read one width, and can make use of the rank.
+
+        Raises:
+            FormatError: They do not.
+        """
+        widths = sorted({d_in for d_in, _ in shapes})
+        if len(widths) > 1:
+            raise FormatError(f"the entry of {self.owner} mixes inputs of {widths} features.")
+        most = most_rank(shapes)
+        if self.rank > most:
+            raise FormatError(f"the entry of {self.owner} has rank {self.rank}, but its matrices have at most {most}.")
+
+    def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
+        """Return the basis, the coefficients and, where it is pivoted, the indices of both kinds of inputs."""
+        return factor_tensors(shapes, self.rank, self.form)
+
+    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+        """Return the products with the basis, one for each member, and with the coefficients."""
+        return factor_products(shapes, self.rank, self.form)
+
+    def on_disk(self) -> dict[str, tuple[int | None, ...]]:
+        """Return the basis, and the coefficients of every member."""
+        weights: dict[str, tuple[int | None, ...]] = {f"{name}.weight": (None, self.rank) for name in self.members}
+        return {f"{self.owner}.basis.weight": (self.rank, None), **weights}
+
+    def kept(self, shapes: Sequence[Shape]) -> float:
+        """Return the rank, as a fraction of the highest one the group can make use of."""
+        return self.rank / most_rank(shapes)
+
+
+def most_rank(shapes: Sequence[Shape]) -> int:
+    """Return the highest rank that a group of projections can make use of."""
+    return min(shapes[0][0], sum(d_out for _, d_out in shapes))
+
+
+def factor_tensors(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Stored, ...]:
+    """Return the tensors of factors: k (a + b) numbers, less k^2 where they are pivoted.
+
+    Args:
+        shapes: ``(d_in, d_out)`` of every member.
+        rank: Number of basis vectors, or an array of such numbers.
+        form: Form of the factors.
+    """
+    d_in = shapes[0][0]
+    pivoted = form == "pivoted"
+    coefficients = tuple(Stored((d_out, rank), member=place) for place, (_, d_out) in enumerate(shapes))
+    indices = (Stored((d_in,), "int32", buffer=True),) if pivoted else ()
+    return (Stored((rank, d_in - rank if pivoted else d_in)), *coefficients, *indices)
+
+
+def factor_products(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Product, ...]:
+    """Return the products of factors for one token: every member multiplies with the whole basis.
+
+    The arguments are those of :func:`factor_tensors`.
+    """
+    d_in = shapes[0][0]
+    read = d_in - rank if form == "pivoted" else d_in
+    return (Product(read, rank, len(shapes)), *(Product(rank, d_out) for _, d_out in shapes))
+
+
+def members_of(entries: Iterable[Entry]) -> list[str]:
+    """Return the members of all entries."""
+    return [name for entry in entries for name in entry.members]

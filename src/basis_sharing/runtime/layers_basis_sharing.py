@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of a compressed model, and how the entries of a checkpoint install them.
+
+This file travels with every checkpoint. A *kind* says what an entry is in memory: :class:`FactorsKind` puts
+:class:`FactorizedLinear` in the place of projections. Other kinds are registered by the packages that define them.
+"""
+
+import base64
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .format_basis_sharing import Entry, Factors, FormatError
+
+_BEYOND_CACHE = 2**19  # numbers
+
+
+class FactorizedLinear(nn.Module):
+    """A projection y = x B C + b with a basis that other projections may share.
+
+    Args:
+        d_in: Number of input features.
+        rank: Number of basis vectors.
+        d_out: Number of output features.
+        bias: Whether a bias is added.
+        pivoted: Whether ``rank`` rows of B are the identity and only the others are stored; the module is unusable
+            until :meth:`set_pivots` says which ones.
+        device: Device of the (uninitialised) weights.
+        dtype: Dtype of the weights.
+
+    Attributes:
+        basis: ``nn.Linear`` whose weight is B transposed (the stored rows of B) and is shared by the group.
+        coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
+        pivots: Sorted indices of the inputs that are taken as they are, int32, shape ``[rank]``; None: not pivoted.
+        rest: Sorted indices of the other inputs, int32, shape ``[d_in - rank]``; None: not pivoted.
+    """
+
+    pivots: torch.Tensor | None
+    rest: torch.Tensor | None
+
+    def __init__(
+        self,
+        d_in: int,
+        rank: int,
+        d_out: int,
+        bias: bool,
+        pivoted: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        stored = d_in - rank if pivoted else d_in
+        self.basis = nn.Linear(stored, rank, bias=False, device=device, dtype=dtype)
+        self.coeff = nn.Linear(rank, d_out, bias=bias, device=device, dtype=dtype)
+        for name, size in (("pivots", rank), ("rest", stored)):
+            indices = torch.empty(size, dtype=torch.int32, device=device) if pivoted else None
+            self.register_buffer(name, indices, persistent=False)
+
+    def set_pivots(self, pivots: torch.Tensor, rest: torch.Tensor) -> None:
+        """Say which inputs are taken as they are, and which the stored rows of the basis belong to."""
+        self.pivots, self.rest = pivots, rest
+
+    @property
+    def in_features(self) -> int:
+        """Number of input features."""
+        return self.basis.in_features + (0 if self.pivots is None else self.rank)
+
+    @property
+    def out_features(self) -> int:
+        """Number of output features."""
+        return self.coeff.out_features
+
+    @property
+    def rank(self) -> int:
+        """Number of basis vectors."""
+        return self.basis.out_features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The coefficient matrix, as on disk; architectures ask a projection's weight for its dtype and device."""
+        return self.coeff.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``x`` of shape ``[..., d_in]`` to ``[..., d_out]``."""
+        if self.pivots is None or self.rest is None:
+            hidden = self.basis(x)
+        else:
+            taken, remaining = _parted(x, self.pivots, self.rest)
+            hidden = taken + self.basis(remaining)
+        projected: torch.Tensor = self.coeff(hidden)
+        return projected
+
+
+def _parted(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``x[..., pivots]`` and ``x[..., rest]``, in the quickest of three ways that give the same numbers.
+
+    On a CPU ``index_select`` walks down the columns, which is slow once ``x`` exceeds the cache (4 times for 2048
+    tokens); indexing walks along the rows, but costs more to start, and its own gradient is slow.
+    """
+    if torch.compiler.is_compiling() or not x.is_cpu:
+        return x.index_select(-1, pivots), x.index_select(-1, rest)
+    if torch.is_grad_enabled():
+        parts: tuple[torch.Tensor, torch.Tensor] = _Parted.apply(x, pivots, rest)  # type: ignore[no-untyped-call]
+        return parts
+    if x.numel() < _BEYOND_CACHE:
+        return x.index_select(-1, pivots), x.index_select(-1, rest)
+    return x[..., pivots], x[..., rest]
+
+
+class _Parted(torch.autograd.Function):
+    """The two parts of ``x``: since they are all of it, its gradient is filled in from theirs, and nothing is added."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[..., pivots], x[..., rest]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        whole = gradients[0].new_empty(*gradients[0].shape[:-1], sum(part.shape[-1] for part in gradients))
+        for indices, part in zip(ctx.saved_tensors, gradients, strict=True):
+            whole[..., indices] = part
+        return whole, None, None
+
+
+class Kind(Protocol):
+    """What loading a checkpoint has to know about entries of one kind."""
+
+    def install(self, model: nn.Module, entry: Any) -> dict[str, str]:
+        """Replace the members by modules on the meta device; return which parameters are one, as ``{alias: owner}``.
+
+        Raises:
+            FormatError: A member does not exist, is no linear projection, or does not fit the entry.
+        """
+        ...
+
+    def finish(self, model: nn.Module, entry: Any) -> None:
+        """Complete the modules once their weights are loaded.
+
+        Raises:
+            FormatError: The entry does not fit them.
+        """
+        ...
+
+    def renamed(self, entry: Any) -> dict[str, str]:
+        """Return the names on disk that differ from those in memory, as ``{disk: memory}``."""
+        ...
+
+    def weight(self, module: nn.Module) -> torch.Tensor:
+        """Return the matrix that a module of this kind multiplies by, shape ``[d_in, d_out]``, fp64."""
+        ...
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register_kind(name: str, kind: Kind) -> None:
+    """Make known how entries of a kind are loaded.
+
+    Raises:
+        ValueError: Another class has this name.
+    """
+    known = _KINDS.get(name)
+    if known is not None and type(known).__qualname__ != type(kind).__qualname__:
+        raise ValueError(f"two kinds of modules are called {name!r}: rename one.")
+    _KINDS[name] = kind
+
+
+def kind_of(entry: Entry) -> Kind:
+    """Return how an entry is loaded.
+
+    Raises:
+        FormatError: Nobody has said so.
+    """
+    if entry.kind not in _KINDS:
+        raise FormatError(
+            f"entries of kind {entry.kind!r} cannot be loaded here: import the package that defines them."
+        )
+    return _KINDS[entry.kind]
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put another module in the place of the one with this path."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def projection_at(model: nn.Module, name: str) -> nn.Module:
+    """Return the projection with this path.
+
+    Raises:
+        FormatError: There is none.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise FormatError(f"config.json names {name}, which this architecture does not have.") from None
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return ``(d_in, d_out)`` of a projection that can be replaced.
+
+    Raises:
+        FormatError: The module is neither ``nn.Linear`` nor ``Conv1D``.
+    """
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, Conv1D):
+        d_in, d_out = module.weight.shape
+        return d_in, d_out
+    raise FormatError(f"{type(module).__name__} is not a linear projection and cannot be replaced.")
+
+
+class FactorsKind:
+    """Entries of the kind ``factors``, as :class:`FactorizedLinear` modules with one basis."""
+
+    def install(self, model: nn.Module, entry: Factors) -> dict[str, str]:
+        """Replace the members; see :class:`Kind`."""
+        ties: dict[str, str] = {}
+        owner: FactorizedLinear | None = None
+        for name in entry.members:
+            old = projection_at(model, name)
+            d_in, d_out = linear_shape(old)
+            has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
+            new = FactorizedLinear(
+                d_in, entry.rank, d_out, has_bias, entry.form == "pivoted", device="meta", dtype=dtype
+            )
+            if owner is None:
+                owner = new
+            elif owner.in_features != d_in:
+                raise FormatError(f"{name} reads {d_in} features but shares a basis of {owner.in_features}.")
+            else:
+                new.basis.weight = owner.basis.weight
+                ties[f"{name}.basis.weight"] = f"{entry.owner}.basis.weight"
+            replace(model, name, new)
+        return ties
+
+    def finish(self, model: nn.Module, entry: Factors) -> None:
+        """Give pivoted projections the indices of their group; members share them."""
+        modules = [
+            module for name in entry.members if isinstance(module := model.get_submodule(name), FactorizedLinear)
+        ]
+        for module in modules:
+            # Older releases of transformers 5 leave renamed tensors in the dtype they have on disk.
+            module.coeff.to(module.basis.weight.dtype)
+        if entry.form != "pivoted":
+            return
+        if entry.pivots is None:
+            raise FormatError(f"the entry of {entry.owner} in config.json is pivoted, but has no pivots.")
+        indices = decode_pivots(entry.pivots, modules[0].in_features, entry.rank)
+        pivots, rest = (part.to(modules[0].basis.weight.device) for part in indices)
+        for module in modules:
+            module.set_pivots(pivots, rest)
+
+    def renamed(self, entry: Factors) -> dict[str, str]:
+        """Return where weights and biases of the members are in memory."""
+        return {f"{name}.{part}": f"{name}.coeff.{part}" for name in entry.members for part in ("weight", "bias")}
+
+    def weight(self, module: nn.Module) -> torch.Tensor:
+        """Return B C, shape ``[d_in, d_out]``, fp64."""
+        assert isinstance(module, FactorizedLinear)
+        return full_basis(module).double() @ module.coeff.weight.detach().double().T
+
+
+def full_basis(module: FactorizedLinear) -> torch.Tensor:
+    """Return B, all rows, shape ``[d_in, rank]``."""
+    stored = module.basis.weight.detach().T
+    if module.pivots is None or module.rest is None:
+        return stored
+    full = stored.new_empty(module.in_features, module.rank)
+    full[module.pivots] = torch.eye(module.rank, dtype=stored.dtype, device=stored.device)
+    full[module.rest] = stored
+    return full
+
+
+def encode_pivots(pivots: torch.Tensor, d_in: int) -> str:
+    """Return which of ``d_in`` inputs are pivots, as ``config.json`` stores it."""
+    bits = bytearray(-(-d_in // 8))
+    for index in pivots.tolist():
+        bits[index // 8] |= 0x80 >> index % 8
+    return base64.b64encode(bits).decode("ascii")
+
+
+def decode_pivots(code: str, d_in: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sorted indices of the pivots and of the other inputs, int32.
+
+    Raises:
+        FormatError: The code is damaged or is not for ``rank`` of ``d_in`` inputs.
+    """
+    try:
+        bits = base64.b64decode(code, validate=True)
+    except ValueError:
+        bits = b""
+    if len(bits) != -(-d_in // 8):
+        raise FormatError(f"the pivots in config.json are not the base64 form of {d_in} bits.")
+    flags = [bool(bits[index // 8] & 0x80 >> index % 8) for index in range(d_in)]
+    if sum(flags) != rank:
+        raise FormatError(f"config.json marks {sum(flags)} pivots for a basis of rank {rank}.")
+    chosen = torch.tensor(flags)
+    return chosen.nonzero()[:, 0].int(), (~chosen).nonzero()[:, 0].int()
+
+
+register_kind(Factors.kind, FactorsKind())

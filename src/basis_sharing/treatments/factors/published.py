@@ -1,0 +1,59 @@
+"""What the published methods' factors are expected to lose, in the unit of the planner."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from basis_sharing.linalg.truncation import losses_under, truncate
+from basis_sharing.models.family import Decoder
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.presets import PRESETS
+from basis_sharing.run.progress import Progress, ProgressCallback
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.treatments.base import Curves
+from basis_sharing.weightings.base import WEIGHTINGS, Weighting
+
+
+def published_losses(
+    method: str,
+    plans: Mapping[Fraction, Plan],
+    model: Any,
+    decoder: Decoder,
+    weighting: Weighting,
+    curves: Curves,
+    progress: ProgressCallback,
+) -> dict[Fraction, float]:
+    """Return the expected loss of a published method's plans, in nats per token; refits are left out.
+
+    Each method weights errors in its own way when it chooses factors; what these factors lose is measured under the
+    planner's weighting, at all ranks at once.
+
+    Args:
+        method: Name of the method.
+        plans: Its plans by ratio, which differ in their ranks only.
+        model: The dense model.
+        decoder: Its structure.
+        weighting: The planner's weighting, whose statistics the method's own is made from.
+        curves: Losses that are known, read and added to.
+        progress: Receives one event per group that is measured.
+    """
+    totals = dict.fromkeys(plans, 0.0)
+    if not plans:
+        return totals
+    own = WEIGHTINGS[PRESETS[method].weighting].from_known(weighting, decoder.projections)
+    groups = [_factors(plan) for plan in plans.values()]
+    for done, same in enumerate(zip(*groups, strict=True), start=1):
+        members = [decoder.by_name[name] for name in same[0].members]
+        key = (f"{Factors.kind} by {method}", *same[0].members)
+        lost = curves.get(key)
+        if lost is None:
+            factors = truncate(own.problem(model, members))
+            lost = curves[key] = losses_under(weighting.problem(model, members), factors).numpy()
+            progress(Progress(f"predicting {method}", done, len(groups[0]), "groups"))
+        for ratio, group in zip(plans, same, strict=True):
+            totals[ratio] += float(lost[group.rank])
+    return totals
+
+
+def _factors(plan: Plan) -> list[Factors]:
+    return [entry for entry in plan.entries if isinstance(entry, Factors)]

@@ -1,0 +1,53 @@
+"""The treatment ``factors`` itself: what it offers, and how it is carried out."""
+
+from collections.abc import Iterable, MutableMapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from basis_sharing.linalg.truncation import Member, Truncation, truncate
+from basis_sharing.recipe.planning import Planning
+from basis_sharing.run.stages import Shapes
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
+from basis_sharing.treatments.factors.candidates import factor_candidates
+from basis_sharing.treatments.factors.solve import solve_factors
+
+# How many times as long as for single projections it takes to measure the other candidates, on SmolLM2-135M.
+_JOINT_CANDIDATES, _SHARED_CANDIDATES = 0.7, 12.0
+
+
+class FactorsTreatment(Treatment):
+    """A basis for one or more projections, and coefficients of their own.
+
+    Args:
+        remembered: Decompositions by members, read and added to: plans of several ratios share most of theirs. All of
+            them come from one model and one weighting. None: nothing is remembered.
+    """
+
+    kind: ClassVar[str] = Factors.kind
+    summary: ClassVar[str] = "low-rank factors; projections may share a basis across layers and roles"
+
+    def __init__(self, remembered: MutableMapping[tuple[str, ...], Truncation] | None = None) -> None:
+        self._remembered = remembered
+
+    def candidates(self, search: Search) -> Iterable[Candidate]:
+        """Return private projections, roles that read one input, neighbouring layers, and both together."""
+        return factor_candidates(search)
+
+    def solve(self, problem: Sequence[Member], entry: Any, dtype: torch.dtype) -> Outcome:
+        """Return the factors of a group at the rank of its entry."""
+        assert isinstance(entry, Factors)
+        return solve_factors(problem, entry, dtype, self._decomposed(problem, entry))
+
+    def _decomposed(self, problem: Sequence[Member], entry: Factors) -> Truncation:
+        if self._remembered is None:
+            return truncate(problem)
+        if entry.members not in self._remembered:
+            self._remembered[entry.members] = truncate(problem)
+        return self._remembered[entry.members]
+
+    def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
+        """Return how long it takes to measure all candidates."""
+        more = _JOINT_CANDIDATES * planning.across_roles + _SHARED_CANDIDATES * planning.across_depth
+        return super().planning_seconds(shapes, planning) * (1 + more)

@@ -1,0 +1,69 @@
+"""Which projections may be treated together: lanes of blocks, and the ways to divide their projections.
+
+A *lane* is a run of consecutive blocks that have the same projections, in the same shapes, on one input. Its scopes are
+parts of these projections, in one block or in neighbouring ones. A *part* names projections by their paths in a block.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from basis_sharing.models.family import Decoder, Projection
+
+Part = frozenset[str]
+Blocks = list[list[Projection]]
+
+_MOST_JOINT_ROLES = 4
+
+
+def lanes_of(decoder: Decoder) -> Iterator[Blocks]:
+    """Yield the lanes of a decoder: for every block of a lane, its projections on the lane's input."""
+    for name in dict.fromkeys(p.input for p in decoder.projections):
+        lane: Blocks = []
+        for index in range(len(decoder.blocks)):
+            block = [p for p in decoder.of_block(index) if p.input == name]
+            if lane and _shape(lane[-1], decoder) != _shape(block, decoder):
+                yield lane
+                lane = []
+            if block:
+                lane.append(block)
+        if lane:
+            yield lane
+
+
+def _shape(block: Sequence[Projection], decoder: Decoder) -> list[tuple[str, int, int]]:
+    return [(decoder.path_in_block(p), p.d_in, p.d_out) for p in block]
+
+
+def ways_to_divide(
+    block: Sequence[Projection], decoder: Decoder, *, across_roles: bool = True
+) -> tuple[tuple[Part, ...], ...]:
+    """Return the ways to divide the projections of a block into parts, each treated as one."""
+    paths = [decoder.path_in_block(p) for p in block]
+    return _partitions(paths) if across_roles else (tuple(frozenset([path]) for path in paths),)
+
+
+def _partitions(paths: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
+    """Return all ways to divide paths into parts; for many paths only the finest and the coarsest."""
+    finest = tuple(frozenset([path]) for path in paths)
+    if len(paths) == 1:
+        return (finest,)
+    if len(paths) > _MOST_JOINT_ROLES:
+        return (finest, (frozenset(paths),))
+    first, *rest = paths
+    partitions: list[tuple[Part, ...]] = []
+    for size in range(len(paths)):
+        for others in combinations(rest, size):
+            left = [path for path in rest if path not in others]
+            tails = _partitions(left) if left else ((),)
+            partitions += [(frozenset([first, *others]), *tail) for tail in tails]
+    return tuple(partitions)
+
+
+def parts_in(ways: Sequence[Sequence[Part]]) -> list[Part]:
+    """Return the distinct parts of several ways to divide a block, in their order."""
+    return list(dict.fromkeys(part for way in ways for part in way))
+
+
+def scope_of(part: Part, blocks: Sequence[Sequence[Projection]], decoder: Decoder) -> tuple[Projection, ...]:
+    """Return the projections of a part in some blocks."""
+    return tuple(p for block in blocks for p in block if decoder.path_in_block(p) in part)

@@ -1,0 +1,126 @@
+"""What a compression consists of: its stages, and the shapes they are asked about before they run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import basis_sharing
+from basis_sharing.calibration.text import CalibrationText
+from basis_sharing.calibration.windows import EvaluationText
+from basis_sharing.checkpoint.stage import Declare, Write
+from basis_sharing.evaluation.stage import Evaluate
+from basis_sharing.models.sizes import memory_bytes
+from basis_sharing.models.source import named_dtype, read_in_place
+from basis_sharing.planning.stage import MakePlan
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.repair.stage import KeepOriginal, RefitAll, RepairBlocks
+from basis_sharing.run.machine import default_dtype
+from basis_sharing.run.run import Run
+from basis_sharing.run.stages import Shapes, Speeds, Stage
+from basis_sharing.treatments.stage import Execute
+from basis_sharing.weightings.base import WEIGHTINGS
+from basis_sharing.weightings.stage import Collect
+
+
+class CompressionStages:
+    """The stages of a compression, in their order; each gets its part of the recipe and the stages it builds on.
+
+    Args:
+        asked: The recipe.
+        text: The calibration text.
+        given: A plan that was made earlier, or follows from the method.
+        staging: The folder to write into; None: nothing is written.
+        announce: Receives the plan before it is carried out.
+    """
+
+    def __init__(
+        self,
+        asked: Recipe,
+        text: CalibrationText | None = None,
+        given: Plan | None = None,
+        staging: Path | None = None,
+        announce: Callable[[Plan], None] = lambda plan: None,
+    ) -> None:
+        in_nats = asked.preset.planned
+        provenance = {"version": basis_sharing.__version__, "method": asked.method}
+        self.before = Evaluate(asked, asked.length, "evaluating the original")
+        self.collect = Collect(WEIGHTINGS[asked.weighting], text)
+        self.plan = MakePlan(asked, asked, asked, asked.length, self.collect, given=given, on_plan=announce)
+        self.original = KeepOriginal(asked, asked.chosen_refit, asked.seed, text, self.plan)
+        self.execute = Execute(self.plan, self.collect, in_nats=in_nats, about=self.original.about)
+        self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
+        self.repair = RepairBlocks(self.original, self.execute)
+        self.declare = Declare(self.execute, self.plan, provenance)
+        self.after = Evaluate(asked, asked.length, "evaluating the result")
+        self.write = Write(staging)
+
+    def evaluate_with(self, texts: Sequence[EvaluationText]) -> None:
+        """Measure perplexity on these texts, before and after."""
+        self.before.texts = self.after.texts = texts
+
+    def listed(self) -> list[Stage]:
+        """Return the stages in their order."""
+        return [
+            self.before,
+            self.collect,
+            self.plan,
+            self.original,
+            self.execute,
+            *self.refit,
+            self.repair,
+            self.declare,
+            self.after,
+            self.write,
+        ]
+
+
+def shapes_of_run(asked: Recipe, run: Run, text: CalibrationText | None) -> Shapes:
+    """Return the shapes that the stages of a run are asked about."""
+    windows, length = (0, 0) if text is None else text.input_ids.shape
+    calibrated_in = torch.float32 if text is None else text.dtype
+    return shapes_of(asked, run, windows, length, run.model.dtype, calibrated_in=calibrated_in)
+
+
+def shapes_of(
+    asked: Recipe,
+    run: Run,
+    windows: int,
+    length: int,
+    dtype: torch.dtype,
+    *,
+    calibrated_in: torch.dtype | None = None,
+    timed: bool = False,
+) -> Shapes:
+    """Return the shapes of a model with so many calibration windows of a length.
+
+    Args:
+        asked: The recipe.
+        run: The model, real or on the meta device, and its machine.
+        windows: Number of calibration windows.
+        length: Tokens in each.
+        dtype: Dtype of the weights.
+        calibrated_in: Dtype of the calibration pass; None: as the recipe says.
+        timed: Whether the machine's speed is tried out, so that stages take time.
+    """
+    calibrated_in = calibrated_in or named_dtype(asked.calibration_dtype) or default_dtype(run.machine.device)
+    return Shapes(
+        run.model,
+        run.decoder,
+        run.machine,
+        windows=windows,
+        length=length,
+        dtype=dtype,
+        calibrated_in=calibrated_in,
+        twin=_twin(run, named_dtype(asked.dtype)),
+        speeds=Speeds.tried(run.machine, calibrated_in) if timed else None,
+    )
+
+
+def _twin(run: Run, dtype: torch.dtype | None) -> int:
+    """Return the bytes of an original beside the compressed model, which take no memory where they stay in files."""
+    if run.source is not None and read_in_place(run.source, dtype):
+        return 0
+    stored: torch.dtype = run.model.dtype
+    return memory_bytes(run.model) * (dtype or stored).itemsize // stored.itemsize
