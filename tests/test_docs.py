@@ -115,6 +115,20 @@ def test_the_navigation_names_every_page() -> None:
     assert named == {path.name for path in DOCS.glob("*.md")}
 
 
+def test_every_folder_of_the_package_has_a_purpose_and_a_floor() -> None:
+    script = load("architecture")
+    package = ROOT / "src" / "basis_sharing"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")} | {"errors"}
+    on_floors = {name for floor in script.floors() for name in floor}
+    assert folders <= on_floors
+    assert set(script.purposes()) == on_floors
+
+
+def test_the_picture_of_the_floors_is_up_to_date() -> None:
+    script = load("architecture")
+    assert script.fingerprint().encode() in script.PICTURE.read_bytes(), "run: python docs/architecture.py"
+
+
 def test_every_word_of_the_glossary_is_linked_to_its_page() -> None:
     rows = re.findall(r"(?m)^\| (?!word \|)[^-].*\|$", (DOCS / "glossary.md").read_text(encoding="utf-8"))
     assert len(rows) > 15
