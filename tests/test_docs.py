@@ -18,7 +18,7 @@ from basis_sharing.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ROOT_TEXTS = [ROOT / name for name in ("README.md", "README.ja.md")]
+ROOT_TEXTS = [ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")]
 TEXTS = [*ROOT_TEXTS, *sorted(DOCS.glob("*.md"))]
 GROUP: Any = typer.main.get_command(app)
 FLAGS = {
