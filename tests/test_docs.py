@@ -18,7 +18,8 @@ from basis_sharing.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-TEXTS = [ROOT / "README.md", ROOT / "README.ja.md", *sorted(DOCS.glob("*.md"))]
+ROOT_TEXTS = [ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")]
+TEXTS = [*ROOT_TEXTS, *sorted(DOCS.glob("*.md"))]
 GROUP: Any = typer.main.get_command(app)
 FLAGS = {
     verb: {flag for p in command.params if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)}
@@ -32,13 +33,18 @@ FOREIGN = {
 """Flags of mkdocs and of the command itself; of ``transformers serve``."""
 
 
-def load_hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+def load(name: str) -> ModuleType:
+    """Return a script of the documentation as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_hooks() -> ModuleType:
+    return load("hooks")
 
 
 def commands(markdown: str) -> Iterator[str]:
@@ -107,6 +113,26 @@ def test_the_navigation_names_every_page() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     named = {file for section in nav for pages in section.values() for page in pages for file in page.values()}
     assert named == {path.name for path in DOCS.glob("*.md")}
+
+
+def test_every_folder_of_the_package_has_a_purpose_and_a_floor() -> None:
+    script = load("architecture")
+    package = ROOT / "src" / "basis_sharing"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")} | {"errors"}
+    on_floors = {name for floor in script.floors() for name in floor}
+    assert folders <= on_floors
+    assert set(script.purposes()) == on_floors
+
+
+def test_the_picture_of_the_floors_is_up_to_date() -> None:
+    script = load("architecture")
+    assert script.fingerprint().encode() in script.PICTURE.read_bytes(), "run: python docs/architecture.py"
+
+
+def test_every_word_of_the_glossary_is_linked_to_its_page() -> None:
+    rows = re.findall(r"(?m)^\| (?!word \|)[^-].*\|$", (DOCS / "glossary.md").read_text(encoding="utf-8"))
+    assert len(rows) > 15
+    assert [row for row in rows if not re.search(r"\| \[[^\]]+\]\([a-z-]+\.md(#[a-z0-9-]+)?\) \|$", row)] == []
 
 
 def test_building_the_pages_does_not_import_torch() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from basis_sharing.verbs.recheck import recheck
     from basis_sharing.verbs.recover import recover
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Limits",
     "Recipe",
