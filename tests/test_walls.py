@@ -1,4 +1,4 @@
-"""The walls of the house: what may import what (DESIGN.md, section 4), and how light the front door is."""
+"""The walls of the house: what may import what (docs/architecture.md), and how light the front door is."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte (DESIGN.md, section 6)."""
+"""Perplexity and bits per byte (docs/measuring.md#what-the-numbers-mean)."""
 
 import math
 from collections.abc import Sequence

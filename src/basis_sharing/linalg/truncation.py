@@ -1,4 +1,6 @@
-"""The best rank-k factors of a group of matrices with one basis, each under a weighting of its own (DESIGN 3.2).
+"""The best rank-k factors of a group of matrices with one basis, each under a weighting of its own.
+
+See docs/how-it-works.md#several-matrices-one-basis.
 
 What is minimised over the shared B and the C_i is sum_i ||S_i (W_i - B C_i) R_i||^2 with R_i R_i^T = H_i. Every rank
 comes out of one decomposition: the columns of B are ordered, and the leading k of them are the factors of rank k.

@@ -1,1 +1,1 @@
-"""After the plan: errors that travel from block to block, and how factors make up for them (DESIGN 3.5)."""
+"""After the plan: errors that travel from block to block, and how factors make up for them (docs/after-the-plan.md)."""

@@ -1,4 +1,6 @@
-"""Anchored refit: new coefficients in closed form, from what a projection reads in both flows (DESIGN 3.5).
+"""Anchored refit: new coefficients in closed form, from what a projection reads in both flows.
+
+See docs/how-it-works.md#the-refit.
 
 In the compressed model a projection reads x' where the original reads x. With bases fixed, the coefficients that bring
 its output nearest to what the original's weight makes of x_a = a x + (1 - a) x', a point between the two flows, are
