@@ -13,7 +13,7 @@ def migrated(data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: The version is no number, or newer than this one.
     """
-    version = data.get("version", 1)
+    version = data.get("version", 1 if "groups" in data else PLAN_VERSION)
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"its version is {version!r}; a positive integer is needed.")
     if version > PLAN_VERSION:
