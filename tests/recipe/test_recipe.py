@@ -86,9 +86,7 @@ def test_one_target_is_enough(name: str) -> None:
     assert {other for other in TARGETS if getattr(recipe, other) is not None} == {name}
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [pair for pair in combinations(TARGETS, 2) if not set(pair) <= set(LIMITS)]
-)
+@pytest.mark.parametrize(("one", "other"), [pair for pair in combinations(TARGETS, 2) if not set(pair) <= set(LIMITS)])
 def test_two_targets_are_refused(one: str, other: str) -> None:
     with pytest.raises(RecipeError, match=f"{one} and {other} are both given: choose one target"):
         Recipe.create(**{name: TARGETS[name] for name in (one, other)})
