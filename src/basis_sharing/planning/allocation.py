@@ -4,8 +4,8 @@ Pure numbers: candidates are losses and costs of options. For a price per unit o
 option; a dynamic programme over depth picks the candidates; bisection finds the price at which the budget is met; what
 the jumps between neighbouring prices leave over is spent greedily. Losses need not be convex in costs.
 
-With several limits, costs are weighted against each other: the limit that binds sets the price. Where each of two
-limits alone breaks the other, a second bisection finds the weights at which both bind.
+With several limits, the limit that binds sets the price. Where each of them alone breaks another, their costs are
+weighted against each other in a few ways, the price is found for each, and the best choice wins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,6 +113,7 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budgets: Sequence[f
 
     Raises:
         UnreachableError: Even the cheapest options cost more; says what the least cost is.
+        PlanError: Nothing was found that meets all limits, though each alone can be met.
     """
     limits = np.asarray(budgets, dtype=float)
     if len(limits) == 1:
@@ -128,7 +129,11 @@ def _priced_in(curves: Sequence[Curve], limit: int) -> list[Curve]:
 
 
 def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Allocation:
-    """Return the choice with the least loss that was met with weights between those of single limits."""
+    """Return the choice with the least loss that was met with weights between those of single limits.
+
+    Raises:
+        PlanError: None was.
+    """
     choices = []
     for share in np.linspace(0, 1, _MIXTURES + 2)[1:-1]:
         weights = np.full(len(limits), share / (len(limits) - 1))
@@ -139,7 +144,9 @@ def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Al
         except UnreachableError:
             continue
     if not choices:
-        raise PlanError("the limits cannot be met together, though each alone can: raise one of them.")
+        raise PlanError(
+            "no plan was found that meets the limits together, though each alone can be met: raise one of them."
+        )
     return min(choices, key=lambda choice: choice.loss)
 
 
