@@ -1,4 +1,4 @@
-"""Factors of whole models, and the refit."""
+"""Factors of whole models."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 import pytest
 import torch
 
-from basis_sharing.calibration.backward import backward_sweep
-from basis_sharing.calibration.forward import sweep
-from basis_sharing.calibration.moments import MomentStore, Statistics
+from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.costs.multiplications import Multiplications
+from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
-from basis_sharing.plans.plan import Plan, PlanGroup, multiplications, stored_parameters
-from basis_sharing.recipe.presets import Weighting
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.runtime.surgery import install_factors, projection_parameters
-from basis_sharing.treatments.factors.outcome import GroupOutcome
-from basis_sharing.treatments.factors.solve import factorize, refit
+from basis_sharing.plans.plan import Plan
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.surgery import projection_parameters
+from basis_sharing.treatments.base import Outcome, install
+from basis_sharing.treatments.execute import execute
+from basis_sharing.treatments.factors.outcome import factors_of
 from basis_sharing.treatments.factors.uniform import uniform_plan
-from basis_sharing.weightings.weighting import Weigher
+from basis_sharing.weightings.base import Weighting
+from basis_sharing.weightings.none import Unweighted
+from basis_sharing.weightings.second_moment import SecondMoment
+from measured import input_moments, loss_weighting
 from pico import PICO
 
 IDS = torch.randint(0, 256, (6, 64), generator=torch.Generator().manual_seed(0))
 
 
 def moments_of(model: Any, decoder: Any) -> MomentStore:
-    store = MomentStore()
-    for block, moments in sweep(model, decoder, IDS, Statistics(gram=True, abs_sum=True), dtype=torch.float32):
-        store.put(block, moments)
-    return store
+    return input_moments(model, decoder, IDS)
 
 
 def setup(name: str, ratio: str = "0.3", group_size: int = 2, form: Any = "plain") -> tuple[Any, Any, Plan]:
@@ -46,8 +46,13 @@ def setup(name: str, ratio: str = "0.3", group_size: int = 2, form: Any = "plain
     return model, decoder, plan
 
 
-def run(model: Any, decoder: Any, plan: Plan, weighting: Weighting, store: MomentStore) -> list[GroupOutcome]:
-    return list(factorize(model, decoder, plan, Weigher(weighting, moments=store)))
+def run(model: Any, decoder: Any, plan: Plan, weighting: Weighting) -> list[Outcome]:
+    return list(execute(model, decoder, plan, weighting))
+
+
+def ranked(plan: Plan) -> list[tuple[tuple[str, ...], int]]:
+    """Return members and rank of every entry."""
+    return [(entry.members, entry.rank) for entry in plan.entries if isinstance(entry, Factors)]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -56,15 +61,17 @@ def test_factors_equal_the_authors_recipe(name: str) -> None:
     model, decoder, plan = setup(name)
     store = moments_of(model, decoder)
     known = {p.name: p for p in decoder.projections}
-    for outcome, group in zip(run(model, decoder, plan, Weighting.SECOND_MOMENT, store), plan.groups, strict=True):
-        members = [known[n] for n in group.members]
+    outcomes = run(model, decoder, plan, SecondMoment(moments=store))
+    for outcome, (names, k) in zip(outcomes, ranked(plan), strict=True):
+        members = [known[n] for n in names]
         G = torch.stack([store.get(p.block, p.input).gram for p in members]).sum(0).double()
         S = torch.linalg.cholesky(G).T
         W = torch.cat([weight(model, p).double() for p in members], dim=1)
         U, sigma, Vt = torch.linalg.svd(S @ W, full_matrices=False)
-        k = group.rank
         expected = torch.linalg.inv(S) @ (U[:, :k] * sigma[:k]) @ Vt[:k]
-        found = outcome.factors.basis.double() @ torch.cat(outcome.factors.coefficients, dim=1).double()
+        factors = factors_of(outcome)
+        assert (factors.members, factors.rank) == (names, k)
+        found = factors.basis.double() @ torch.cat(factors.coefficients, dim=1).double()
         assert torch.allclose(found, expected, atol=1e-6)
         assert outcome.relative_loss == pytest.approx(
             (sigma[k:].square().sum() / sigma.square().sum()).item(), rel=1e-6
@@ -72,29 +79,23 @@ def test_factors_equal_the_authors_recipe(name: str) -> None:
         assert outcome.ridge == 0
 
 
-def loss_weigher(model: Any, decoder: Any) -> Weigher:
-    store = MomentStore()
-    for block, moments in backward_sweep(model, decoder, IDS, dtype=torch.float32):
-        store.put(block, moments)
-    return Weigher(Weighting.LOSS, moments=store)
-
-
 @pytest.mark.parametrize("form", ["plain", "pivoted"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_the_reported_loss_is_that_of_the_factors_in_nats(name: str, form: Any) -> None:
     """1/2 tr(dW^T G dW H), with the moments of inputs and gradients moved a little towards their mean diagonals."""
     model, decoder, plan = setup(name, group_size=2, form=form)
-    weigher = loss_weigher(model, decoder)
+    weighting = loss_weighting(model, decoder, IDS)
     known = {p.name: p for p in decoder.projections}
-    for outcome in factorize(model, decoder, plan, weigher):
-        assert outcome.not_pivoted is None
+    for outcome in execute(model, decoder, plan, weighting):
+        assert outcome.notes == ()
         expected = total = 0.0
-        B = outcome.factors.full_basis()
-        for member, C in zip(outcome.factors.members, outcome.factors.coefficients, strict=True):
+        factors = factors_of(outcome)
+        B = factors.full_basis()
+        for member, C in zip(factors.members, factors.coefficients, strict=True):
             p = known[member]
-            assert weigher.moments is not None
-            G = weigher.moments.get(p.block, p.input).gram
-            H = weigher.moments.get(p.block, p.name).gradient
+            assert weighting.moments is not None
+            G = weighting.moments.get(p.block, p.input).gram
+            H = weighting.moments.get(p.block, p.name).gradient
             assert G is not None
             assert H is not None
             G, H = (M.double() / IDS.numel() for M in (G, H))
@@ -115,8 +116,8 @@ def test_projections_that_matter_to_nobody_get_finite_factors(form: Any, group_s
     layer = model.model.layers[2]
     layer.self_attn.o_proj.weight.data.zero_()
     layer.mlp.down_proj.weight.data.zero_()
-    for outcome in factorize(model, decoder, plan, loss_weigher(model, decoder)):
-        install_factors(model, outcome.factors)
+    for outcome in execute(model, decoder, plan, loss_weighting(model, decoder, IDS)):
+        install(model, outcome)
         assert outcome.loss >= 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert all(parameter.abs().max() < 1e4 for parameter in model.parameters())
@@ -134,15 +135,15 @@ def test_half_precision_holds_factors_weighted_by_tiny_gradients(
     errors = {}
     for stored in (torch.float32, dtype):
         model, decoder, plan = setup("llama", form=form, group_size=group_size)
-        weigher = loss_weigher(model, decoder)
-        assert weigher.moments is not None
+        weighting = loss_weighting(model, decoder, IDS)
+        assert weighting.moments is not None
         for p in decoder.projections:
-            gradient = weigher.moments.get(p.block, p.name).gradient
+            gradient = weighting.moments.get(p.block, p.name).gradient
             assert gradient is not None
             gradient *= 1e-9
         model.to(stored)
-        for outcome in factorize(model, decoder, plan, weigher):
-            install_factors(model, outcome.factors)
+        for outcome in execute(model, decoder, plan, weighting):
+            install(model, outcome)
         errors[stored] = output_error(PICO["llama"](), model.float())
     assert errors[dtype] == pytest.approx(errors[torch.float32], rel=0.05)
 
@@ -157,12 +158,12 @@ def output_error(dense: Any, other: Any) -> float:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_better_weightings_lose_less(name: str) -> None:
     errors = {}
-    for weighting in (Weighting.NONE, Weighting.SECOND_MOMENT):
+    for weighting in (Unweighted, SecondMoment):
         model, decoder, plan = setup(name, group_size=1)
-        for outcome in run(model, decoder, plan, weighting, moments_of(model, decoder)):
-            install_factors(model, outcome.factors)
+        for outcome in run(model, decoder, plan, weighting(moments=moments_of(model, decoder))):
+            install(model, outcome)
         errors[weighting] = output_error(PICO[name](), model)
-    assert errors[Weighting.SECOND_MOMENT] < errors[Weighting.NONE]
+    assert errors[SecondMoment] < errors[Unweighted]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
@@ -170,11 +171,12 @@ def test_pivoted_factors_have_a_higher_rank_and_lose_less_in_the_same_size(name:
     losses = {}
     for form in ("plain", "pivoted"):
         model, decoder, plan = setup(name, form=form)
-        outcomes = run(model, decoder, plan, Weighting.SECOND_MOMENT, moments_of(model, decoder))
+        outcomes = run(model, decoder, plan, SecondMoment(moments=moments_of(model, decoder)))
         losses[form] = [outcome.relative_loss for outcome in outcomes]
         for outcome in outcomes:
-            assert (outcome.factors.pivots is not None) == (form == "pivoted")
-            assert outcome.factors.basis.abs().max() <= 1.06 or form == "plain"
+            factors = factors_of(outcome)
+            assert (factors.pivots is not None) == (form == "pivoted")
+            assert factors.basis.abs().max() <= 1.06 or form == "plain"
     assert all(pivoted < plain for pivoted, plain in zip(losses["pivoted"], losses["plain"], strict=True))
 
 
@@ -184,26 +186,26 @@ def test_a_basis_that_cannot_be_pivoted_is_stored_plainly_in_the_same_size(rank_
     name = "model.layers.0.mlp.gate_proj"
     weight_of = model.get_submodule(name).weight.data
     weight_of[:, rank_of_the_weight:] = 0  # features that have no weight: the basis has empty columns
-    plan = Plan(method="svd", ratio=0.3, groups=(PlanGroup(members=(name,), rank=32, form="pivoted"),))
-    (outcome,) = run(model, decoder, plan, Weighting.NONE, MomentStore())
-    C = outcome.factors.coefficients[0]
-    assert torch.allclose(outcome.factors.full_basis() @ C, weight_of.T, atol=1e-6)
+    plan = Plan(method="svd", ratio=0.3, entries=(Factors(members=(name,), rank=32, form="pivoted"),))
+    (outcome,) = run(model, decoder, plan, Unweighted())
+    factors = factors_of(outcome)
+    assert torch.allclose(factors.full_basis() @ factors.coefficients[0], weight_of.T, atol=1e-6)
     assert outcome.loss <= 1e-12
-    if outcome.not_pivoted is None:
-        assert outcome.factors.rank == 32
+    if not outcome.notes:
+        assert factors.rank == 32
     else:
-        assert outcome.factors.pivots is None
-        assert outcome.factors.rank == (32 * (64 + 96) - 32**2) // (64 + 96)
+        assert factors.pivots is None
+        assert factors.rank == (32 * (64 + 96) - 32**2) // (64 + 96)
 
 
 def test_a_single_vector_is_pivoted_since_nothing_smaller_is_plain() -> None:
     """Both forms hold the same product then: which one rounds better is chance, which one is smaller is not."""
     model, decoder, plan = setup("llama", form="pivoted")
-    groups = tuple(group.model_copy(update={"rank": 1}) for group in plan.groups)
-    plan = plan.model_copy(update={"groups": groups})
-    for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore()):
-        assert outcome.not_pivoted is None
-        install_factors(model, outcome.factors)
+    entries = tuple(Factors(members=names, rank=1, form="pivoted") for names, _ in ranked(plan))
+    plan = plan.model_copy(update={"entries": entries})
+    for outcome in run(model, decoder, plan, Unweighted()):
+        assert outcome.notes == ()
+        install(model, outcome)
     assert projection_parameters(model, [p.name for p in decoder.projections]) == plan.parameters(decoder)
 
 
@@ -218,16 +220,17 @@ def test_dependent_columns_are_stored_plainly_and_nothing_grows(
 
     model, decoder, plan = setup("llama", form="pivoted", group_size=group_size)
     monkeypatch.setattr("basis_sharing.treatments.factors.solve.pivot", refuse)
-    for outcome, group in zip(run(model, decoder, plan, Weighting.NONE, MomentStore()), plan.groups, strict=True):
-        assert outcome.not_pivoted == "its basis has dependent columns"
-        factors = outcome.factors
+    for outcome, (names, rank) in zip(run(model, decoder, plan, Unweighted()), ranked(plan), strict=True):
+        assert outcome.notes == (f"{names[0]} is stored plainly: its basis has dependent columns.",)
+        factors = factors_of(outcome)
         assert factors.pivots is None
-        d_in, d_outs = len(factors.basis), tuple(C.shape[1] for C in factors.coefficients)
+        scope = [decoder.by_name[name] for name in names]
 
-        def costs(rank: int, form: Any, d_in: int = d_in, d_outs: Any = d_outs) -> tuple[int, int]:
-            return stored_parameters(d_in, sum(d_outs), rank, form), multiplications(d_in, d_outs, rank, form)
+        def costs(rank: int, form: Any, scope: Any = scope) -> tuple[int, int]:
+            entry = Factors(members=tuple(p.name for p in scope), rank=rank, form=form)
+            return Parameters().of(scope, entry), Multiplications().of(scope, entry)
 
-        planned = costs(group.rank, "pivoted")
+        planned = costs(rank, "pivoted")
         assert all(is_ <= was for is_, was in zip(costs(factors.rank, "plain"), planned, strict=True))
         assert any(is_ > was for is_, was in zip(costs(factors.rank + 1, "plain"), planned, strict=True))
 
@@ -244,66 +247,10 @@ def test_badly_pivoted_factors_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
     model, decoder, plan = setup("llama", form="pivoted")
     model.to(torch.bfloat16)
-    assert {outcome.not_pivoted for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore())} == {None}
+    assert {outcome.notes for outcome in run(model, decoder, plan, Unweighted())} == {()}
     monkeypatch.setattr("basis_sharing.treatments.factors.solve.pivot", first_rows)
-    outcomes = run(model, decoder, plan, Weighting.NONE, MomentStore())
-    assert {outcome.not_pivoted for outcome in outcomes} == {
-        "rounding to bfloat16 costs it more than the higher rank gains"
-    }
-    assert all(outcome.factors.pivots is None for outcome in outcomes)
-
-
-def test_asvd_scales_by_the_root_of_the_mean_absolute_activation() -> None:
-    model, decoder, _ = setup("llama")
-    store = moments_of(model, decoder)
-    projection = decoder.projections[0]
-    moments = store.get(projection.block, projection.input)
-    (member,) = Weigher(Weighting.MEAN_ABSOLUTE, moments=store).problem(model, [projection])
-    assert member.H is None
-    assert moments.abs_sum is not None
-    assert torch.allclose(member.S.apply(torch.eye(64).double()).diagonal(), (moments.abs_sum / moments.tokens).sqrt())
-
-
-def test_refit_minimises_the_error_on_the_compressed_flow() -> None:
-    model, decoder, plan = setup("llama", ratio="0.5")
-    originals = {p.name: weight(model, p).clone() for p in decoder.projections}
-    for outcome in run(model, decoder, plan, Weighting.SECOND_MOMENT, moments_of(model, decoder)):
-        install_factors(model, outcome.factors)
-    store = moments_of(model, decoder)
-    known = {p.name: p for p in decoder.projections}
-
-    def losses() -> list[float]:
-        found = []
-        for group in plan.groups:
-            members = [known[n] for n in group.members]
-            G = store.total([(p.block, p.input) for p in members]).gram.double()
-            modules = [model.get_submodule(n) for n in group.members]
-            assert all(isinstance(module, FactorizedLinear) for module in modules)
-            D = torch.cat(
-                [
-                    originals[n].double() - (m.coeff.weight @ m.basis.weight).T.double()
-                    for n, m in zip(group.members, modules, strict=True)
-                ],
-                dim=1,
-            )
-            found.append((D * (G @ D)).sum().item())
-        return found
-
-    before = losses()
-    assert refit(model, decoder, plan, originals, store) == {}
-    after = losses()
-    assert all(b <= a * (1 + 1e-4) for a, b in zip(before, after, strict=True))
-    assert sum(after) < 0.99 * sum(before)
-
-
-def test_refit_reports_singular_groups() -> None:
-    model, decoder, plan = setup("llama", ratio="0.3")
-    originals = {p.name: weight(model, p).clone() for p in decoder.projections}
-    for outcome in run(model, decoder, plan, Weighting.NONE, MomentStore()):
-        install_factors(model, outcome.factors)
-    store = MomentStore()
-    for block, moments in sweep(model, decoder, IDS[:1, :8], Statistics(gram=True), dtype=torch.float32):
-        store.put(block, moments)
-    ridges = refit(model, decoder, plan, originals, store)
-    assert set(ridges) == {group.members[0] for group in plan.groups}
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    outcomes = run(model, decoder, plan, Unweighted())
+    for outcome in outcomes:
+        reason = "rounding to bfloat16 costs it more than the higher rank gains"
+        assert outcome.notes == (f"{outcome.entry.owner} is stored plainly: {reason}.",)
+        assert factors_of(outcome).pivots is None

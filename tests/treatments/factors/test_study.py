@@ -14,10 +14,11 @@ from basis_sharing.errors import ModelError, NumericalError, PlanError
 from basis_sharing.linalg.truncation import Member, loss_of, truncate
 from basis_sharing.models.families import LLAMA
 from basis_sharing.models.family import Decoder, Projection
-from basis_sharing.recipe.presets import Weighting
+from basis_sharing.results.study import SharingStudy
 from basis_sharing.run.progress import Progress
-from basis_sharing.treatments.factors.study import RATIOS, SharingStudy, study_sharing
-from basis_sharing.weightings.weighting import Weigher
+from basis_sharing.treatments.factors.study import RATIOS, study_sharing
+from basis_sharing.weightings.loss import Loss
+from basis_sharing.weightings.none import Unweighted
 
 WIDTH = 24
 
@@ -65,16 +66,16 @@ def statistics(seeds: Sequence[int], d_out: int) -> MomentStore:
     return store
 
 
-def gradient_weigher(seeds: Sequence[int], d_out: int) -> Weigher:
+def gradients(seeds: Sequence[int], d_out: int) -> Loss:
     """Weigh as the planner does; a projection's own moments hold its gradient's, its input's those of the input."""
-    return Weigher(Weighting.LOSS, moments=statistics(seeds, d_out))
+    return Loss(moments=statistics(seeds, d_out))
 
 
 @pytest.mark.parametrize("d_out", [12, 24, 40])
 def test_identical_layers_share_at_every_ratio(d_out: int) -> None:
     W = decaying(d_out, seed=1)
     model, decoder = stack([W, W, W])
-    (role,) = study_sharing(model, decoder, gradient_weigher([7, 7, 7], d_out)).roles
+    (role,) = study_sharing(model, decoder, gradients([7, 7, 7], d_out)).roles
     for summary in role.summaries:
         assert summary.pairs == summary.pairs_paying == 3
         assert summary.neighbours == summary.neighbours_paying == 2
@@ -103,10 +104,10 @@ def stored(d_in: int, outputs: int, most: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.8])
 def test_quotients_equal_brute_force(d_out: int, ratio: float) -> None:
     model, decoder = stack([decaying(d_out, seed=3), noise(WIDTH, d_out, seed=4)])
-    weigher = gradient_weigher([8, 9], d_out)
-    study = study_sharing(model, decoder, weigher, ratios=[ratio])
+    weighting = gradients([8, 9], d_out)
+    study = study_sharing(model, decoder, weighting, ratios=[ratio])
     (role,) = study.roles
-    members = weigher.problem(model, decoder.projections)
+    members = weighting.problem(model, decoder.projections)
 
     most = min(WIDTH, 2 * d_out)
     costs = stored(WIDTH, 2 * d_out, most)
@@ -131,7 +132,7 @@ def test_quotients_equal_brute_force(d_out: int, ratio: float) -> None:
 
 def test_unrelated_layers_lose_by_sharing() -> None:
     model, decoder = stack([decaying(WIDTH, seed=5), decaying(WIDTH, seed=6)])
-    (role,) = study_sharing(model, decoder, gradient_weigher([8, 9], WIDTH), ratios=[0.3, 0.5]).roles
+    (role,) = study_sharing(model, decoder, gradients([8, 9], WIDTH), ratios=[0.3, 0.5]).roles
     assert role.lowest_paying_ratio is None
     for summary in role.summaries:
         assert summary.pairs_paying == 0
@@ -142,7 +143,7 @@ def test_unrelated_layers_lose_by_sharing() -> None:
 
 def plain_study(weights: Sequence[torch.Tensor | None], **settings: Any) -> SharingStudy:
     model, decoder = stack(weights)
-    return study_sharing(model, decoder, Weigher(Weighting.NONE), **settings)
+    return study_sharing(model, decoder, Unweighted(), **settings)
 
 
 def test_only_equal_shapes_are_paired_and_neighbours_are_adjacent_blocks() -> None:

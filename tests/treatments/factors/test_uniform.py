@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from basis_sharing.errors import PlanError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import FAMILIES
-from basis_sharing.plans.plan import Plan, PlanGroup, stored_parameters
+from basis_sharing.plans.plan import Plan
+from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.factors.uniform import uniform_plan, uniform_rank
 from pico import PICO
 
@@ -38,8 +39,12 @@ def test_a_group_never_keeps_more_than_its_share(d_in: int, d_out: int, n: int, 
     assert rank < d_in
     pivoted = uniform_rank(d_in, [d_out] * n, ratio, "pivoted")
     assert rank <= pivoted < d_in
-    assert stored_parameters(d_in, n * d_out, pivoted, "pivoted") <= budget
-    assert pivoted + 1 >= min(d_in, n * d_out) or stored_parameters(d_in, n * d_out, pivoted + 1, "pivoted") > budget
+
+    def stored(rank: int) -> int:
+        return rank * (d_in + n * d_out) - rank**2
+
+    assert stored(pivoted) <= budget
+    assert pivoted + 1 >= min(d_in, n * d_out) or stored(pivoted + 1) > budget
 
 
 def plan_of(name: str, group_size: int = 2, ratio: str = "0.2") -> Plan:
@@ -56,7 +61,7 @@ def plan_of(name: str, group_size: int = 2, ratio: str = "0.2") -> Plan:
 
 
 def test_pairs_and_a_smaller_last_group() -> None:
-    q = [group.members for group in plan_of("llama").groups if "q_proj" in group.members[0]]
+    q = [entry.members for entry in plan_of("llama").entries if "q_proj" in entry.owner]
     layers = [tuple(int(name.split(".")[2]) for name in members) for members in q]
     assert layers == [(0, 1), (2, 3), (4,)]
 
@@ -65,11 +70,11 @@ def test_pairs_and_a_smaller_last_group() -> None:
 def test_private_roles_stay_private_and_all_layers_are_covered(name: str) -> None:
     decoder = describe(PICO[name]())
     roles = {projection.name: projection.role for projection in decoder.projections}
-    for group in plan_of(name).groups:
-        assert len({roles[member] for member in group.members}) == 1
-        if roles[group.members[0]] not in decoder.family.shared_roles:
-            assert len(group.members) == 1
-    assert sorted(n for group in plan_of(name).groups for n in group.members) == sorted(roles)
+    for entry in plan_of(name).entries:
+        assert len({roles[member] for member in entry.members}) == 1
+        if roles[entry.owner] not in decoder.family.shared_roles:
+            assert len(entry.members) == 1
+    assert sorted(n for entry in plan_of(name).entries for n in entry.members) == sorted(roles)
 
 
 @pytest.mark.parametrize("name", PICO)
@@ -98,12 +103,12 @@ def test_bad_plans_are_refused_in_one_sentence() -> None:
     q, k, down = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "model.layers.0.mlp.down_proj"
 
     def plan(*groups: tuple[tuple[str, ...], int]) -> Plan:
-        parts = tuple(PlanGroup(members=members, rank=rank) for members, rank in groups)
-        return Plan(method="svd", ratio=0.2, groups=parts)
+        entries = tuple(Factors(members=members, rank=rank) for members, rank in groups)
+        return Plan(method="svd", ratio=0.2, entries=entries)
 
     with pytest.raises(PlanError, match="which this model does not have"):
         plan((("model.layers.9.self_attn.q_proj",), 4)).check(decoder)
-    with pytest.raises(PlanError, match="into 2 groups"):
+    with pytest.raises(PlanError, match="belongs to two entries"):
         plan(((q,), 4), ((q, k), 4)).check(decoder)
     with pytest.raises(PlanError, match="mixes inputs"):
         plan(((q, down), 4)).check(decoder)
