@@ -92,6 +92,9 @@ class Entry:
             raise FormatError(f"{repeated} is twice in one entry.")
         if self.loss is not None and not isinstance(self.loss, (int, float)):
             raise FormatError(f"the entry of {self.owner} has the loss {self.loss!r}; a number is needed.")
+        about_tensors = self.tensors.values() if isinstance(self.tensors, Mapping) else [None]
+        if not all(isinstance(about, Mapping) for about in about_tensors):
+            raise FormatError(f"the entry of {self.owner} has the tensors {self.tensors!r}; mappings are needed.")
         if any(about.get("dtype", "model") != "model" for about in self.tensors.values()):
             raise FormatError(
                 f"the entry of {self.owner} has tensors in a dtype this version does not know: update basis-sharing."
@@ -176,7 +179,7 @@ def entry_class(kind: object) -> type[Entry]:
     Raises:
         FormatError: Nobody knows it.
     """
-    if kind not in _ENTRIES:
+    if isinstance(kind, str) and kind not in _ENTRIES:
         for plugin in importlib.metadata.entry_points(group=PLUGINS):
             plugin.load()
     if not isinstance(kind, str) or kind not in _ENTRIES:
@@ -254,7 +257,7 @@ def entries_of_config(config: Mapping[str, Any]) -> tuple[Entry, ...]:
 
 def _of_groups(groups: object) -> list[dict[str, Any]]:
     """Return the groups of format version 1 as entries."""
-    if not isinstance(groups, (list, tuple)):
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
         raise FormatError("quantization_config in config.json lists no groups.")
     return [
         {"kind": Factors.kind, **{name: value for name, value in group.items() if name != "dtype"}} for group in groups
