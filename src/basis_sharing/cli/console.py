@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -42,3 +43,12 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
     with bars:
         yield show
+
+
+def written(output: Path) -> None:
+    """Say where a compressed model was written, and how to load it."""
+    out.print(
+        f"\n  written to {output}; load it with\n"
+        f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",
+        highlight=False,
+    )

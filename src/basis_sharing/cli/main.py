@@ -5,6 +5,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import basis_sharing
 from basis_sharing.cli import (
@@ -22,8 +23,21 @@ from basis_sharing.cli import (
 )
 from basis_sharing.errors import BasisSharingError, RecipeError
 
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs, some of which have a second word."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and the other arguments, also for ``plan diff A B``."""
+        two = " ".join(args[:2])
+        if two in self.commands:
+            return two, self.commands[two], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="basis-sharing",
+    cls=Verbs,
     help="Make language models smaller: weight matrices of different layers share basis vectors. No fine-tuning.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -31,6 +45,7 @@ app = typer.Typer(
 )
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
+app.command("plan diff")(plan.diff)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)

@@ -1,53 +1,99 @@
-"""The options that several verbs have, each a view of one setting of the recipe."""
+"""Options of the command line: those of settings are made from their declarations, the others are named here once."""
 
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic_core import PydanticUndefined
 
-from basis_sharing.errors import RecipeError
-from basis_sharing.recipe.model import DTYPES
-from basis_sharing.recipe.presets import PRESETS
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.settings import Option, Settings, flag_of, value_type
+from basis_sharing.recipe.target import TARGETS
 
-_CALIBRATION = (
-    "Calibration text: python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt "
-    "or .jsonl file (gzipped or not), or token windows in an .npz or .safetensors file; several, in equal parts, as "
-    "'A + B'"
-)
-
-
-_TASKS = "Zero-shot tasks (of the extra eval)"
+Given = dict[str, Any]
+"""Settings by name, as they were given on the command line and in a recipe file; not yet validated."""
 
 
-def option(help_text: str, setting: str, metavar: str, default: str | None = None) -> Any:
-    """Return an option whose help names the default that the recipe gives it."""
-    shown = Recipe.model_fields[setting].default if default is None else default
-    return typer.Option(help=f"{help_text} (default: {shown}).", metavar=metavar, show_default=False)
+def settings_options(
+    settings: type[Settings] = Recipe, *, without: tuple[str, ...] = (), recipe_file: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for every setting, in the place of its parameter ``settings``.
 
-
-def _target(help_text: str, metavar: str) -> Any:
-    return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel="Target (one of)")
-
-
-def _planner(help_text: str, flag: str) -> Any:
-    return typer.Option(flag, help=help_text, show_default=False, rich_help_panel="Planner (method auto)")
-
-
-def _tasks(help_text: str, metavar: str) -> Any:
-    return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel=_TASKS)
-
-
-def check_task_options(tasks: str | None, task_data: Path | None, limit: int | None, no_cache: bool) -> None:
-    """Make sure that the options about tasks come with tasks.
-
-    Raises:
-        RecipeError: They do not, or the limit is too small.
+    Args:
+        settings: The settings, whose options are made from their declarations.
+        without: Settings that the command does not have.
+        recipe_file: Whether ``--recipe FILE`` is an option too; flags go before what is in the file.
     """
-    if tasks is None and (task_data is not None or limit is not None or no_cache):
-        raise RecipeError("--task-data, --limit and --no-cache are about tasks: name some with --tasks.")
-    if limit is not None and limit < 1:
-        raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
+    options = {name: option for name, option in settings.options().items() if name not in without}
+
+    def decorated(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+        hints = get_type_hints(command, include_extras=True)
+
+        @functools.wraps(command)
+        def called(**arguments: Any) -> None:
+            file = arguments.pop("recipe", None) if recipe_file else None
+            given: Given = settings.settings_in(file) if file is not None else {}
+            given |= dict(_given(options, {name: arguments.pop(name) for name in options}))
+            command(settings=given, **arguments)
+
+        parameters = []
+        for name, parameter in own.items():
+            if name != "settings":
+                parameters.append(parameter.replace(annotation=hints[name]))
+                continue
+            parameters += [_parameter(settings, name, option) for name, option in options.items()]
+            if recipe_file:
+                parameters.append(_keyword("recipe", RecipeFile, None))
+        first = [p for p in parameters if p.default is inspect.Parameter.empty]
+        rest = [p for p in parameters if p.default is not inspect.Parameter.empty]
+        called.__signature__ = inspect.Signature(first + rest)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorated
+
+
+def _given(options: dict[str, Option], arguments: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings that were given; a flag that turns a setting off gives False."""
+    for name, option in options.items():
+        value = arguments[name]
+        if option.flag is not None:
+            if value:
+                yield name, False
+        elif value is not None and value != []:
+            yield name, tuple(value) if option.repeated else value
+
+
+def _parameter(settings: type[Settings], name: str, option: Option) -> inspect.Parameter:
+    field = settings.model_fields[name]
+    kind = value_type(field)
+    if option.flag is not None:
+        shown = typer.Option(option.flag, help=f"{option.help}.", show_default=False, rich_help_panel=option.panel)
+        return _keyword(name, Annotated[bool, shown], False)
+    default = option.default or field.default
+    unset = default is None or default is PydanticUndefined
+    annotation: Any = list[str] | None if option.repeated else (str if option.text or kind is tuple else kind) | None
+    shown = typer.Option(
+        flag_of(name, option),
+        help=f"{option.help}." if unset else f"{option.help} (default: {default}).",
+        metavar=option.metavar,
+        show_default=False,
+        rich_help_panel=option.panel,
+    )
+    return _keyword(name, Annotated[annotation, shown], None)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+
+
+def with_target(given: Given, ratio: str) -> Given:
+    """Return settings with a ratio where they name no target."""
+    return given if any(name in given for name in TARGETS) else {**given, "ratio": ratio}
 
 
 def limit(help_text: str, metavar: str) -> Any:
@@ -55,111 +101,25 @@ def limit(help_text: str, metavar: str) -> Any:
     return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel="Limits")
 
 
-Ratio = Annotated[
-    str | None, _target("Fraction of the parameters to remove from the compressible projections, e.g. 0.3.", "R")
-]
-MaxParameters = Annotated[str | None, _target("Parameters the whole model may have, e.g. 100M.", "N")]
-MaxBytes = Annotated[str | None, _target("Bytes the weights of the whole model may take, e.g. 1.5GiB.", "N")]
-MaxFlops = Annotated[
-    str | None, _target("Floating point operations per token for projections and output head, e.g. 180M.", "N")
-]
-MaxPerplexityIncrease = Annotated[
-    str | None,
-    _target(
-        "How much the perplexity may rise, e.g. 5%; one plan is measured on the first --evaluate text (or on "
-        "python-docs:heldout) to scale the prediction.",
-        "P",
-    ),
-]
-NoGradients = Annotated[
-    bool,
-    _planner("Plan without a backward pass: quicker, coarser predictions, usually a worse result.", "--no-gradients"),
-]
-NoSharing = Annotated[bool, _planner("Never share a basis between layers.", "--no-sharing")]
-NoJointRoles = Annotated[
-    bool, _planner("Never share a basis between roles that read one input (q, k, v; gate, up).", "--no-joint-roles")
-]
-RankMultiple = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes are multiples of this, e.g. 8, 16 or 64, as hardware likes them (default: 1).",
-        metavar="N",
-        show_default=False,
-        rich_help_panel="Planner (method auto)",
-    ),
-]
-Roles = Annotated[
-    str | None, option("Compress the projections of these roles only, e.g. gate,up,down", "roles", "ROLES", "all")
-]
-Method = Annotated[str | None, option(f"One of {', '.join(PRESETS)}", "method", "NAME")]
-Calibration = Annotated[str | None, option(_CALIBRATION, "calibration", "TEXT")]
-Windows = Annotated[int | None, option("Number of calibration windows; more is better and slower", "windows", "N")]
-Length = Annotated[
-    int | None, option("Tokens per window", "length", "N", "2048, or the model's limit where that is smaller")
-]
-Seed = Annotated[int | None, option("Seed of everything random", "seed", "N")]
-FormOption = Annotated[
-    str | None,
-    option(
-        "How factors are stored: plain, as published, or pivoted, which reaches a higher rank in the same size",
-        "form",
-        "FORM",
-        "pivoted for auto, else plain",
-    ),
-]
-Refine = Annotated[
-    float | None,
-    option(
-        "Train the factors of each block towards the original's states for so many minutes, about",
-        "refine",
-        "MINUTES",
-        "no",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    option(f"Dtype of the model, one of {', '.join(DTYPES)}; auto: as in the checkpoint", "dtype", "DTYPE"),
-]
-CalibrationDtype = Annotated[
-    str | None, option("Dtype of the calibration pass; auto: bf16 where it is faster", "calibration_dtype", "DTYPE")
-]
-EvaluationWindows = Annotated[
-    int | None, option("Use only the first windows of each text", "evaluation_windows", "N", "all")
-]
-Tasks = Annotated[
-    str | None,
-    _tasks(
-        "Tasks to score, separated by commas: paper (the seven of the paper), openbookqa, arc_easy, winogrande, "
-        "hellaswag, arc_challenge, piqa, mathqa, boolq, lambada_openai, or any of lm-eval's.",
-        "TASK,...",
-    ),
-]
-TaskData = Annotated[
+def model_argument() -> Any:
+    """Return the argument that names a model."""
+    return typer.Argument(help="A model folder, a .gguf file, or a hub id.", metavar="MODEL")
+
+
+def output_option(help_text: str, metavar: str) -> Any:
+    """Return the option that names what is written."""
+    return typer.Option("--output", "-o", help=help_text, metavar=metavar)
+
+
+ModelArgument = Annotated[str, model_argument()]
+RecipeFile = Annotated[
     Path | None,
-    _tasks("Folder with the examples of the nine tasks above (default: lm-eval fetches them from the hub).", "DIR"),
-]
-TaskLimit = Annotated[
-    int | None,
     typer.Option(
-        "--limit",
-        help="Score only the first examples of each task (default: all).",
-        metavar="N",
+        "--recipe",
+        help="A YAML or JSON file with these settings; flags go before it.",
+        metavar="FILE",
         show_default=False,
-        rich_help_panel=_TASKS,
     ),
-]
-NoCache = Annotated[
-    bool,
-    typer.Option(
-        "--no-cache", help="Measure again what an earlier run has measured, and keep nothing.", rich_help_panel=_TASKS
-    ),
-]
-MaxKl = Annotated[float | None, limit("Most nats per token that the mean KL divergence may reach, e.g. 0.05.", "NATS")]
-MaxIncrease = Annotated[
-    str | None, limit("How much the perplexity may be above the original's (the first model's), e.g. 5%.", "P")
-]
-MinAgreement = Annotated[
-    str | None, limit("Least share of positions where both find the same token most probable, e.g. 90%.", "P")
 ]
 Work = Annotated[
     Path | None,
@@ -187,23 +147,13 @@ MaxMemory = Annotated[
         show_default=False,
     ),
 ]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option("--recipe", help="A YAML or JSON file with the settings above; flags go before it.", metavar="FILE"),
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+OverwriteFolder = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
+MaxKl = Annotated[float | None, limit("Most nats per token that the mean KL divergence may reach, e.g. 0.05.", "NATS")]
+MaxIncrease = Annotated[
+    str | None, limit("How much the perplexity may be above the original's (the first model's), e.g. 5%.", "P")
 ]
-
-
-def settings_from(recipe: Path | None, **flags: Any) -> dict[str, Any]:
-    """Return the settings of a recipe file, with those flags before it that were given.
-
-    Raises:
-        RecipeError: A setting is wrong; found before torch is imported.
-    """
-    settings = Recipe.settings_in(recipe) if recipe is not None else {}
-    negated = {"no_gradients": "gradients", "no_sharing": "across_depth", "no_joint_roles": "across_roles"}
-    for flag, setting in negated.items():
-        if flags.pop(flag, False):
-            settings[setting] = False
-    settings |= {name: value for name, value in flags.items() if value is not None}
-    Recipe.create(**settings)
-    return settings
+MinAgreement = Annotated[
+    str | None, limit("Least share of positions where both find the same token most probable, e.g. 90%.", "P")
+]

@@ -6,13 +6,16 @@ from typing import Annotated
 import typer
 
 from basis_sharing.cli import options
+from basis_sharing.recipe.recipe import Recipe
+
+_STUDIED = ("gradients", "dtype", "calibration", "windows", "length", "seed", "calibration_dtype")
 
 
+@options.settings_options(without=tuple(name for name in Recipe.model_fields if name not in _STUDIED))
 def study(
-    model: Annotated[str, typer.Argument(help="A model folder, a .gguf file, or a hub id.", metavar="MODEL")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for sharing.json and sharing.png.", metavar="DIR")
-    ],
+    model: options.ModelArgument,
+    output: Annotated[Path, options.output_option("Folder for sharing.json and sharing.png.", "DIR")],
+    settings: options.Given,
     ratio: Annotated[
         str, typer.Option(help="Fraction of the parameters removed that table and maps show.", metavar="R")
     ] = "0.4",
@@ -24,25 +27,11 @@ def study(
             show_default=False,
         ),
     ] = None,
-    no_gradients: Annotated[
-        bool,
-        typer.Option(
-            "--no-gradients",
-            help="Study without a backward pass: needs less memory, expects coarser.",
-            show_default=False,
-        ),
-    ] = False,
-    calibration: options.Calibration = None,
-    windows: options.Windows = None,
-    length: options.Length = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = None,
-    calibration_dtype: options.CalibrationDtype = None,
     work: options.Work = None,
     device: options.Device = None,
     max_memory: options.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier study.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the study as JSON on standard output.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Study which layers may share a basis: every role, every pair of layers, ratios 0.2 to 0.7.
 
@@ -51,17 +40,7 @@ def study(
 
         basis-sharing study ./llama -o ./llama-study --windows 64
     """
-    settings = options.settings_from(
-        None,
-        ratio=ratio,
-        no_gradients=no_gradients,
-        calibration=calibration,
-        windows=windows,
-        length=length,
-        seed=seed,
-        dtype=dtype,
-        calibration_dtype=calibration_dtype,
-    )
+    Recipe.create(ratio=ratio, **settings)  # mistakes are found before torch is imported
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.study_figure import draw_study
@@ -71,16 +50,9 @@ def study(
 
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
+    places = {"work": work, "device": device, "max_memory": max_memory}
     with progress_bars() as progress:
-        result = run(
-            model,
-            distance=distance,
-            work=work,
-            device=device,
-            max_memory=max_memory,
-            progress=progress,
-            **settings,
-        )
+        result = run(model, ratio, distance=distance, progress=progress, **places, **settings)
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))
@@ -88,7 +60,6 @@ def study(
         print(result.model_dump_json())
         return
     out.print(study_table(result.study, title, result.ratio))
-    for note in result.notes:
-        out.print(f"  note: {note}", highlight=False, markup=False)
-    out.print(f"  {conclusion(result.study, result.ratio)}\n", highlight=False, markup=False)
+    for sentence in (*(f"note: {note}" for note in result.notes), f"{conclusion(result.study, result.ratio)}\n"):
+        out.print(f"  {sentence}", highlight=False, markup=False)
     out.print(f"  written to {data} and {picture}\n", highlight=False, markup=False)

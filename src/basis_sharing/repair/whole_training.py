@@ -1,9 +1,9 @@
 """Train a whole compressed model for a while, with transformers' Trainer: its factors, or LoRA on its coefficients.
 
-The text is divided into windows to learn from and a few to judge by. The best state that was seen on the latter is
-what remains, also where the training diverges. Where a look finds the model worse than it was, the training goes back
-to the best state and on from there with a third of the rate: a model that is near its original needs smaller steps
-than one that has lost much.
+The text is divided into windows to learn from and a few held-out ones. The state that was best on the latter is kept,
+also where the training diverges. Where an evaluation finds the model worse than it was, the training goes back to the
+best state and continues with a third of the rate: a model that is near its original needs smaller steps than one that
+has lost much.
 """
 
 import json
@@ -25,7 +25,7 @@ from basis_sharing.run.durable import write_whole
 from basis_sharing.run.progress import Progress, ProgressCallback
 
 _CUT = 3  # what the rate is divided by
-_CHECKPOINTS = 10  # to go on from
+_CHECKPOINTS = 10  # to resume from
 _PIECE = 512  # positions whose probabilities are in memory at once
 _WEIGHTS, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
@@ -48,16 +48,16 @@ def distillation_loss(logits: Tensor, _: Tensor, teacher: Tensor | None) -> Tens
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long a training is, and how often it looks at the windows to judge by.
+    """How long a training is, and how often it is evaluated on the held-out windows.
 
     Attributes:
         steps: Number of steps, one window each.
-        looks: Looks while training, evenly spaced, the last one after the last step.
-        loss_before: The loss on the windows to judge by before the first step.
+        evaluations: Evaluations while training, evenly spaced, the last one after the last step.
+        loss_before: The loss on the held-out windows before the first step.
     """
 
     steps: int
-    looks: int
+    evaluations: int
     loss_before: float
 
 
@@ -66,7 +66,7 @@ class Outcome:
     """How a training went.
 
     Attributes:
-        loss: The loss on the windows to judge by of the state that is kept.
+        loss: The loss of the state that is kept, on the held-out windows.
         slowed: How often the rate was cut to a third.
         diverged: Whether the training diverged and was stopped.
     """
@@ -84,7 +84,7 @@ class Recovery:
         original: The teacher of a distillation; None: the text is.
         parameters: What may change.
         training: Windows to learn from, ``[windows, length]``.
-        held_out: Windows to judge by.
+        held_out: Held-out windows.
         dtype: Dtype of the products.
         progress: Receives one event per step.
     """
@@ -119,7 +119,7 @@ class Recovery:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Return the mean loss on the windows to judge by."""
+        """Return the mean loss on the held-out windows."""
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -137,11 +137,11 @@ class Recovery:
         """Train, and leave the best state in the model.
 
         Args:
-            schedule: Number of steps and looks.
+            schedule: Number of steps and evaluations.
             rate: Step of the optimizer, relative to the size of each parameter or absolute.
             relative: Which of the two.
             seed: Seed of the order of the windows.
-            folder: Where the training is kept now and then; one that is there is gone on with.
+            folder: Where the training is kept now and then; one that is there is resumed.
 
         Returns:
             How it went.
@@ -153,7 +153,7 @@ class Recovery:
         own = list(self.parameters.values())
         optimizer = relative_adamw(own, rate) if relative else torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(schedule.steps))
-        judge = _Judge(self, schedule, folder, self._progress, optimizer, rates)
+        keeper = _BestKeeper(self, schedule, folder, self._progress, optimizer, rates)
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=schedule.steps,
@@ -170,20 +170,20 @@ class Recovery:
             dataloader_pin_memory=False,
         )
         use_cache = self.model.config.use_cache
-        trainer = _Trainer(self, arguments, (optimizer, rates), judge)
+        trainer = _Trainer(self, arguments, (optimizer, rates), keeper)
         trainer.train(resume_from_checkpoint=_last_complete(folder))
-        judge.look(trainer.state.global_step)
-        judge.restore()
+        keeper.evaluate(trainer.state.global_step)
+        keeper.restore()
         self.model.eval()
         self.model.config.use_cache = use_cache  # the Trainer turns it off
-        return Outcome(judge.best, judge.slowed, judge.diverged)
+        return Outcome(keeper.best, keeper.slowed, keeper.diverged)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)
 
 
-class _Judge(TrainerCallback):  # type: ignore[misc]
-    """Looks at the held-out windows now and then, keeps the best state, slows or stops a training that leaves it."""
+class _BestKeeper(TrainerCallback):  # type: ignore[misc]
+    """Evaluates on held-out windows now and then, keeps the best state, slows or stops a training that leaves it."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         self._recovery, self._steps, self._progress = recovery, schedule.steps, progress
         self._optimizer, self._rates, self._rate = optimizer, rates, rates.base_lrs[0]
         self._file, self._first = folder / _BEST, schedule.loss_before
-        self._every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
+        self._every, self.diverged = math.ceil(schedule.steps / schedule.evaluations), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
                 known = json.loads(file.metadata()["kept"])
@@ -211,7 +211,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         """How often the rate was cut; the Trainer's checkpoints know it too, by the rates."""
         return round(math.log(self._rate / self._rates.base_lrs[0], _CUT))
 
-    def look(self, step: int) -> bool:
+    def evaluate(self, step: int) -> bool:
         """Measure the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
         if step <= self._seen:
             return False
@@ -230,7 +230,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         """Report a step."""
         self._progress(Progress("recovering", state.global_step, self._steps, "steps"))
         if state.global_step % self._every == 0:
-            worse = self.look(state.global_step)
+            worse = self.evaluate(state.global_step)
             if self.diverged:
                 control.should_training_stop = True
             elif worse and state.global_step < self._steps:
@@ -258,7 +258,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
 class _Trainer(Trainer):  # type: ignore[misc]
     """Transformers' Trainer, with our loss, and checkpoints that hold what is trained and nothing else."""
 
-    def __init__(self, recovery: Recovery, arguments: TrainingArguments, optimizers: Any, judge: _Judge) -> None:
+    def __init__(self, recovery: Recovery, arguments: TrainingArguments, optimizers: Any, keeper: _BestKeeper) -> None:
         windows = [{"input_ids": ids} for ids in recovery.training]
         super().__init__(
             model=recovery.model,
@@ -266,7 +266,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
             train_dataset=windows,
             data_collator=lambda batch: {"input_ids": torch.stack([item["input_ids"] for item in batch])},
             optimizers=optimizers,
-            callbacks=[judge],
+            callbacks=[keeper],
         )
         self.remove_callback(PrinterCallback)
         self._recovery = recovery

@@ -1,131 +1,111 @@
-"""The story of one recovery: a compressed folder is trained for a while and becomes a better one of the same size."""
+"""``recover``: a compressed folder is trained for a while and becomes a better one of the same size."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows, window_length
-from basis_sharing.checkpoint.folder import check_folder
-from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
+from basis_sharing.checkpoint.folder import compressed_source
+from basis_sharing.checkpoint.stage import Write
+from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import ModelError, RecipeError
-from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing.evaluation.stage import Evaluate, prepared_texts
+from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import needs_bos
-from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import (
     ModelSource,
     fingerprint,
-    load_config,
     load_model,
+    load_skeleton,
     load_tokenizer,
     resolve,
 )
-from basis_sharing.recipe.recovery import RecoverySettings
-from basis_sharing.repair.whole_training import Recovery, TrainingSchedule
+from basis_sharing.recipe.evaluation import Evaluation
+from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
+from basis_sharing.repair.whole_training import Outcome, Recovery, TrainingSchedule
 from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.run.durable import load_or_create
 from basis_sharing.run.files import output_errors
-from basis_sharing.run.machine import choose, default_dtype
+from basis_sharing.run.machine import Machine, choose, default_dtype
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.run import Run
+from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
-_LOOKS = 4  # at the held-out windows while training, at most; the first steps do harm that later ones undo
-_LOOKING = 0.25  # of the minutes, at most
+_EVALUATIONS = 4  # on held-out windows while training, at most; the first steps do harm that later ones undo
+_EVALUATING = 0.25  # of the minutes, at most
 
 
 def recover(
     folder: str | Path,
     output: str | Path,
+    recovery: RecoverySettings | None = None,
     *,
     original: str | Path | None = None,
-    preset: str = "distill",
     evaluate: tuple[str, ...] = (),
     evaluation_windows: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
-    **settings: Any,
+    **settings: Unpack[RecoveryKeywords],
 ) -> CompressionResult:
     """Train a compressed model on a text, and write it as a folder of the same structure and size.
 
-    After an interruption the same call goes on from where it was; what is kept for that lies beside ``output`` and goes
-    at the end.
+    After an interruption the same call resumes the training; what is kept for that lies beside ``output`` and is
+    removed at the end.
 
     Args:
         folder: A compressed folder; it is not changed.
         output: Folder for the recovered model.
+        recovery: The settings; None: those of the preset, with ``settings``.
         original: The model it was made from, the teacher of a distillation; None: the one its result names.
-        preset: Name of a preset, see :class:`~basis_sharing.results.recovery.RecoverySettings`.
         evaluate: Texts on which perplexity is measured before and after.
         evaluation_windows: Number of windows per text; None: all.
-        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``; None: ``"auto"``.
         overwrite: Whether a model folder at ``output`` may be replaced.
         progress: Receives progress events.
-        **settings: The other fields of :class:`~basis_sharing.results.recovery.RecoverySettings`.
+        **settings: Settings of :class:`~basis_sharing.recipe.recovery.RecoverySettings`, e.g. ``minutes=30``.
 
     Returns:
         The result of the compression, with a report of the recovery.
 
     Raises:
         BasisSharingError: Something is wrong with the settings, the folder, the original, the text or the output.
+
+    Example:
+        >>> import basis_sharing
+        >>> result = basis_sharing.recover("./llama-20", "./llama-20-recovered", original="./llama", epochs=0.1)
+        >>> result.recovery.loss_after <= result.recovery.loss_before
+        True
     """
-    asked = RecoverySettings.create(preset, **settings)
+    asked = recovery or RecoverySettings.create(**settings)
     chosen, output = choose(device or "auto"), Path(output)
-    source = resolve(folder)
-    if source.kind != "folder" or source.path is None or not is_compressed(load_config(source).to_dict()):
-        raise ModelError(f"{folder} is no folder of a model compressed by basis-sharing: compress the model first.")
-    check_folder(source.path)
-    result = CompressionResult.read(source.path / RESULT_FILE)
-    teacher_source = _teacher(asked, original, result)
-    work = work_beside(output)
+    source, path = compressed_source(folder, "compress the model first")
+    result = CompressionResult.read(path / RESULT_FILE)
+    teacher = _teacher(asked, original, result)
+    inputs = [path, *([teacher.path] if teacher is not None and teacher.path is not None else [])]
     with ExitStack() as stack:
-        inputs = [source.path, *([teacher_source.path] if teacher_source and teacher_source.path else [])]
         staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
-        progress(Progress("loading", 0, 1, "model"))
-        tokenizer, stored = load_tokenizer(source), load_model(source).dtype
-        model = load_model(source, torch.float32).to(chosen)
-        teacher = None if teacher_source is None else load_model(teacher_source).to(chosen)
-        progress(Progress("loading", 1, 1, "model"))
-        if (
-            teacher is not None
-            and teacher.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size
-        ):
-            raise ModelError(f"{original or result.model} has another vocabulary than {folder}: give its own original.")
-        check_space(staging, memory_bytes(model))
-        text = _text(asked, model, tokenizer, progress)
-        texts = [
-            prepare_text(model, tokenizer, name, windows=evaluation_windows, length=result.recipe.length)
-            for name in evaluate
-        ]
-        identity: dict[str, dict[str, object]] = {
-            "the compressed model": {"weights": fingerprint(source)},
-            "the original": {"weights": None if teacher_source is None else fingerprint(teacher_source)},
-            "the text": {"tokens": text.fingerprint},
-            "setting": asked.model_dump(mode="json"),
-            "software": dict(software_versions()),
-        }
-        stack.enter_context(same_run(work, identity))
-        before = tuple(measure(model, t, stage="evaluating before", progress=progress) for t in texts)
-        report = _train(asked, model, teacher, text, work, progress)
-        del teacher
-        model.to(stored)
-        after = tuple(measure(model, t, stage="evaluating after", progress=progress) for t in texts)
-        report = report.model_copy(update={"perplexity_before": before, "perplexity_after": after})
-        write_model(staging, model, tokenizer)
-        hub_id = teacher_source.given if teacher_source is not None and teacher_source.kind == "hub" else None
-        result = _recovered(result, report)
+        training = _opened(asked, source, teacher, chosen, progress)
+        check_space(staging, memory_bytes(training.run.model))
+        evaluation = Evaluation(evaluate=evaluate, evaluation_windows=evaluation_windows)
+        training.prepare(evaluation, result.recipe.length)
+        stack.enter_context(same_run(work_beside(output), training.identity(source, teacher)))
+        result = training.carried_out(work_beside(output), staging, result)
         with output_errors(staging):
             result.write(staging / RESULT_FILE)
+            hub_id = teacher.given if teacher is not None and teacher.kind == "hub" else None
             (staging / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
         publish(staging, output)
     return result
@@ -153,17 +133,86 @@ def _teacher(asked: RecoverySettings, original: str | Path | None, result: Compr
     return source
 
 
-def _text(asked: RecoverySettings, model: Any, tokenizer: Any, progress: ProgressCallback) -> TokenWindows:
+def _opened(
+    asked: RecoverySettings,
+    source: ModelSource,
+    teacher_source: ModelSource | None,
+    device: torch.device,
+    progress: ProgressCallback,
+) -> "_Training":
+    """Load the compressed model in fp32, and the original.
+
+    Raises:
+        ModelError: The original has another vocabulary.
+    """
+    progress(Progress("loading", 0, 1, "model"))
+    tokenizer, stored = load_tokenizer(source), load_model(source).dtype
+    model = load_model(source, torch.float32).to(device)
+    teacher = None if teacher_source is None else load_model(teacher_source).to(device)
+    progress(Progress("loading", 1, 1, "model"))
+    vocabularies = {m.config.get_text_config().vocab_size for m in (model, teacher) if m is not None}
+    if len(vocabularies) > 1 and teacher_source is not None:
+        raise ModelError(f"{teacher_source.given} has another vocabulary than {source.given}: give its own original.")
+    decoder = describe(load_skeleton(source))
+    run = Run(
+        model, tokenizer, decoder, decoder, source, fingerprint(source), machine=Machine(device), progress=progress
+    )
+    return _Training(asked, run, teacher, stored)
+
+
+class _Training:
+    """One recovery of an opened model."""
+
+    text: TokenWindows
+
+    def __init__(self, asked: RecoverySettings, run: Run, teacher: Any, stored: torch.dtype) -> None:
+        self.asked, self.run, self.teacher, self.stored = asked, run, teacher, stored
+
+    def prepare(self, evaluation: Evaluation, length: int | None) -> None:
+        """Prepare the texts to learn from and to measure on."""
+        self.text = _text(self.asked, self.run)
+        self.before = Evaluate(evaluation, length, "evaluating before")
+        self.after = Evaluate(evaluation, length, "evaluating after")
+        self.before.texts = self.after.texts = prepared_texts(evaluation, length, self.run)
+
+    def identity(self, source: ModelSource, teacher: ModelSource | None) -> dict[str, dict[str, object]]:
+        """Return what makes a recovery the same one."""
+        return {
+            "the compressed model": {"weights": fingerprint(source)},
+            "the original": {"weights": None if teacher is None else fingerprint(teacher)},
+            "the text": {"tokens": self.text.fingerprint},
+            "setting": self.asked.model_dump(mode="json"),
+            "software": dict(software_versions()),
+        }
+
+    def carried_out(self, work: Path, staging: Path, result: CompressionResult) -> CompressionResult:
+        """Run the stages, and return the result of the compression with a report of the recovery."""
+        train = _Train(self.asked, self.text, self.teacher, work, self.stored)
+        self.run.carry_out([self.before, train, self.after, Write(staging)])
+        measured = {
+            "perplexity_before": self.before.perplexities,
+            "perplexity_after": self.after.perplexities,
+        }
+        return _recovered(result, train.report.model_copy(update=measured))
+
+
+def _text(asked: RecoverySettings, run: Run) -> TokenWindows:
+    """Return the windows to learn from.
+
+    Raises:
+        RecipeError: There is only one.
+    """
+    model = run.model
     text = calibration_windows(
         asked.calibration,
-        tokenizer=tokenizer,
+        tokenizer=run.tokenizer,
         model=model,
         windows=asked.windows,
         length=window_length(model.config, asked.length),
         seed=asked.seed,
         vocab_size=model.config.get_text_config().vocab_size,
         bos=needs_bos(model.config.model_type),
-        progress=progress,
+        progress=run.progress,
     )
     if len(text.input_ids) < 2:
         raise RecipeError(
@@ -172,40 +221,62 @@ def _text(asked: RecoverySettings, model: Any, tokenizer: Any, progress: Progres
     return text
 
 
-def _train(
-    asked: RecoverySettings, model: Any, teacher: Any, text: TokenWindows, work: Path, progress: ProgressCallback
-) -> RecoveryReport:
-    """Train the model in place."""
-    ids = text.input_ids
-    every = min(_HELD_OUT, len(ids))
-    held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
-    chosen = torch.ones(len(ids), dtype=torch.bool)
-    chosen[every - 1 :: every] = False
-    training = ids[chosen]
-    trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
-    recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
-    with output_errors(work):
-        schedule = load_or_create(work / "schedule.json", TrainingSchedule, lambda: settled(asked, recovery))
-    outcome = recovery.run(
-        schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
-    )
-    if asked.train == "lora":
-        trained.merge_and_unload()
-    return RecoveryReport(
-        settings=asked,
-        fingerprint=text.fingerprint,
-        windows=len(training),
-        held_out=len(held_out),
-        steps=schedule.steps,
-        tokens=schedule.steps * ids.shape[1],
-        trained_parameters=sum(p.numel() for p in parameters.values()),
-        loss_before=schedule.loss_before,
-        loss_after=outcome.loss,
-        slowed=outcome.slowed,
-        diverged=outcome.diverged,
-        perplexity_before=(),
-        perplexity_after=(),
-    )
+class _Train:
+    """The stage that trains the model in place, and puts it back into its dtype.
+
+    Attributes:
+        report: What was gained.
+    """
+
+    report: RecoveryReport
+
+    def __init__(
+        self, asked: RecoverySettings, text: TokenWindows, teacher: Any, work: Path, stored: torch.dtype
+    ) -> None:
+        self._asked, self._text, self._teacher, self._work, self._stored = asked, text, teacher, work, stored
+
+    def needs(self, shapes: Shapes) -> Iterable[Needs]:
+        """Say how long it takes; a whole model is trained in fp32, with gradients and the optimizer's two numbers."""
+        everything = sum(shapes.block_parameters) + shapes.outside
+        yield Needs("recovery", 60 * (self._asked.minutes or 0.0), 16 * everything + shapes.twin)
+
+    def run(self, run: Run) -> None:
+        """Train."""
+        asked, model, ids = self._asked, run.model, self._text.input_ids
+        every = min(_HELD_OUT, len(ids))
+        held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
+        chosen = torch.ones(len(ids), dtype=torch.bool)
+        chosen[every - 1 :: every] = False
+        trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
+        recovery = Recovery(
+            trained, self._teacher, parameters, ids[chosen], held_out, default_dtype(model.device), run.progress
+        )
+        with output_errors(self._work):
+            schedule = load_or_create(self._work / "schedule.json", TrainingSchedule, lambda: settled(asked, recovery))
+        relative = asked.train == "factors"
+        outcome = recovery.run(schedule, asked.learning_rate, relative=relative, seed=asked.seed, folder=self._work)
+        if asked.train == "lora":
+            trained.merge_and_unload()
+        self.report = self._reported(recovery, schedule, outcome)
+        self._teacher = None
+        model.to(self._stored)
+
+    def _reported(self, recovery: Recovery, schedule: TrainingSchedule, outcome: Outcome) -> RecoveryReport:
+        return RecoveryReport(
+            settings=self._asked,
+            fingerprint=self._text.fingerprint,
+            windows=len(recovery.training),
+            held_out=len(recovery.held_out),
+            steps=schedule.steps,
+            tokens=schedule.steps * self._text.input_ids.shape[1],
+            trained_parameters=sum(p.numel() for p in recovery.parameters.values()),
+            loss_before=schedule.loss_before,
+            loss_after=outcome.loss,
+            slowed=outcome.slowed,
+            diverged=outcome.diverged,
+            perplexity_before=(),
+            perplexity_after=(),
+        )
 
 
 def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
@@ -235,18 +306,19 @@ def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.P
 def settled(
     asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
 ) -> TrainingSchedule:
-    """Return how many steps and looks fit into the epochs or minutes; for the latter a few steps and a look are timed.
+    """Return how many steps and evaluations fit into the epochs or minutes; for the latter a few of them are timed.
 
-    Of the minutes, looks take a quarter at most, unless the two that there have to be, before and after, take more.
+    Evaluations take a quarter of the minutes at most, unless the two that there have to be, before and after, take
+    more.
 
     Raises:
         RecipeError: Not one step fits.
     """
     start = clock()
     loss_before = recovery.held_out_loss()
-    look = clock() - start
+    evaluation = clock() - start
     if asked.epochs is not None:
-        return TrainingSchedule(max(1, round(asked.epochs * len(recovery.training))), _LOOKS, loss_before)
+        return TrainingSchedule(max(1, round(asked.epochs * len(recovery.training))), _EVALUATIONS, loss_before)
     assert asked.minutes is not None
     for parameter in recovery.parameters.values():
         parameter.requires_grad_(True)
@@ -258,15 +330,15 @@ def settled(
     for parameter in recovery.parameters.values():
         parameter.grad = None
     seconds, step = 60 * asked.minutes, min(times[1:])
-    looks = min(_LOOKS, max(1, int(_LOOKING * seconds / look) - 1))
-    steps = int((seconds - (looks + 1) * look) / step)
+    evaluations = min(_EVALUATIONS, max(1, int(_EVALUATING * seconds / evaluation) - 1))
+    steps = int((seconds - (evaluations + 1) * evaluation) / step)
     if steps < 1:
-        needed = (2 * look + step) / 60
+        needed = (2 * evaluation + step) / 60
         raise RecipeError(
             f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a shorter "
             "--length."
         )
-    return TrainingSchedule(steps, looks, loss_before)
+    return TrainingSchedule(steps, evaluations, loss_before)
 
 
 def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:
@@ -279,7 +351,7 @@ def _recovered(result: CompressionResult, report: RecoveryReport) -> Compression
     if report.diverged:
         notes.append("the recovery diverged and was stopped: the best state before is kept.")
     elif report.loss_after >= report.loss_before:
-        notes.append("the recovery did not improve on the windows it is judged by: the factors are as they were.")
+        notes.append("the recovery did not improve on the held-out windows: the factors are as they were.")
     return result.model_copy(
         update={
             "recovery": report,

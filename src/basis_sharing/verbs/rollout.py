@@ -1,7 +1,7 @@
-"""The staged way in: more is removed step by step, each step is held against the original, the last good one is kept.
+"""``rollout``: more is removed step by step, every step is compared with the original, the last good one is kept.
 
-The first step compresses only the roles that hold the most memory. Everything is written down as soon as it is done,
-so that a rollout that was killed goes on where it stopped and ends with the same bytes::
+The first step compresses only the roles that hold the most memory. Everything is written down as soon as it is done, so
+that an interrupted rollout is resumed and ends with the same bytes::
 
     DIR/rollout.json                    the steps so far
     DIR/steps/NAME/model                a compressed folder, until a later step is better
@@ -12,16 +12,21 @@ so that a rollout that was killed goes on where it stopped and ends with the sam
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from basis_sharing.calibration.corpora import parse_source
 from basis_sharing.errors import OutputError, RecipeError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
-from basis_sharing.models.source import fingerprint, load_skeleton, named_dtype, refuse_compressed, resolve
+from basis_sharing.models.source import ModelSource, fingerprint, load_skeleton, refuse_compressed, resolve
+from basis_sharing.recipe.calibration import CalibrationKeywords
+from basis_sharing.recipe.model import DtypeName
+from basis_sharing.recipe.planning import PlanningKeywords
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.repair import RepairKeywords
 from basis_sharing.recipe.target import TARGETS
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison, Limits
@@ -39,6 +44,14 @@ STATE_FILE = "rollout.json"
 _FREE = {*TARGETS, "roles", "evaluate", "evaluation_windows"}
 
 
+class _OwnKeywords(TypedDict, total=False):
+    dtype: DtypeName
+
+
+class RolloutKeywords(PlanningKeywords, CalibrationKeywords, RepairKeywords, _OwnKeywords, total=False):
+    """The settings of a recipe that a rollout has: all but targets, roles and texts, which it sets itself."""
+
+
 def rollout(
     model: str | Path,
     output: str | Path,
@@ -48,34 +61,43 @@ def rollout(
     text: str = DEFAULT_TEXT,
     evaluation_windows: int | None = None,
     benchmark: bool = True,
+    device: str | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
     on_step: Callable[[Step], None] = lambda step: None,
-    **settings: Any,
+    **settings: Unpack[RolloutKeywords],
 ) -> Rollout:
     """Compress a model step by step until a limit breaks, and keep the last step that holds them all.
 
     Args:
         model: A folder, a GGUF file or a hub id.
-        output: Folder for everything; one with an interrupted rollout is gone on with.
+        output: Folder for everything; an interrupted rollout in it is resumed.
         limits: When to stop; at least one.
         ratios: Fractions of parameters to remove, ascending, one step each; before them comes a step with the first
             ratio and only the roles that hold the most memory.
         text: Text that the models are compared on.
         evaluation_windows: Number of its windows; None: all.
         benchmark: Measure speed and memory at every step.
+        device: As for :func:`~basis_sharing.verbs.compress.compress`.
         overwrite: Start anew where there is another rollout.
         progress: Receives progress events.
         on_step: Receives every step, also one that was done before an interruption.
-        **settings: Fields of :class:`~basis_sharing.recipe.recipe.Recipe` except targets, roles and evaluation.
+        **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` except targets, roles and texts.
 
     Returns:
         All steps, and which one is kept.
 
     Raises:
         BasisSharingError: Something is wrong with the settings, the model, a text or the output folder.
+
+    Example:
+        >>> import basis_sharing
+        >>> limits = basis_sharing.Limits(max_perplexity_increase=0.1)
+        >>> staged = basis_sharing.rollout("./llama", "./staged", limits, ratios=(0.1,), benchmark=False)
+        >>> staged.finished
+        True
     """
-    ratios = _checked(ratios, limits, settings)
+    ratios = _checked(ratios, limits, dict(settings))
     parse_source(text)
     source, output = resolve(model), Path(output)
     refuse_compressed(source)
@@ -90,27 +112,95 @@ def rollout(
         limits=limits,
         benchmark=benchmark,
     )
+    return _Steps(output, asked, device, dict(settings), progress, on_step).taken(_stages(source, ratios), overwrite)
+
+
+def _stages(source: ModelSource, ratios: Sequence[float]) -> list[tuple[tuple[str, ...], float]]:
+    """Return the roles and the ratio of every step."""
     skeleton = load_skeleton(source)
     decoder = describe(skeleton)
     roles = tuple(dict.fromkeys(p.role for p in decoder.projections))
     first = tuple(row.name for row in starting_point(role_table(skeleton, decoder)))
-    stages = [*([] if set(first) == set(roles) else [(first, ratios[0])]), *((roles, ratio) for ratio in ratios)]
-    with locked(output):
-        state = _begin(output, asked, overwrite=overwrite)
-        for done, (stage_roles, ratio) in enumerate(stages):
-            _tidy(output, state)
-            if done < len(state.steps):
-                on_step(state.steps[done])
-                continue
-            if state.finished:
-                break
-            step = _step(output, state, stage_roles, ratio, settings, progress)
-            finished = not step.held or done + 1 == len(stages)
-            state = state.model_copy(update={"steps": (*state.steps, step), "finished": finished})
-            _write(output, state)
-            on_step(step)
-        _tidy(output, state)
-    return state
+    return [*([] if set(first) == set(roles) else [(first, ratios[0])]), *((roles, ratio) for ratio in ratios)]
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of one rollout."""
+
+    output: Path
+    asked: RolloutSettings
+    device: str | None
+    settings: dict[str, Any]
+    progress: ProgressCallback
+    on_step: Callable[[Step], None]
+
+    def taken(self, stages: Sequence[tuple[tuple[str, ...], float]], overwrite: bool) -> Rollout:
+        """Take all steps that are not done yet, until one breaks a limit."""
+        with locked(self.output):
+            state = _begin(self.output, self.asked, overwrite=overwrite)
+            for done, (roles, ratio) in enumerate(stages):
+                _tidy(self.output, state)
+                if done < len(state.steps):
+                    self.on_step(state.steps[done])
+                    continue
+                if state.finished:
+                    break
+                step = self.step(state, roles, ratio)
+                finished = not step.held or done + 1 == len(stages)
+                state = state.model_copy(update={"steps": (*state.steps, step), "finished": finished})
+                _write(self.output, state)
+                self.on_step(step)
+            _tidy(self.output, state)
+        return state
+
+    def step(self, state: Rollout, roles: tuple[str, ...], ratio: float) -> Step:
+        """Compress, compare and benchmark; what an interrupted run has finished is taken as it is."""
+        asked = self.asked
+        name = f"{len(state.steps) + 1:02d}-{'-'.join(roles)}-{ratio:g}"
+        folder, progress = self.output / "steps" / name, titled(self.progress, name)
+        compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
+        if not compressed.exists():
+            places = {"output": compressed, "work": self.output / "work", "device": self.device}
+            compress(asked.model, ratio, roles=roles, progress=progress, **places, **self.settings)
+        result = CompressionResult.read(compressed / RESULT_FILE)
+        common = {"dtype": result.recipe.dtype, "device": self.device, "progress": progress}
+        if not compared.exists():
+            comparison = compare(
+                asked.model,
+                compressed,
+                text=asked.text,
+                limits=asked.limits,
+                evaluation_windows=asked.evaluation_windows,
+                **common,
+            )
+            write_file(compared, comparison.write)
+        if asked.benchmark and not benchmarked.exists():
+            write_file(benchmarked, bench([asked.model, compressed], batch_sizes=(1,), **common).write)
+        return _summary(name, roles, ratio, result, Comparison.read(compared), benchmarked)
+
+
+def _summary(
+    name: str, roles: tuple[str, ...], ratio: float, result: CompressionResult, compared: Comparison, benchmarked: Path
+) -> Step:
+    """Return what a rollout remembers of a step."""
+    assert compared.difference is not None
+    assert compared.agreement is not None
+    assert result.after.bytes_on_disk is not None
+    return Step(
+        name=name,
+        roles=roles,
+        ratio=ratio,
+        parameters=result.after.parameters,
+        parameters_before=result.before.parameters,
+        bytes_on_disk=result.after.bytes_on_disk,
+        perplexity_quotient=compared.difference.quotient,
+        mean_kl=compared.agreement.mean_kl,
+        top1=compared.agreement.top1,
+        prefill_speed=_speed(benchmarked, "prefill"),
+        decode_speed=_speed(benchmarked, "decode"),
+        verdict=compared.verdict,
+    )
 
 
 def _checked(ratios: Sequence[float | str], limits: Limits, settings: dict[str, Any]) -> tuple[float, ...]:
@@ -175,67 +265,6 @@ def _tidy(output: Path, state: Rollout) -> None:
                 shutil.rmtree(output / "steps" / step.name / "model", ignore_errors=True)
         if state.finished:
             shutil.rmtree(output / "work", ignore_errors=True)
-
-
-def _step(
-    output: Path,
-    state: Rollout,
-    roles: tuple[str, ...],
-    ratio: float,
-    settings: dict[str, Any],
-    progress: ProgressCallback,
-) -> Step:
-    """Compress, compare and benchmark; what an interrupted run has finished is taken as it is."""
-    asked = state.settings
-    name = f"{len(state.steps) + 1:02d}-{'-'.join(roles)}-{ratio:g}"
-    folder = output / "steps" / name
-    compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
-    if not compressed.exists():
-        compress(
-            asked.model,
-            ratio,
-            output=compressed,
-            work=output / "work",
-            roles=roles,
-            progress=titled(progress, name),
-            **settings,
-        )
-    result = CompressionResult.read(compressed / RESULT_FILE)
-    dtype = named_dtype(result.recipe.dtype)
-    if not compared.exists():
-        comparison = compare(
-            asked.model,
-            compressed,
-            text=asked.text,
-            limits=asked.limits,
-            windows=asked.evaluation_windows,
-            dtype=dtype,
-            progress=titled(progress, name),
-        )
-        write_file(compared, comparison.write)
-    comparison = Comparison.read(compared)
-    if asked.benchmark and not benchmarked.exists():
-        speed = bench(
-            [asked.model, compressed], batch_sizes=(1,), dtype=result.recipe.dtype, progress=titled(progress, name)
-        )
-        write_file(benchmarked, speed.write)
-    assert comparison.difference is not None
-    assert comparison.agreement is not None
-    assert result.after.bytes_on_disk is not None
-    return Step(
-        name=name,
-        roles=roles,
-        ratio=ratio,
-        parameters=result.after.parameters,
-        parameters_before=result.before.parameters,
-        bytes_on_disk=result.after.bytes_on_disk,
-        perplexity_quotient=comparison.difference.quotient,
-        mean_kl=comparison.agreement.mean_kl,
-        top1=comparison.agreement.top1,
-        prefill_speed=_speed(benchmarked, "prefill"),
-        decode_speed=_speed(benchmarked, "decode"),
-        verdict=comparison.verdict,
-    )
 
 
 def _speed(file: Path, workload: str) -> float | None:
