@@ -119,7 +119,8 @@ def compress(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.reports.tables import compression_table
+    from basis_sharing.reports.tables.compression import compression_summary
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.processes import joined
 
     if dry_run:
@@ -145,7 +146,7 @@ def compress(
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    out.print(compression_table(result))
+    out.print(printable(*compression_summary(result)))
     out.print(
         f"\n  written to {output}; load it with\n"
         f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",
@@ -157,13 +158,14 @@ def _tell_needs(
     model: str, output: Path, device: str | None, max_memory: str | None, settings: dict[str, Any], *, as_json: bool
 ) -> None:
     from basis_sharing.cli.console import out
-    from basis_sharing.reports.estimate_table import estimate_table
+    from basis_sharing.reports.tables.estimate import estimate_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.estimate import estimate
 
     found = estimate(model, device=device, max_memory=max_memory, **settings)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
-        out.print(estimate_table(found, output))
+        out.print(printable(estimate_table(found, output)))
     if found.least_memory > found.memory:
         raise MemoryBudgetError(found.refusal)

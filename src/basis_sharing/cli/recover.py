@@ -85,7 +85,8 @@ def recover(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.reports.recovery_table import recovery_table
+    from basis_sharing.reports.tables.recovery import recovery_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.recover import recover as run
 
     with resumable(output, None), progress_bars() as progress:
@@ -105,7 +106,7 @@ def recover(
         print(result.model_dump_json(indent=2))
         return
     assert result.recovery is not None
-    out.print(recovery_table(result.recovery))
+    out.print(printable(recovery_table(result.recovery)))
     out.print(
         f"\n  written to {output}; load it with\n"
         f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",

@@ -81,7 +81,8 @@ def rollout(
 
     from basis_sharing.cli.console import err, out, progress_bars
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
-    from basis_sharing.reports.rollout_table import rollout_table, step_line
+    from basis_sharing.reports.tables.rollout import rollout_summary, step_line
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.rollout import rollout as run
 
     with progress_bars() as progress:
@@ -101,7 +102,7 @@ def rollout(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        out.print(rollout_table(result))
+        out.print(printable(*rollout_summary(result)))
         if result.best is not None:
             out.print(f"\n  the model that is kept: {output / 'best'}\n", highlight=False, markup=False)
     if result.best is None:

@@ -27,8 +27,8 @@ from basis_sharing.recipe.presets import Weighting
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.repair.blocks import propagate
 from basis_sharing.repair.segments import check_text, segment_length
+from basis_sharing.reports.card import CARD_FILE, model_card
 from basis_sharing.results.base import software_versions
-from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult, GroupReport, PropagationReport
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.run.files import output_errors

@@ -26,8 +26,8 @@ from basis_sharing.models.source import (
     resolve,
 )
 from basis_sharing.repair.whole_training import Recovery, Schedule
+from basis_sharing.reports.card import CARD_FILE, model_card
 from basis_sharing.results.base import software_versions
-from basis_sharing.results.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
 from basis_sharing.run.durable import settled_once
