@@ -40,6 +40,7 @@ def _parts(block: Block) -> Iterator[RenderableType]:
     elif isinstance(block, str):
         yield _sentence(block)
     else:
+        yield Text(escaped(block.title), style="italic")
         yield _Drawn(block)
         yield from map(_sentence, block.notes)
 
@@ -62,8 +63,6 @@ def _drawn(table: Table, available: int) -> RichTable:
     heads = [_head(column, _lines(table, index)) for index, column in enumerate(table.columns)]
     widths, tight = _widths(table, heads, available)
     drawn = RichTable(
-        title=Text(escaped(table.title), style="italic"),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1) if tight else (0, 1),
         show_footer=bool(table.footer),
