@@ -114,10 +114,10 @@ def test_the_verb_writes_plan_and_picture(tmp_path: Path, capsys: pytest.Capture
         main(arguments)
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "the plan removes 20.0" in shown
+    assert "The plan removes 20.0" in shown
     plan = Plan.read(tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["planned_for"]["structure"]
-    assert ("without sharing across layers" in shown) == any(
+    assert ("Without sharing across layers" in shown) == any(
         len({name.split(".")[2] for name in group.members}) > 1 for group in plan.groups
     )
     assert (tmp_path / "p.png").stat().st_size > 10_000

@@ -66,7 +66,8 @@ def bench(
     sizes = _batch_sizes(batch_sizes)
 
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.reports.benchmark_table import benchmark_table
+    from basis_sharing.reports.tables.benchmark import benchmark_tables
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.files import check_files, write_file
     from basis_sharing.verbs.bench import bench as run
 
@@ -93,7 +94,7 @@ def bench(
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    out.print(benchmark_table(result))
+    out.print(printable(*benchmark_tables(result)))
     if output is not None:
         out.print(f"\n  written to {output}\n", highlight=False)
 

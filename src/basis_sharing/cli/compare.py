@@ -130,7 +130,8 @@ def compare(
     from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, read_prompts
     from basis_sharing.evaluation.score_cache import default_folder
     from basis_sharing.models.source import named_dtype
-    from basis_sharing.reports.comparison_table import comparison_table
+    from basis_sharing.reports.tables.comparison import comparison_summary
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.files import check_files, write_file
     from basis_sharing.verbs.compare import compare as run
     from basis_sharing.verbs.recheck import recheck
@@ -171,7 +172,7 @@ def compare(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        out.print(comparison_table(result))
+        out.print(printable(*comparison_summary(result)))
         if output is not None:
             out.print(f"  written to {output}\n", highlight=False, markup=False)
     if result.verdict.held is False:

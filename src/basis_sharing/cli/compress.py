@@ -38,7 +38,8 @@ def compress(
 
     from basis_sharing.cli.console import out, progress_bars, written
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.reports.tables import compression_table
+    from basis_sharing.reports.tables.compression import compression_summary
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.processes import joined
 
     if dry_run:
@@ -56,7 +57,7 @@ def compress(
     if as_json:
         print(result.model_dump_json(indent=2))
         return
-    out.print(compression_table(result))
+    out.print(printable(*compression_summary(result)))
     written(output)
 
 
@@ -64,13 +65,14 @@ def _show_needs(
     model: str, output: Path, device: str | None, max_memory: str | None, recipe: Recipe, *, as_json: bool
 ) -> None:
     from basis_sharing.cli.console import out
-    from basis_sharing.reports.estimate_table import estimate_table
+    from basis_sharing.reports.tables.estimate import estimate_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.estimate import estimate
 
     needs = estimate(model, recipe, device=device, max_memory=max_memory)
     if as_json:
         print(needs.model_dump_json(indent=2))
     else:
-        out.print(estimate_table(needs, output))
+        out.print(printable(estimate_table(needs, output)))
     if needs.least_memory > needs.memory:
         raise MemoryBudgetError(needs.refusal)

@@ -20,12 +20,12 @@ def densify(
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.exports.dense import densify as run
     from basis_sharing.models.sizes import weight_file_bytes
-    from basis_sharing.reports.tables import mebibytes
+    from basis_sharing.results.words import amount_of_bytes
 
     with progress_bars() as progress:
         run(model, output, overwrite=overwrite, progress=progress)
     out.print(
-        f"  written to {output}: {mebibytes(weight_file_bytes(output))} on disk "
-        f"({mebibytes(weight_file_bytes(model))} compressed)",
+        f"  written to {output}: {amount_of_bytes(weight_file_bytes(output))} on disk "
+        f"({amount_of_bytes(weight_file_bytes(model))} compressed)",
         highlight=False,
     )

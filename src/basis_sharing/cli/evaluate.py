@@ -61,7 +61,8 @@ def evaluate(
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
     from basis_sharing.models.source import named_dtype
-    from basis_sharing.reports.tables import perplexity_table
+    from basis_sharing.reports.tables.perplexity import perplexity_table
+    from basis_sharing.reports.terminal import printable
 
     texts = text or ([DEFAULT_TEXT] if tasks is None else [])
     scored = None
@@ -90,11 +91,11 @@ def evaluate(
             print(scored.model_dump_json(indent=2))
         return
     if measured:
-        out.print(perplexity_table(model, measured))
+        out.print(printable(perplexity_table(model, measured)))
     if scored is not None:
-        from basis_sharing.reports.tasks_table import tasks_table
+        from basis_sharing.reports.tables.tasks import scores_table
 
-        out.print(tasks_table(scored))
+        out.print(printable(scores_table(scored)))
 
 
 def _perplexities(

@@ -21,7 +21,9 @@ def inspect(
     from basis_sharing.models.decoder import describe
     from basis_sharing.models.sizes import role_table, starting_point
     from basis_sharing.models.source import load_skeleton, refuse_compressed, resolve
-    from basis_sharing.reports.tables import SHOWN_RATIOS, compression_table, inspection_table
+    from basis_sharing.reports.tables.compression import compression_summary
+    from basis_sharing.reports.tables.inspection import SHOWN_RATIOS, inspection_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 
     source = resolve(model)
@@ -30,7 +32,7 @@ def inspect(
         if as_json:
             print(result.model_dump_json(indent=2))
         else:
-            out.print(compression_table(result))
+            out.print(printable(*compression_summary(result)))
         return
     refuse_compressed(source)
     skeleton = load_skeleton(source)
@@ -44,4 +46,4 @@ def inspect(
         start = [row.name for row in starting_point(rows)]
         print(json.dumps({"family": decoder.family.name, "start_with": start, "rows": described}, indent=2))
         return
-    out.print(inspection_table(model, decoder.family.name, rows))
+    out.print(printable(inspection_table(model, decoder.family.name, rows)))

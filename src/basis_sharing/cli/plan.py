@@ -39,7 +39,8 @@ def plan(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.forecast_figure import draw_forecast
-    from basis_sharing.reports.plan_tables import forecast_table
+    from basis_sharing.reports.tables.forecast import forecast_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.files import check_files, write_file
     from basis_sharing.verbs.plan import plan as run
 
@@ -54,7 +55,7 @@ def plan(
     if as_json:
         print(forecast.model_dump_json(indent=2))
         return
-    out.print(forecast_table(forecast))
+    out.print(printable(forecast_table(forecast)))
     out.print(
         f"\n  written to {output} and {picture}; execute it with\n"
         f"  basis-sharing compress {model} -o DIR --plan {output}\n",
@@ -72,6 +73,8 @@ def diff(
     """
     from basis_sharing.cli.console import out
     from basis_sharing.plans.plan import Plan
-    from basis_sharing.reports.plan_tables import diff_table
+    from basis_sharing.reports.tables.plans import plan_difference
+    from basis_sharing.reports.terminal import printable
 
-    out.print(diff_table(Plan.read(first), Plan.read(second), (first.name, second.name)))
+    names = first.name, second.name
+    out.print(printable(*plan_difference(Plan.read(first), Plan.read(second), names)))

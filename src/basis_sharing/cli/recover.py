@@ -43,7 +43,8 @@ def recover(
 
     from basis_sharing.cli.console import out, progress_bars, written
     from basis_sharing.cli.interrupts import resumable
-    from basis_sharing.reports.recovery_table import recovery_table
+    from basis_sharing.reports.tables.recovery import recovery_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.recover import recover as run
 
     places = {"original": original, "device": device, "overwrite": overwrite}
@@ -53,5 +54,5 @@ def recover(
         print(result.model_dump_json(indent=2))
         return
     assert result.recovery is not None
-    out.print(recovery_table(result.recovery))
+    out.print(printable(recovery_table(result.recovery)))
     written(output)

@@ -46,7 +46,8 @@ def rollout(
     checked = Limits.create(**{name: value for name, value in limits.items() if value is not None})
 
     from basis_sharing.cli.console import err, out, progress_bars
-    from basis_sharing.reports.rollout_table import rollout_table, step_line
+    from basis_sharing.reports.tables.rollout import rollout_summary, step_line
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.rollout import rollout as run
 
     asked = {"ratios": steps, "text": text, "benchmark": not no_benchmark, "device": device, "overwrite": overwrite}
@@ -63,7 +64,7 @@ def rollout(
     if as_json:
         print(result.model_dump_json(indent=2))
     else:
-        out.print(rollout_table(result))
+        out.print(printable(*rollout_summary(result)))
         if result.best is not None:
             out.print(f"\n  the model that is kept: {output / 'best'}\n", highlight=False, markup=False)
     if result.best is None:

@@ -44,7 +44,8 @@ def study(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.study_figure import draw_study
-    from basis_sharing.reports.study_table import conclusion, study_table
+    from basis_sharing.reports.tables.study import conclusion, study_table
+    from basis_sharing.reports.terminal import printable
     from basis_sharing.run.files import check_files, write_file
     from basis_sharing.verbs.study import study as run
 
@@ -59,7 +60,7 @@ def study(
     if as_json:
         print(result.model_dump_json())
         return
-    out.print(study_table(result.study, title, result.ratio))
+    out.print(printable(study_table(result.study, title, result.ratio)))
     for sentence in (*(f"note: {note}" for note in result.notes), f"{conclusion(result.study, result.ratio)}\n"):
         out.print(f"  {sentence}", highlight=False, markup=False)
     out.print(f"  written to {data} and {picture}\n", highlight=False, markup=False)

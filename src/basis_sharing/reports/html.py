@@ -5,17 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import basis_sharing
-from basis_sharing.reports import measured_parts, parts, rollout_parts
 from basis_sharing.reports.curve_figure import curve_picture, points_of
 from basis_sharing.reports.material import Material, gather
 from basis_sharing.reports.picture import Picture
 from basis_sharing.reports.rank_figure import rank_picture, sharing_picture
 from basis_sharing.reports.size_figure import size_picture
-from basis_sharing.results.words import how_to_load, how_to_repeat
+from basis_sharing.reports.table import Table, escaped
+from basis_sharing.reports.tables.benchmark import against_first, benchmark_tables
+from basis_sharing.reports.tables.comparison import comparison_tables
+from basis_sharing.reports.tables.compression import compressed_perplexity_table, origin_table, settings_table
+from basis_sharing.reports.tables.rollout import rollout_table
+from basis_sharing.reports.tables.sizes import size_table
+from basis_sharing.reports.tables.tasks import scores_pairs_table
+from basis_sharing.reports.tiles import answer, compressed_index, tiles
+from basis_sharing.reports.typography import typographic
+from basis_sharing.results.words import expectation, how_to_load, how_to_repeat
 from basis_sharing.run.files import check_files, write_file
 
 _PICTURES = ("sizes", "perplexity", "ranks", "sharing")
@@ -111,15 +120,6 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
         pictures: Its pictures.
         drawn: These as SVG, by name.
     """
-    environment = Environment(
-        loader=PackageLoader("basis_sharing.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["without_empty_lines"] = measured_parts.without_empty_lines
-    environment.filters["without_controls"] = measured_parts.without_controls
     result = material.result
     images = {
         picture.name: Image(
@@ -131,46 +131,50 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
         for picture in pictures
     }
     installed, bare = how_to_load(material.name)
-    return environment.get_template("report.html").render(
-        material=material,
-        result=result,
-        answer=parts.answer(material),
-        tiles=[*parts.tiles(material), *measured_parts.measured_tiles(material)],
-        images=images,
-        sizes=parts.size_table(result),
-        perplexities=parts.perplexity_table(result),
-        expectation=parts.expectation(result),
-        comparisons=[
-            (
-                comparison,
-                [
-                    table
-                    for table in (
-                        measured_parts.comparison_table(comparison),
-                        measured_parts.checks_table(comparison),
-                        measured_parts.compared_tasks_table(comparison),
-                        measured_parts.disagreement_table(comparison),
-                    )
-                    if table is not None
-                ],
-            )
-            for comparison in material.comparisons
-        ],
-        tasks=measured_parts.task_table(material),
-        rollouts=[(rollout.sentence, rollout_parts.rollout_table(rollout)) for rollout in material.rollouts],
-        benchmarks=[
-            table
-            for benchmark in material.benchmarks
-            for table in (
-                measured_parts.speed_table(benchmark, material.name),
-                measured_parts.memory_table(benchmark, material.name),
-            )
-            if table is not None
-        ],
-        installed=installed,
-        bare=bare,
-        repeat=how_to_repeat(result),
-        origin=parts.origin_table(result),
-        settings=parts.settings_table(result),
-        version=basis_sharing.__version__,
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            material=material,
+            result=result,
+            answer=answer(material),
+            tiles=tiles(material),
+            images=images,
+            sizes=size_table(result),
+            perplexities=compressed_perplexity_table(result),
+            expectation=None if result.prediction is None else expectation(result.prediction),
+            comparisons=[(comparison, comparison_tables(comparison)) for comparison in material.comparisons],
+            tasks=scores_pairs_table(material.tasks_before, material.tasks_after),
+            rollouts=[(rollout.sentence, rollout_table(rollout)) for rollout in material.rollouts],
+            benchmarks=[
+                table
+                for benchmark in material.benchmarks
+                for table in benchmark_tables(against_first(benchmark, compressed_index(benchmark, material.name)))
+            ],
+            installed=installed,
+            bare=bare,
+            repeat=how_to_repeat(result),
+            origin=origin_table(result),
+            settings=settings_table(result),
+            version=basis_sharing.__version__,
+        )
     )
+
+
+def table_html(table: Table) -> str:
+    """Return one table as HTML, as it stands in the page."""
+    macros: Any = _environment().get_template("table.html").module
+    return str(macros.table(table))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("basis_sharing.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typographic"] = typographic
+    environment.filters["escaped"] = escaped
+    return environment

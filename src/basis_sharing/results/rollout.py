@@ -99,11 +99,11 @@ class Rollout(Result):
         """The answer."""
         best = self.best
         if best is None:
-            return f"Nothing is kept: already the first step, {_told(self.steps[0])}, breaks a limit."
+            return f"Nothing is kept: already the first step, {_removal(self.steps[0])}, breaks a limit."
         broken = next((step for step in self.steps if not step.held), None)
-        end = "it is the last step" if broken is None else f"the next step, {_told(broken)}, breaks a limit"
-        return f"Kept: {_told(best)}, perplexity {best.perplexity_quotient:.3f} x the original's; {end}."
+        end = "it is the last step" if broken is None else f"the next step, {_removal(broken)}, breaks a limit"
+        return f"Kept: {_removal(best)}, perplexity {best.perplexity_quotient:.3f} x the original's; {end}."
 
 
-def _told(step: Step) -> str:
+def _removal(step: Step) -> str:
     return f"{step.ratio:.0%} of {', '.join(step.roles)} removed"

@@ -2,13 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Sequence
+from math import exp
 from pathlib import Path
 from typing import Any
 
+from basis_sharing.plans.plan import Prediction
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.settings import flag_of
+from basis_sharing.recipe.target import TARGETS
 from basis_sharing.results.compression import CompressionResult
 
-_NEGATED = {"gradients": "--no-gradients", "across_roles": "--no-joint-roles", "across_depth": "--no-sharing"}
 _SAID_BY_THE_PLAN = ("method", "gradients")
 _FOLDERS = re.compile(r"""(?<![^\s:'"(])(?:~|[A-Za-z]:)?[/\\](?=[^\s/\\])(?:[^/\\:'"\n]+[/\\])*(?=[^/\\:\s])""")
 
@@ -25,7 +29,7 @@ def amount_of_bytes(count: int) -> str:
 
 def change(before: float, after: float) -> str:
     """Format a relative change with its sign, e.g. ``"-18.0 %"``."""
-    return f"{100 * (after / before - 1):+.1f} %".replace("-", "\u2212")
+    return f"{100 * (after / before - 1):+.1f} %"
 
 
 def short_name(model: str) -> str:
@@ -52,12 +56,13 @@ def command_line(result: CompressionResult, output: str = "DIR", *, published: b
         output: The folder to write.
         published: Whether strangers will read it: absolute paths are cut to their last part.
     """
-    words = ["basis-sharing", "compress", result.model, "-o", output]
+    words, options = ["basis-sharing", "compress", result.model, "-o", output], Recipe.options()
     for name, value in changed_settings(result.recipe).items():
-        flag = "--" + name.replace("_", "-")
-        if name in _NEGATED:
-            words.append(_NEGATED[name])
-        elif name == "evaluate":
+        option = options[name]
+        flag = flag_of(name, option)
+        if option.flag is not None:
+            words.append(flag)
+        elif option.repeated:
             words += [word for text in value for word in (flag, text)]
         elif isinstance(value, tuple):
             words += [flag, ",".join(value)]
@@ -89,14 +94,54 @@ def was_trained(result: CompressionResult) -> bool:
     return refined or result.recovery is not None
 
 
-def mending(result: CompressionResult) -> list[str]:
+def expectation(prediction: Prediction) -> str:
+    """Return what a plan was expected to cost, in one sentence."""
+    rise = prediction.nats_per_token
+    cost = f"The plan expected {rise:+.4f} nats per token, {exp(min(rise, 700)):.3f} x the perplexity"
+    if prediction.scale is None:
+        return f"{cost}, from its calibration text alone, not scaled by a measurement."
+    error = "" if prediction.scale_error is None else f" +- {prediction.scale_error:.2f}"
+    return f"{cost}, scaled by {prediction.scale:.2f}{error}, one plan measured on {prediction.text}."
+
+
+def asked_and_reached(result: CompressionResult) -> str:
+    """Return which target was set and how much was removed, in one sentence."""
+    given = [(name, value) for name in TARGETS if (value := getattr(result.recipe, name)) is not None]
+    asked = " and ".join(f"{name.replace('_', ' ')} asked {value}" for name, value in given)
+    return (
+        f"Method {result.method}; {asked}, reached "
+        f"{result.ratio_reached:.4f} of the parameters of the compressible projections removed."
+    )
+
+
+def groups_and_shared(result: CompressionResult) -> str:
+    """Return how many groups there are, and how many of them share a basis, e.g. ``"27, of which 7 share a basis"``."""
+    return f"{len(result.entries)}, of which {sum(len(group.members) > 1 for group in result.entries)} share a basis"
+
+
+def calibrated_on(result: CompressionResult) -> str | None:
+    """Return the calibration text and how much of it was read; None where the method needs none."""
+    if result.calibration is None:
+        return None
+    used = result.calibration
+    return f"{used.source}: {used.windows} windows of {used.length} tokens, in {used.dtype}"
+
+
+def condensed(notes: Sequence[str], most: int = 6) -> list[str]:
+    """Return the first ``most`` notes, and how many more there are; all of them are in the result file."""
+    if len(notes) <= most:
+        return list(notes)
+    return [*notes[:most], f"... and {len(notes) - most} more, see basis_sharing.json or --json"]
+
+
+def repairs(result: CompressionResult) -> list[str]:
     """Return one sentence for everything that was done after the factorization; none where nothing was."""
-    told = []
+    sentences = []
     if result.repair is not None:
         done = result.repair
         means = " and ".join([*(["refitted"] if done.refit else []), *(["trained"] if done.epochs else [])])
         better = sum(after < before for before, after in zip(done.before, done.after, strict=True))
-        told.append(
+        sentences.append(
             f"{'Each block was' if done.epochs else 'The coefficients of each block were'} {means}, towards the "
             f"original's states, on {done.segments} segments of {done.length} tokens; {better} of {len(done.before)} "
             "blocks got nearer to the original."
@@ -105,11 +150,11 @@ def mending(result: CompressionResult) -> list[str]:
         learned = result.recovery
         what = "LoRA on the coefficients, then merged," if learned.settings.train == "lora" else "Factors and norms"
         goal = "the original's predictions" if learned.settings.loss == "distillation" else "the text itself"
-        told.append(
+        sentences.append(
             f"{what} were trained on {goal} for {learned.steps:,} steps of {learned.settings.length} tokens of "
-            f"`{without_folders(learned.settings.calibration)}`."
+            f"{without_folders(learned.settings.calibration)}."
         )
-    return told
+    return sentences
 
 
 def recovery_line(result: CompressionResult, folder: str, output: str = "DIR") -> str | None:

@@ -17,7 +17,7 @@ from basis_sharing.models.source import ModelSource, stored_bytes
 from basis_sharing.planning.published import published_plan, shared_roles_of
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
-from basis_sharing.results.card import CARD_FILE, model_card
+from basis_sharing.reports.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CalibrationReport, CompressionResult, EntryReport
 from basis_sharing.results.measures import Sizes
 from basis_sharing.run.files import output_errors

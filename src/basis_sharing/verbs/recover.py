@@ -29,7 +29,7 @@ from basis_sharing.models.source import (
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
 from basis_sharing.repair.whole_training import Outcome, Recovery, TrainingSchedule
-from basis_sharing.results.card import CARD_FILE, model_card
+from basis_sharing.reports.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.run.durable import load_or_create

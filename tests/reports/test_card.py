@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from basis_sharing import compress
-from basis_sharing.results.card import CARD_FILE, model_card
+from basis_sharing.reports.card import CARD_FILE, model_card
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from pico import PICO, pico_tokenizer, save_pico
+from samples import compression
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_every_compressed_folder_has_a_card(folder: Path) -> None:
     assert (folder.parent / "original" / CARD_FILE).read_text() == "the card of the original"
     result = CompressionResult.read(folder / RESULT_FILE)
     assert f"| parameters | {result.before.parameters:,} | {result.after.parameters:,} |" in card
-    assert f"{result.perplexity_before[0].perplexity:,.3f} | {result.perplexity_after[0].perplexity:,.3f}" in card
+    assert f"{result.perplexity_before[0].perplexity:,.4f} | {result.perplexity_after[0].perplexity:,.4f}" in card
     assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in card
     assert 'from_pretrained("path/to/this/folder", trust_remote_code=True)' in card
     assert "basis-sharing compress original -o DIR --ratio 0.3 --method svd" in card
@@ -61,4 +62,23 @@ def test_a_model_in_memory_has_a_card_too(tmp_path: Path) -> None:
     card = (tmp_path / "small" / CARD_FILE).read_text()
     assert "basis_sharing.compress(model, tokenizer=tokenizer, output='DIR', ratio=0.3, method='svd')" in card
     assert "Not measured when the model was made" in card
-    assert "| on disk | - |" in card
+    assert "| bytes on disk | - |" in card
+
+
+def test_everything_that_was_done_is_in_the_card() -> None:
+    card = model_card(compression(), hub_id=None)
+    for words in (
+        "| parameters | 1,000 | 820 | -18.0 % |",
+        "here only of the roles q, k",
+        "| wiki\\|test.txt | ",
+        "The plan expected +0.1250 nats per token, 1.133 x the perplexity, scaled by 1.25 +- 0.05, one plan measured "
+        "on wiki.txt.",
+        "Method auto; ratio asked 0.2, reached 0.2250 of the parameters of the compressible projections removed.",
+        "Groups of projections: 2, of which 1 share a basis.",
+        "Calibrated on c4:c4.txt: 4 windows of 64 tokens, in float32.",
+        "Factors and norms were trained on the original's predictions for 1,200 steps",
+        "- ... and 2 more, see basis_sharing.json",
+    ):
+        assert words in card
+    assert "/data" not in card
+    assert "without fine-tuning" not in card

@@ -2,36 +2,16 @@
 
 from rich.console import Console
 
-from basis_sharing.reports.tasks_table import tasks_table
-from basis_sharing.results.tasks import TaskResults, TaskScore
-
-
-def score(task: str, accuracy: float, error: float | None, normalized: float | None = None) -> TaskScore:
-    return TaskScore(
-        task=task,
-        version="1.0",
-        split="test",
-        source="a file",
-        examples=1000,
-        accuracy=accuracy,
-        accuracy_error=error,
-        normalized_accuracy=normalized,
-        normalized_accuracy_error=None if normalized is None else 0.01,
-        correct=None,
-        correct_normalized=None,
-        data_fingerprint="d" * 32,
-        prompt_fingerprint="0123456789abcdef",
-        notes=(f"{task} is a sample.",),
-    )
+from basis_sharing.reports.tables.tasks import scores_pairs_table, scores_table
+from basis_sharing.reports.terminal import printable
+from basis_sharing.results.tasks import TaskScore
+from samples import score, tasks
 
 
 def shown(*scores: TaskScore) -> str:
-    results = TaskResults(
-        model="m", model_fingerprint=None, dtype="float32", limit=None, harness="0.4", scores=scores, notes=("A run.",)
-    )
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(tasks_table(results))
+        console.print(printable(scores_table(tasks(*scores))))
     return "\n".join(" ".join(line.split()) for line in capture.get().splitlines())
 
 
@@ -51,3 +31,13 @@ def test_scores_and_their_mean() -> None:
 def test_one_example_has_no_error_and_one_task_no_mean() -> None:
     assert "mean" not in shown(score("one", 1.0, None))
     assert "mean 50.00" in shown(score("one", 1.0, None), score("two", 0.0, 0.1)).splitlines()
+
+
+def test_scores_before_and_after_are_side_by_side() -> None:
+    table = scores_pairs_table([tasks(score("one", 0.25, 0.03))], [tasks(score("two", 0.5, None))])
+    assert table is not None
+    assert table.rows == (
+        ("one (test)", "1,000", "25.0 +- 3.0", "-", "-", "-", "-", "-"),
+        ("two (test)", "1,000", "-", "50.0", "-", "-", "-", "-"),
+    )
+    assert scores_pairs_table([], []) is None

@@ -5,18 +5,13 @@ from rich.console import Console
 
 from basis_sharing.cli.main import main
 from basis_sharing.models.decoder import describe
-from basis_sharing.models.sizes import RoleRow, role_table, starting_point
-from basis_sharing.reports.tables import advice, inspection_table
+from basis_sharing.models.sizes import role_table, starting_point
+from basis_sharing.reports.tables.inspection import advice, inspection_table
+from basis_sharing.reports.terminal import printable
 from pico import PICO, save_pico
+from samples import role_row
 
-
-def row(name, size, compressible=True):
-    return RoleRow(
-        name, ((8, 8),), 1, size // 4, size, size / (100 * 2**20), compressible, "" if compressible else "why"
-    )
-
-
-ROWS = [row("q", 10 * 2**20), row("down", 30 * 2**20), row("embeddings", 60 * 2**20, False)]
+ROWS = [role_row("q", 10 * 2**20), role_row("down", 30 * 2**20), role_row("embeddings", 60 * 2**20, False)]
 
 
 def test_what_a_role_is_worth():
@@ -26,27 +21,27 @@ def test_what_a_role_is_worth():
 
 def test_the_largest_roles_are_the_place_to_start():
     assert starting_point(ROWS) == (ROWS[1],)
-    assert starting_point([*ROWS, row("up", 30 * 2**20)]) == (ROWS[1], row("up", 30 * 2**20))
+    assert starting_point([*ROWS, role_row("up", 30 * 2**20)]) == (ROWS[1], role_row("up", 30 * 2**20))
     model = PICO["llama"]()
     assert [r.name for r in starting_point(role_table(model, describe(model)))] == ["gate", "up", "down"]
 
 
 def test_the_advice_is_one_sentence():
-    start = "start with down: 30.0 % of the memory; removing half of that saves 15.0 MiB of the model's"
+    start = "Start with down: 30.0 % of the memory; removing half of that saves 15.0 MiB of the model's"
     assert advice(ROWS[:2]) == f"{start} 40.0 MiB."
     assert advice(ROWS) == f"{start} 100.0 MiB (the largest part, embeddings, 60.0 %, stays as it is)."
-    assert advice([*ROWS[:2], row("up", 30 * 2**20)]).startswith("start with down and up: 60.0 % of the memory")
+    assert advice([*ROWS[:2], role_row("up", 30 * 2**20)]).startswith("Start with down and up: 60.0 % of the memory")
 
 
 def test_the_table_shows_both():
     console = Console(width=120, record=True)
-    console.print(inspection_table("a model", "llama", ROWS))
+    console.print(printable(inspection_table("a model", "llama", ROWS)))
     text = console.export_text()
     assert "20 % / 50 % saves" in text
     assert "yes: 6.0 MiB / 15.0 MiB" in text
     assert "no: why" in text
     assert "8.0 MiB / 20.0 MiB" in text  # all roles together
-    assert "start with down" in text
+    assert "Start with down" in text
 
 
 def test_the_verb_says_it_too(tmp_path, capsys):

@@ -1,17 +1,21 @@
 """The model card of a compressed folder: what the Hugging Face Hub shows, and what a finder has to know."""
 
-from math import exp
-
 import yaml
 
+from basis_sharing.reports.markdown import markdown
+from basis_sharing.reports.tables.compression import compressed_perplexity_table
+from basis_sharing.reports.tables.sizes import size_table
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.words import (
-    amount_of_bytes,
-    change,
+    asked_and_reached,
+    calibrated_on,
+    condensed,
+    expectation,
+    groups_and_shared,
     how_to_load,
     how_to_repeat,
-    mending,
     recovery_line,
+    repairs,
     short_name,
     was_trained,
     without_folders,
@@ -46,7 +50,7 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
             "",
             "## Size",
             "",
-            *_sizes(result),
+            markdown(size_table(result).mapped(without_folders), title=False),
             "",
             "## Quality",
             "",
@@ -75,56 +79,14 @@ def _front_matter(hub_id: str | None) -> dict[str, object]:
     return front | {"tags": ["basis-sharing", "basis_sharing", "compression", "low-rank"]}
 
 
-def _sizes(result: CompressionResult) -> list[str]:
-    before, after = result.before, result.after
-    rows = [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", change(before.parameters, after.parameters)),
-        (
-            "of these in compressible projections",
-            f"{before.projection_parameters:,}",
-            f"{after.projection_parameters:,}",
-            change(before.projection_parameters, after.projection_parameters),
-        ),
-        (
-            "multiplications per token there",
-            f"{before.projection_multiplications:,}",
-            f"{after.projection_multiplications:,}",
-            change(before.projection_multiplications, after.projection_multiplications),
-        ),
-        (
-            "in memory",
-            amount_of_bytes(before.bytes_in_memory),
-            amount_of_bytes(after.bytes_in_memory),
-            change(before.bytes_in_memory, after.bytes_in_memory),
-        ),
-    ]
-    if after.bytes_on_disk is not None:
-        known = before.bytes_on_disk is not None
-        rows.append(
-            (
-                "on disk",
-                amount_of_bytes(before.bytes_on_disk) if before.bytes_on_disk is not None else "-",
-                amount_of_bytes(after.bytes_on_disk),
-                change(before.bytes_on_disk, after.bytes_on_disk) if known and before.bytes_on_disk else "-",
-            )
-        )
-    return ["| | original | this model | change |", "|---|---:|---:|---:|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
 def _quality(result: CompressionResult) -> list[str]:
-    lines = []
-    if result.perplexity_before:
-        lines += ["| perplexity on | original | this model | quotient |", "|---|---:|---:|---:|"]
-        for dense, small in zip(result.perplexity_before, result.perplexity_after, strict=True):
-            lines.append(
-                f"| {without_folders(dense.text)}, {dense.windows} windows of {dense.length} tokens, {dense.dtype} | "
-                f"{dense.perplexity:,.3f} | {small.perplexity:,.3f} | {small.perplexity / dense.perplexity:.3f} |"
-            )
+    table = compressed_perplexity_table(result)
+    if table is None:
+        lines = ["Not measured when the model was made. Measure before you use it: `basis-sharing eval`."]
     else:
-        lines.append("Not measured when the model was made. Measure before you use it: `basis-sharing eval`.")
+        lines = [markdown(table.mapped(without_folders), title=False)]
     if result.prediction is not None:
-        expected = exp(min(result.prediction.nats_per_token, 700))
-        lines += ["", f"The plan expected {expected:.3f} times the perplexity, from its calibration text."]
+        lines += ["", without_folders(expectation(result.prediction))]
     return lines
 
 
@@ -142,18 +104,11 @@ def _loading() -> list[str]:
 
 
 def _making(result: CompressionResult) -> list[str]:
-    shared = sum(len(group.members) > 1 for group in result.entries)
-    lines = [
-        f"Method `{result.method}`; {len(result.entries)} groups of projections, of which {shared} share a basis; "
-        f"{100 * result.ratio_reached:.2f} % of the parameters of the compressible projections removed."
-    ]
-    if result.calibration is not None:
-        used = result.calibration
-        lines.append(
-            f"Calibrated on {used.windows} windows of {used.length} tokens of `{without_folders(used.source)}` in "
-            f"{used.dtype}."
-        )
-    lines += mending(result)
+    lines = [without_folders(asked_and_reached(result)), f"Groups of projections: {groups_and_shared(result)}."]
+    text = calibrated_on(result)
+    if text is not None:
+        lines.append(f"Calibrated on {without_folders(text)}.")
+    lines += map(without_folders, repairs(result))
     again = recovery_line(result, "DIR", "RECOVERED")
     lines += [
         "",
@@ -175,5 +130,5 @@ def _limits(result: CompressionResult, original: str, hub_id: str | None) -> lis
     ]
     if hub_id is None:
         lines.append("- Before this folder is published, name the original as `base_model` in the front matter above.")
-    lines += [f"- {without_folders(note)}" for note in result.notes[:6]]
+    lines += [f"- {without_folders(note)}" for note in condensed(result.notes)]
     return lines
