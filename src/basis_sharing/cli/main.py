@@ -5,14 +5,15 @@ import sys
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 import basis_sharing
 from basis_sharing.cli import (
     bench,
     compare,
     compress,
-    densify,
     evaluate,
+    export,
     inspect,
     plan,
     recover,
@@ -22,7 +23,20 @@ from basis_sharing.cli import (
 )
 from basis_sharing.errors import BasisSharingError, RecipeError
 
+_RENAMED = {"densify": "basis-sharing export FOLDER -o OUT --to dense"}
+
+
+class _Verbs(typer.core.TyperGroup):
+    """The verbs, and what those are called now that had another name."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _RENAMED:
+            raise RecipeError(f"{args[0]} was renamed: call {_RENAMED[args[0]]} instead.")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     name="basis-sharing",
     help="Make language models smaller: weight matrices of different layers share basis vectors. No fine-tuning.",
     no_args_is_help=True,
@@ -38,7 +52,7 @@ app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("study")(study.study)
 app.command("recover")(recover.recover)
-app.command("densify")(densify.densify)
+app.command("export")(export.export)
 app.command("rollout")(rollout.rollout)
 
 
