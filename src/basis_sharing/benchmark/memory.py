@@ -46,13 +46,12 @@ def measure_here(model: str, settings: BenchmarkSettings) -> PeakMemory:
     import torch
 
     from basis_sharing.benchmark.workloads import Decode
-    from basis_sharing.evaluation.perplexity import load
+    from basis_sharing.checkpoint.loading import load_any
     from basis_sharing.models.source import named_dtype
 
     device = torch.device(settings.device)
     libraries = _reset()
-    loaded, _ = load(model, named_dtype(settings.dtype))
-    loaded.to(device)
+    loaded, _ = load_any(model, named_dtype(settings.dtype), device)
     loading = _peak() - libraries
     _reset()
     prompts = torch.zeros(max(settings.batch_sizes), settings.prompt_tokens, dtype=torch.long, device=device)
