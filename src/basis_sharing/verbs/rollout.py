@@ -20,7 +20,7 @@ from basis_sharing.errors import OutputError, RecipeError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
-from basis_sharing.models.source import fingerprint, load_skeleton, named_dtype, refuse_compressed, resolve
+from basis_sharing.models.source import fingerprint, load_skeleton, refuse_compressed, resolve
 from basis_sharing.recipe.recipe import TARGETS, Recipe
 from basis_sharing.results.base import software_versions
 from basis_sharing.results.benchmark import BenchmarkResult
@@ -200,15 +200,14 @@ def _step(
             **settings,
         )
     result = CompressionResult.read(compressed / RESULT_FILE)
-    dtype = named_dtype(result.recipe.dtype)
     if not compared.exists():
         comparison = compare(
             asked.model,
             compressed,
             text=asked.text,
             limits=asked.limits,
-            windows=asked.evaluation_windows,
-            dtype=dtype,
+            evaluation_windows=asked.evaluation_windows,
+            dtype=result.recipe.dtype,
             progress=titled(progress, name),
         )
         write_file(compared, comparison.write)
