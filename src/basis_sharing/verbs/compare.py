@@ -66,8 +66,9 @@ def compare(
         BasisSharingError: A setting, model or text cannot be used, or a limit cannot be judged.
 
     Example:
-        >>> limits = basis_sharing.Limits(max_perplexity_increase=0.5)
-        >>> print(basis_sharing.compare("./llama", "./llama-20", limits=limits).verdict.sentence)
+        >>> limits = basis_sharing.Limits(max_perplexity_increase=0.05)
+        >>> result = basis_sharing.compare("./llama", "./llama-20", text="heldout.txt", limits=limits)
+        >>> print(result.verdict.sentence)
     """
     against = None if baseline is None else Baseline.of(baseline)
     loading, scoring = Loading(tokenizer, dtype, device), Scoring(tasks, task_data, limit, cache)
