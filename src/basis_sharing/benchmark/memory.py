@@ -13,7 +13,7 @@ _RESET_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
 
 
 def can_measure() -> bool:
-    """Whether this platform tells the peak of a process and lets it be set back (Linux does)."""
+    """Whether the peak of a process can be read and set back on this platform (it can on Linux)."""
     return _STATUS.is_file() and _CLEAR.is_file()
 
 
@@ -82,11 +82,11 @@ def main(request: str) -> None:
     """Answer one request of :func:`peak_memory` on standard output."""
     asked = json.loads(request)
     try:
-        found = measure_here(asked["model"], BenchmarkSettings.model_validate(asked["settings"]))
+        peaks = measure_here(asked["model"], BenchmarkSettings.model_validate(asked["settings"]))
     except BasisSharingError as error:
         print(json.dumps({"error": str(error)}))
         return
-    print(found.model_dump_json())
+    print(peaks.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -254,9 +254,9 @@ def _labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def _unsettled(found: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
+def _unsettled(measured: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
     """Return what has to be said where speeds are not known as well as was asked."""
-    timings = [(t.uncertainty, t) for model in found for t in model.timings if t.uncertainty is not None]
+    timings = [(t.uncertainty, t) for model in measured for t in model.timings if t.uncertainty is not None]
     if settings.precision is None or not timings:
         return None
     largest, worst = max(timings, key=lambda pair: pair[0])
@@ -270,7 +270,7 @@ def _unsettled(found: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -
 
 
 def _notes(
-    found: Sequence[BenchmarkedModel], models: Sequence[Any], settings: BenchmarkSettings, load_before: float
+    measured: Sequence[BenchmarkedModel], models: Sequence[Any], settings: BenchmarkSettings, load_before: float
 ) -> list[str]:
     notes = []
     processors = psutil.cpu_count() or 1
@@ -279,10 +279,10 @@ def _notes(
             f"the machine was busy when this began (load {load_before:.1f} on {processors} processors): trust the "
             "speeds rather than the times; fewer --threads than processors are steadier"
         )
-    unsettled = _unsettled(found, settings)
+    unsettled = _unsettled(measured, settings)
     if unsettled is not None:
         notes.append(unsettled)
-    dtypes = list(dict.fromkeys(model.dtype for model in found))
+    dtypes = list(dict.fromkeys(model.dtype for model in measured))
     if len(dtypes) > 1:
         notes.append(f"the models ran in different dtypes ({', '.join(dtypes)}): pass --dtype to compare them in one")
     if settings.memory and not can_measure():
