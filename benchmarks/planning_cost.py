@@ -18,17 +18,18 @@ def main() -> None:
     windows = parser.parse_args().windows
     need_data()
     model, text = smollm2(), f"{DATA}/wikitext2/wiki.valid.raw"
-    rows = {"forward pass (eval)": cost("eval", model, "--text", text, "--windows", windows, "--dtype", "float32")}
+    forward = ("--text", text, "--evaluation-windows", windows, "--dtype", "float32")
+    rows = {"forward pass (eval)": cost("eval", model, *forward)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dtypes = ("--dtype", "float32", "--calibration-dtype", "float32")
         plan = ("plan", model, "--calibration", text, "--windows", windows, *dtypes, "--work", folder / "work")
         rows["plan"] = cost(*plan, "--ratio", "0.2", "-o", folder / "20.json")
         rows["plan for another ratio, with --work"] = cost(*plan, "--ratio", "0.4", "-o", folder / "40.json")
-    forward = next(iter(rows.values()))
+    base = next(iter(rows.values()))
     for name, row in rows.items():
-        row["times_forward"] = row["seconds"] / forward["seconds"]
-        row["memory_times_forward"] = row["peak_mib"] / forward["peak_mib"]
+        row["times_forward"] = row["seconds"] / base["seconds"]
+        row["memory_times_forward"] = row["peak_mib"] / base["peak_mib"]
         print(f"{name:40} {row['times_forward']:6.2f} x the time, {row['memory_times_forward']:5.2f} x the memory")
     save("planning-cost", {"machine": machine(), "windows": windows, "rows": rows})
 

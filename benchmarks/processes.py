@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from basis_sharing.evaluation.perplexity import load
+from basis_sharing.checkpoint.loading import load_any
 from basis_sharing.results.compression import RESULT_FILE
 from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
 from basis_sharing.runtime.surgery import product_of
@@ -47,9 +47,9 @@ def main() -> None:
             seconds = compress(processes, output)
             groups = json.loads((output / RESULT_FILE).read_text(encoding="utf-8"))["groups"]
             rows.append({"processes": processes, "seconds": seconds, "groups": groups})
-        one = load(Path(name) / "1")[0]
+        one = load_any(Path(name) / "1")[0]
         for row in rows:
-            other = load(Path(name) / str(row["processes"]))[0]
+            other = load_any(Path(name) / str(row["processes"]))[0]
             differences = [0.0]
             for path, module in one.named_modules():
                 if isinstance(module, FactorizedLinear):

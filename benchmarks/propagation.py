@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from basis_sharing.evaluation.perplexity import load, measure, prepare_text
+from basis_sharing.checkpoint.loading import load_any
+from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, continue_prompt, encode_prompts
-from basis_sharing.results.tasks import TaskResults
+from basis_sharing.results.evaluation import Evaluation
 from common import DATA, MODELS, ROOT, TEST_TEXT, cost, machine, need_data, read, save
 
 TEXTS = {
@@ -73,8 +74,9 @@ def task_scores(model: Path, limit: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "basis_sharing", "eval", str(model), "--tasks", "paper", "--json"]
     setting = ["--task-data", str(DATA / "zeroshot"), "--limit", str(limit), "--dtype", "bfloat16"]
     told = subprocess.run([*command, *setting], check=True, stdout=subprocess.PIPE, text=True).stdout
-    scores = TaskResults.model_validate_json(told).scores
-    found = {score.task: score.accuracy for score in scores}
+    results = Evaluation.model_validate_json(told).tasks
+    assert results is not None
+    found = {score.task: score.accuracy for score in results.scores}
     return {"examples_per_task": limit, "accuracy": found, "mean": float(np.mean(list(found.values())))}
 
 
@@ -142,7 +144,7 @@ def main() -> None:
     }
     if {key: results.get(key) for key in setting} != setting:
         results = {"rows": {}}
-    model, tokenizer = load(source, torch.float32)
+    model, tokenizer = load_any(source, torch.float32)
     model = model.to(options.device)
     if "dense" not in results:
         results["dense"] = window_nats(model, tokenizer, options.evaluation_windows)
@@ -172,7 +174,7 @@ def main() -> None:
             spent = verb(folders[row], *steps[row])
             if known is not None and spent is None:
                 continue
-            small = load(folders[row])[0].to(options.device)
+            small = load_any(folders[row])[0].to(options.device)
             nats = window_nats(small, tokenizer, options.evaluation_windows)
             found = {
                 "cost": spent or (known or {}).get("cost"),

@@ -13,7 +13,7 @@ _RESET_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
 
 
 def can_measure() -> bool:
-    """Whether this platform tells the peak of a process and lets it be set back (Linux does)."""
+    """Whether the peak of a process can be read and set back on this platform (it can on Linux)."""
     return _STATUS.is_file() and _CLEAR.is_file()
 
 
@@ -46,13 +46,12 @@ def measure_here(model: str, settings: BenchmarkSettings) -> PeakMemory:
     import torch
 
     from basis_sharing.benchmark.workloads import Decode
-    from basis_sharing.evaluation.perplexity import load
+    from basis_sharing.checkpoint.loading import load_any
     from basis_sharing.models.source import named_dtype
 
     device = torch.device(settings.device)
     libraries = _reset()
-    loaded, _ = load(model, named_dtype(settings.dtype))
-    loaded.to(device)
+    loaded, _ = load_any(model, named_dtype(settings.dtype), device)
     loading = _peak() - libraries
     _reset()
     prompts = torch.zeros(max(settings.batch_sizes), settings.prompt_tokens, dtype=torch.long, device=device)
@@ -83,11 +82,11 @@ def main(request: str) -> None:
     """Answer one request of :func:`peak_memory` on standard output."""
     asked = json.loads(request)
     try:
-        found = measure_here(asked["model"], BenchmarkSettings.model_validate(asked["settings"]))
+        peaks = measure_here(asked["model"], BenchmarkSettings.model_validate(asked["settings"]))
     except BasisSharingError as error:
         print(json.dumps({"error": str(error)}))
         return
-    print(found.model_dump_json())
+    print(peaks.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def take_turns(
         if repeat >= repeats and all(uncertainty(medians[0], other) <= precision for other in medians[1:]):
             break
         times = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
-        for found, seconds in zip(medians, times, strict=True):
-            found.append(statistics.median(seconds))
+        for column, seconds in zip(medians, times, strict=True):
+            column.append(statistics.median(seconds))
         repeated()
-    return [tuple(found) for found in medians]
+    return [tuple(column) for column in medians]
 
 
 def _repeat(

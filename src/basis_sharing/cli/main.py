@@ -12,8 +12,8 @@ from basis_sharing.cli import (
     bench,
     compare,
     compress,
-    densify,
     evaluate,
+    export,
     inspect,
     plan,
     recover,
@@ -23,12 +23,23 @@ from basis_sharing.cli import (
 )
 from basis_sharing.errors import BasisSharingError, RecipeError
 
+_RENAMED = {
+    "densify": "basis-sharing export FOLDER -o OUT --to dense",
+    "eval": "basis-sharing evaluate MODEL",
+}
+
 
 class Verbs(typer.core.TyperGroup):
     """The verbs, some of which have a second word."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return name, command and the other arguments, also for ``plan diff A B``."""
+        """Return name, command and the other arguments, also for ``plan diff A B``.
+
+        Raises:
+            RecipeError: The verb has another name now.
+        """
+        if args and args[0] in _RENAMED:
+            raise RecipeError(f"{args[0]} was renamed: call {_RENAMED[args[0]]} instead.")
         two = " ".join(args[:2])
         if two in self.commands:
             return two, self.commands[two], args[2:]
@@ -46,14 +57,14 @@ app = typer.Typer(
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
 app.command("plan diff")(plan.diff)
-app.command("eval")(evaluate.evaluate)
+app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("study")(study.study)
 app.command("recover")(recover.recover)
-app.command("densify")(densify.densify)
+app.command("export")(export.export)
 app.command("rollout")(rollout.rollout)
 
 

@@ -85,13 +85,13 @@ def _disagreements(
     kl: Tensor, windows: Sequence[Divergence], input_ids: Tensor, tokenizer: Any, most: int
 ) -> tuple[Disagreement, ...]:
     values, places = kl.flatten().topk(min(most, kl.numel()))
-    found = []
+    disagreements = []
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
         if value == 0:
             break
         index, position = divmod(place, kl.shape[1])
         window, ids = windows[index], input_ids[index]
-        found.append(
+        disagreements.append(
             Disagreement(
                 window=index,
                 position=position + 1,
@@ -104,7 +104,7 @@ def _disagreements(
                 kl=value,
             )
         )
-    return tuple(found)
+    return tuple(disagreements)
 
 
 def _within(interval: Interval | None, low: float, high: float) -> Interval | None:

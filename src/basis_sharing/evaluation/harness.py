@@ -142,7 +142,7 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
     hook = wrapped.model.register_forward_hook(count)
     try:
         # evaluate, not simple_evaluate: that one runs pip, git and nvidia-smi to describe the machine, each time.
-        found = evaluate(
+        results = evaluate(
             wrapped,
             {"tasks": {task.task_name: task}, "groups": {}, "group_map": {}},
             limit=limit,
@@ -152,14 +152,14 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
     finally:
         hook.remove()
     report(len(task.instances), len(task.instances))  # answers of one token to the same question share a row
-    samples = found["samples"][task.task_name]
+    samples = results["samples"][task.task_name]
     filter_name = samples[0]["filter"]
     ending = f",{filter_name}"
     return Measured(
-        version=str(found["versions"][task.task_name]),
+        version=str(results["versions"][task.task_name]),
         means={
             name.removesuffix(ending): value
-            for name, value in found["results"][task.task_name].items()
+            for name, value in results["results"][task.task_name].items()
             if name.endswith(ending) and isinstance(value, float | int)
         },
         samples=[sample for sample in samples if sample["filter"] == filter_name],

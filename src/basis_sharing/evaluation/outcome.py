@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from basis_sharing.evaluation.intervals import loss_difference
-from basis_sharing.evaluation.sides import ComparisonTask
+from basis_sharing.evaluation.sides import Baseline, ComparisonTask
 from basis_sharing.evaluation.verdict import judge
-from basis_sharing.models.source import dtype_name
 from basis_sharing.results.comparison import Agreement, Comparison, Continuation, Drift, Generation, Measured
 from basis_sharing.run.versions import software_versions
 
@@ -17,7 +16,7 @@ def comparison_of(
     agreement: Agreement | None,
     generations: tuple[Generation, ...],
     task: ComparisonTask,
-    baseline: tuple[str, Comparison] | None,
+    baseline: Baseline | None,
     first_is_stored: bool,
     notes: tuple[str, ...],
 ) -> Comparison:
@@ -29,9 +28,12 @@ def comparison_of(
         agreement: How often and how far the models agree; None where that was not measured.
         generations: What they wrote.
         task: What was asked for.
-        baseline: An earlier comparison and where it was read; None: this is the first.
+        baseline: An earlier comparison; None: this is the first.
         first_is_stored: Whether the first model's numbers are the baseline's.
         notes: What a reader should know.
+
+    Returns:
+        The comparison with its verdict, its drift where there is a baseline, and all notes.
     """
     first, second = measured
     versions = software_versions()
@@ -40,7 +42,7 @@ def comparison_of(
         difference = loss_difference(first.perplexity.window_nats, second.perplexity.window_nats)
     drift = None
     if baseline is not None:
-        drift = _drift(*baseline, second, generations)
+        drift = _drift(baseline, second, generations)
         notes += _changed_conditions(drift, second, versions)
     silence = (
         _silence("A", [generation.first for generation in generations]),
@@ -54,7 +56,7 @@ def comparison_of(
         agreement=agreement,
         generations=generations,
         new_tokens=task.new_tokens,
-        dtype="auto" if task.dtype is None else dtype_name(task.dtype),
+        dtype=task.dtype,
         limits=task.limits,
         verdict=judge(task.limits, first, second, difference, agreement, drift),
         drift=drift,
@@ -64,15 +66,15 @@ def comparison_of(
     )
 
 
-def _drift(source: str, baseline: Comparison, now: Measured, generations: Sequence[Generation]) -> Drift:
-    then = baseline.second
-    pairs = zip(baseline.generations, generations, strict=True)
+def _drift(baseline: Baseline, now: Measured, generations: Sequence[Generation]) -> Drift:
+    then = baseline.comparison.second
+    pairs = zip(baseline.comparison.generations, generations, strict=True)
     return Drift(
-        baseline=source,
+        baseline=baseline.source,
         stored=then,
         difference=loss_difference(then.perplexity.window_nats, now.perplexity.window_nats),
         changed_generations=sum(old.second.text != new.second.text for old, new in pairs),
-        versions=baseline.versions,
+        versions=baseline.comparison.versions,
     )
 
 

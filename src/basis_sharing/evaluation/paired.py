@@ -67,3 +67,11 @@ def sign_test(first: int, second: int) -> float:
     tail = sum(math.comb(tosses, k) for k in range(min(first, second) + 1))
     share: float = 2 * tail / 2**tosses  # integers of any size divide without overflow
     return min(1.0, share)
+
+
+def shared_notes(first: TaskResults, second: TaskResults) -> list[str]:
+    """Return the notes on two models' scores; a note that is true of one model only names that model."""
+    a, b = first.all_notes, second.all_notes
+    both = [note for note in a if note in b]
+    only = [(name, note) for name, notes in (("A", a), ("B", b)) for note in notes if note not in both]
+    return [*both, *(f"{name}: {note}" for name, note in only)]

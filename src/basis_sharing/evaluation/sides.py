@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.errors import NumericalError, RecipeError, ResultError
 from basis_sharing.evaluation.agreement import divergence, summarize
-from basis_sharing.evaluation.perplexity import from_losses, load, prepare_text, window_logits, window_loss
+from basis_sharing.evaluation.perplexity import from_losses, prepare_text, window_logits, window_loss
 from basis_sharing.evaluation.samples import continue_prompt
+from basis_sharing.evaluation.settings import Loading
 from basis_sharing.evaluation.verdict import Missing
 from basis_sharing.results.comparison import Agreement, Comparison, Continuation, Limits
 from basis_sharing.results.measures import Perplexity
@@ -35,47 +36,83 @@ class Side:
 
 @dataclass(frozen=True)
 class ComparisonTask:
-    """What is measured on the models, and how it is judged."""
+    """What is measured on the models, and how it is judged.
+
+    Attributes:
+        text: Source of the text.
+        evaluation_windows: Use only its first windows; None: all.
+        length: Tokens per window; None: 2048, or the limit of either model where that is smaller.
+        prompts: Prompts that the models continue.
+        new_tokens: Most tokens to write after each prompt.
+        disagreements: Number of positions to report where the models disagree most.
+        dtype: Name of the dtype that models are loaded in.
+        limits: How far apart the models may be.
+    """
 
     text: str
-    windows: int | None
+    evaluation_windows: int | None
     length: int | None
     prompts: Sequence[str]
     new_tokens: int
-    dtype: torch.dtype | None
-    limits: Limits
     disagreements: int
+    dtype: str
+    limits: Limits
 
 
-def load_side(model: str | Path | Any, tokenizer: Any, dtype: torch.dtype | None) -> Side:
+@dataclass(frozen=True)
+class Baseline:
+    """A comparison that was stored earlier.
+
+    Attributes:
+        source: Where it was read, as messages name it.
+        comparison: What was measured then.
+    """
+
+    source: str
+    comparison: Comparison
+
+    @classmethod
+    def of(cls, given: str | Path | Comparison) -> Self:
+        """Return the baseline in a file or in memory.
+
+        Raises:
+            ResultError: The file cannot be read, or holds no comparison.
+        """
+        if isinstance(given, Comparison):
+            return cls("the baseline", given)
+        return cls(str(given), Comparison.read(Path(given)))
+
+
+def load_side(model: str | Path | Any, loading: Loading) -> Side:
     """Return a model given by its place or in memory.
 
     Raises:
         ModelError: It cannot be loaded.
+        CheckpointError: It is a compressed folder that contradicts itself or is too new.
         RecipeError: It is in memory, without a tokenizer.
     """
     if isinstance(model, (str, Path)):
-        return Side(str(model), *load(model, dtype))
-    if tokenizer is None:
+        return Side(str(model), *loading.load(model))
+    if loading.tokenizer is None:
         raise RecipeError("the tokenizer of a model given in memory is missing: pass tokenizer=.")
-    return Side(type(model).__name__, model, tokenizer)
+    return Side(type(model).__name__, model, loading.tokenizer)
 
 
 def prepare_side(side: Side, task: ComparisonTask, length: int) -> EvaluationText:
     """Return the windows of the text in the tokens of one model."""
-    return prepare_text(side.model, side.tokenizer, task.text, windows=task.windows, length=length)
+    return prepare_text(side.model, side.tokenizer, task.text, windows=task.evaluation_windows, length=length)
 
 
-def refuse_other_windows(text: EvaluationText, baseline: Comparison, source: str) -> None:
+def refuse_other_windows(text: EvaluationText, baseline: Baseline) -> None:
     """Make sure that a text is the one a baseline was measured on.
 
     Raises:
         ResultError: It is not.
     """
-    if text.fingerprint != baseline.second.perplexity.fingerprint:
+    if text.fingerprint != baseline.comparison.second.perplexity.fingerprint:
         raise ResultError(
-            f"{text.source} does not give the tokens that {source} was measured on: the text or the model's tokenizer "
-            "is another one; give the text of then with --text, or make a new baseline."
+            f"{text.source} does not give the tokens that {baseline.source} was measured on: the text or the model's "
+            "tokenizer is another one; give the text of then with --text, or make a new baseline."
         )
 
 
@@ -93,7 +130,10 @@ def obstacles(
         rest = "bits per byte and generations" if texts[0].bytes_per_token is not None else "only the generations"
         note = f"{reason}: {rest} are compared; perplexity per token, divergence and agreement are not comparable."
         if texts[0].bytes_per_token is not None:
-            note += " Windows of as many tokens cover different stretches of the text: use all of it (no --windows)."
+            note += (
+                " Windows of as many tokens cover different stretches of the text: use all of it (no "
+                "--evaluation-windows)."
+            )
         return Missing(difference=reason, agreement=reason), (note,)
     if first.vocabulary != second.vocabulary:
         reason = f"the two models predict {first.vocabulary:,} and {second.vocabulary:,} tokens"
@@ -105,7 +145,13 @@ def obstacles(
 def measure_together(
     first: Side, second: Side, text: EvaluationText, disagreements: int, progress: ProgressCallback
 ) -> tuple[tuple[Perplexity, Perplexity], Agreement]:
-    """Run both models window by window, so that only the logits of one window are in memory."""
+    """Return the perplexity of both models and their agreement.
+
+    They run window by window, so that only the logits of one window are in memory.
+
+    Raises:
+        NumericalError: A model computes NaN or infinity; the message names it.
+    """
     windows, losses = [], (list[float](), list[float]())
     for index in range(len(text.input_ids)):
         logits = window_logits(first.model, text, index), window_logits(second.model, text, index)

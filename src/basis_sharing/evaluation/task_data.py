@@ -95,10 +95,12 @@ def _with_labels(path: Path) -> Iterator[Record]:
     if not file.is_file():
         raise CorpusError(f"{path} needs its labels in {file.name} beside it, and there is no such file: add it.")
     labels = read_plain(file).split()
-    found = list(_lines(path))
-    if len(found) != len(labels):
-        raise CorpusError(f"{path} has {len(found)} records and {file} has {len(labels)} labels: fetch both again.")
-    for record, label in zip(found, labels, strict=True):
+    unlabelled = list(_lines(path))
+    if len(unlabelled) != len(labels):
+        raise CorpusError(
+            f"{path} has {len(unlabelled)} records and {file} has {len(labels)} labels: fetch both again."
+        )
+    for record, label in zip(unlabelled, labels, strict=True):
         yield Record(record.where, {**record.fields, "label": label})
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from basis_sharing.checkpoint.loading import load_any
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.evaluation import harness
-from basis_sharing.evaluation.perplexity import load
 from basis_sharing.evaluation.score_cache import ScoreCache, question_key, tokenizer_fingerprint
 from basis_sharing.evaluation.task_data import LOCAL_TASKS, fingerprint_examples, write_task
 from basis_sharing.models.source import dtype_name, fingerprint, load_skeleton, load_tokenizer, resolve
@@ -24,7 +24,7 @@ _BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _Scored:
     """The model that is scored: what identifies it, and how to load it once it is needed."""
 
     name: str
@@ -56,6 +56,7 @@ def evaluate_tasks(
     data: Path | None = None,
     limit: int | None = None,
     dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> TaskResults:
@@ -69,6 +70,7 @@ def evaluate_tasks(
             them from the hub.
         limit: Use only the first examples of each task; None: all.
         dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
+        device: Where the model is loaded to; None: the CPU. Ignored for a model given in memory.
         cache: Folder that scores are kept in and taken from; None: none. A model given in memory has no identity
             and is always measured.
         progress: Receives one event per batch.
@@ -89,19 +91,16 @@ def evaluate_tasks(
     if limit is not None and limit < 1:
         raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
     harness.require()
-    if isinstance(model, (str, Path)):
-        subject = _stored(model, dtype)
-    else:
-        subject = _Subject(type(model).__name__, None, dtype_name(model.dtype), tokenizer, lambda: model)
+    scored = _scored_model(model, tokenizer, dtype, device)
     with tempfile.TemporaryDirectory() as folder, harness.quiet():
         prepared = _from_hub(names) if data is None else _from_folder(names, data, Path(folder))
-        scores, notes = _scores(subject, prepared, limit, cache, progress)
+        scores, notes = _scores(scored, prepared, limit, cache, progress)
     if limit is not None:
         notes = (f"only the first {limit} examples of each task were scored (--limit).", *notes)
     return TaskResults(
-        model=subject.name,
-        model_fingerprint=subject.fingerprint,
-        dtype=subject.dtype,
+        model=scored.name,
+        model_fingerprint=scored.fingerprint,
+        dtype=scored.dtype,
         limit=limit,
         harness=harness.version(),
         scores=scores,
@@ -121,12 +120,20 @@ def task_names(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _stored(model: str | Path, dtype: torch.dtype | None) -> _Subject:
+def _scored_model(
+    model: str | Path | Any, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None
+) -> _Scored:
+    if not isinstance(model, (str, Path)):
+        return _Scored(type(model).__name__, None, dtype_name(model.dtype), tokenizer, lambda: model)
     source = resolve(model)
     tokenizer = load_tokenizer(source)
     stored = load_skeleton(source).dtype
-    return _Subject(
-        source.given, fingerprint(source), dtype_name(dtype or stored), tokenizer, lambda: load(model, dtype)[0]
+    return _Scored(
+        source.given,
+        fingerprint(source),
+        dtype_name(dtype or stored),
+        tokenizer,
+        lambda: load_any(model, dtype, device)[0],
     )
 
 
@@ -167,21 +174,21 @@ def _from_hub(names: Sequence[str]) -> list[_Prepared]:
 
 
 def _scores(
-    subject: _Subject, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
+    scored: _Scored, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
 ) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
     """Return a score for each task, kept or measured, and notes; the model is loaded when one has to be measured."""
-    cache = None if folder is None or subject.fingerprint is None else ScoreCache(folder, subject.fingerprint)
-    words = tokenizer_fingerprint(subject.tokenizer) if cache else ""
+    cache = None if folder is None or scored.fingerprint is None else ScoreCache(folder, scored.fingerprint)
+    words = tokenizer_fingerprint(scored.tokenizer) if cache else ""
     scores: list[TaskScore] = []
     kept: list[str] = []
     notes: tuple[str, ...] = ()
     wrapped = None
     for one in prepared:
-        key = question_key(harness.version(), words, one.name, one.fingerprint, limit, subject.dtype)
+        key = question_key(harness.version(), words, one.name, one.fingerprint, limit, scored.dtype)
         score, damage = cache.load(one.name, key) if cache else (None, ())
         notes += damage
         if score is None:
-            wrapped = wrapped or harness.wrap(subject.load(), subject.tokenizer, _BATCH_SIZE)
+            wrapped = wrapped or harness.wrap(scored.load(), scored.tokenizer, _BATCH_SIZE)
             score = _measure(wrapped, one, limit, progress)
             if cache:
                 cache.save(key, score)

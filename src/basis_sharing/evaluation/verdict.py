@@ -64,10 +64,10 @@ def judge(
     if not checks:
         return Verdict(held=None, sentence=_description(first, second, difference, agreement, drift), checks=())
     held = all(check.held for check in checks)
-    told = [_sentence(check) for check in checks]
+    sentences = [_sentence(check) for check in checks]
     if drift is not None and limits.max_drift is None:
-        told.append(_drifted(drift))
-    return Verdict(held=held, sentence=f"{'PASS' if held else 'FAIL'}: {'; '.join(told)}.", checks=checks)
+        sentences.append(_drifted(drift))
+    return Verdict(held=held, sentence=f"{'PASS' if held else 'FAIL'}: {'; '.join(sentences)}.", checks=checks)
 
 
 def _shown(name: str, value: float, digits: int | None = None) -> str:
@@ -114,11 +114,11 @@ def _sentence(check: Check) -> str:
     name, least = check.limit, check.limit.startswith("min_")
     relations = ("is below", "reaches") if least else ("is above", "is within")
     relation = relations[check.held]
-    told = f"{_NAMES[name]} {_shown(name, check.value, 2)} {relation} the limit of {_shown(name, check.bound)}"
+    sentence = f"{_NAMES[name]} {_shown(name, check.value, 2)} {relation} the limit of {_shown(name, check.bound)}"
     if check.interval is None:
-        return f"{told} (a single window: no confidence interval)"
-    told += f" (95 % interval {_shown(name, check.interval.low, 2)} to {_shown(name, check.interval.high, 2)}"
-    return told + (", which straddles the limit: measure more windows to be sure)" if check.uncertain else ")")
+        return f"{sentence} (a single window: no confidence interval)"
+    sentence += f" (95 % interval {_shown(name, check.interval.low, 2)} to {_shown(name, check.interval.high, 2)}"
+    return sentence + (", which straddles the limit: measure more windows to be sure)" if check.uncertain else ")")
 
 
 def _description(

@@ -5,58 +5,57 @@ dense weights, and for telling apart what a method lost from what a runtime does
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
-from basis_sharing.checkpoint.folder import compressed_source
-from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
-from basis_sharing.models.decoder import describe
-from basis_sharing.models.quiet import quiet
-from basis_sharing.models.sizes import memory_bytes
-from basis_sharing.models.source import load_model, load_tokenizer
+from basis_sharing.exports.base import register
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.runtime.layers_basis_sharing import kind_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _OURS = ("quantization_config", "auto_map")
 
 
-def densify(
-    folder: str | Path, output: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent
-) -> PreTrainedModel:
-    """Write the dense model that a compressed folder stands for.
+class Dense:
+    """The ordinary dense model that a compressed one stands for."""
 
-    Args:
-        folder: A compressed folder.
-        output: Folder for the dense model.
-        overwrite: Whether a model folder at ``output`` may be replaced.
-        progress: Receives one event per projection.
+    name = "dense"
+    summary = "an ordinary dense model of the original's size, for tools that quantize or convert dense weights"
 
-    Returns:
-        The dense model, in the dtype of the compressed one.
+    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+        """Write the dense model, in the dtype of the compressed one, with its tokenizer.
 
-    Raises:
-        ModelError: The folder holds no compressed model.
-        CheckpointError: It contradicts itself or is too new.
-        OutputError: The output cannot be written.
-    """
-    (source, path), output = compressed_source(folder, "there is nothing to multiply out"), Path(output)
-    with reserve(output, overwrite=overwrite, inputs=[path]) as staging:
+        Raises:
+            ModelError: The model cannot be loaded.
+            OutputError: There is too little space.
+        """
+        from basis_sharing.checkpoint.writer import check_space, write_model
+        from basis_sharing.models.sizes import memory_bytes
+        from basis_sharing.models.source import load_model, load_tokenizer, resolve
+
+        source = resolve(folder)
         dense = dense_model(load_model(source), progress=progress)
         check_space(staging, memory_bytes(dense))
         write_model(staging, dense, load_tokenizer(source))
-        publish(staging, output)
-    return dense
 
 
-def dense_model(model: Any, *, progress: ProgressCallback = silent) -> PreTrainedModel:
+register(Dense())
+
+
+def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrainedModel":
     """Return a dense model that computes what a compressed one does, up to rounding; products are made in fp64.
 
     Args:
         model: Compressed model; it is not changed.
         progress: Receives one event per projection.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from basis_sharing.models.decoder import describe
+    from basis_sharing.models.quiet import quiet
+    from basis_sharing.runtime.layers_basis_sharing import kind_of
+
     config = _native_config(model.config)
     with torch.device("meta"):
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
@@ -80,8 +79,10 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> PreTraine
     return dense.eval()
 
 
-def _native_config(config: PretrainedConfig) -> PretrainedConfig:
+def _native_config(config: "PretrainedConfig") -> "PretrainedConfig":
     """Return the configuration of the architecture without what the compression added."""
+    from transformers import AutoConfig
+
     settings = {name: value for name, value in config.to_dict().items() if name not in _OURS}
     native: PretrainedConfig = AutoConfig.for_model(**settings)
     return native

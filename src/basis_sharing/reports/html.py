@@ -1,17 +1,15 @@
-"""The report: one HTML file without scripts or network, and its pictures as files."""
+"""The page of a report: one HTML file without scripts or network, its pictures inside."""
 
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import basis_sharing
 from basis_sharing.reports.curve_figure import curve_picture, points_of
-from basis_sharing.reports.material import Material, gather
+from basis_sharing.reports.material import Material
 from basis_sharing.reports.picture import Picture
 from basis_sharing.reports.rank_figure import rank_picture, sharing_picture
 from basis_sharing.reports.size_figure import size_picture
@@ -25,9 +23,8 @@ from basis_sharing.reports.tables.tasks import scores_pairs_table
 from basis_sharing.reports.tiles import answer, compressed_index, tiles
 from basis_sharing.reports.typography import typographic
 from basis_sharing.results.words import expectation, how_to_load, how_to_repeat
-from basis_sharing.run.files import check_files, write_file
 
-_PICTURES = ("sizes", "perplexity", "ranks", "sharing")
+PICTURES = ("sizes", "perplexity", "ranks", "sharing")
 _PIXELS_PER_INCH, _LEAST = 96, 64
 
 
@@ -46,55 +43,6 @@ class Image:
     source: str
     width: int
     least: int
-
-
-def write_report(
-    folder: str | Path,
-    results: Sequence[str | Path] = (),
-    *,
-    output: str | Path = "report.html",
-    figures: str | Path | None = None,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write a report about a compressed folder.
-
-    The same input gives the same bytes.
-
-    Args:
-        folder: A folder that ``compress`` wrote.
-        results: Files that other verbs wrote about it: a comparison, benchmarks, task scores, or the
-            ``basis_sharing.json`` of other compressions of the same original, which become points of the curve.
-        output: The HTML file.
-        figures: Folder for the pictures as SVG and PNG files; None: they are only in the page.
-        overwrite: Whether files that exist may be replaced.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ModelError: The folder's configuration cannot be read.
-        OutputError: A file exists, or cannot be written.
-        ResultError: The folder is not a compressed one, or a file is damaged, of a kind that a report does not show,
-            or about another model.
-    """
-    page = Path(output)
-    possible = [] if figures is None else [Path(figures) / f"{n}.{kind}" for n in _PICTURES for kind in ("svg", "png")]
-    check_files([page, *possible], overwrite=overwrite)
-    material = gather(Path(folder), [Path(file) for file in results])
-    pictures = pictures_of(material)
-    drawn = {picture.name: picture.rendered("svg") for picture in pictures}
-    files = {page: render(material, pictures, drawn).encode()}
-    if figures is not None:
-        for picture in pictures:
-            files[Path(figures) / f"{picture.name}.svg"] = drawn[picture.name]
-            files[Path(figures) / f"{picture.name}.png"] = picture.rendered("png")
-    for path, content in files.items():
-        write_file(path, partial(_write, content))
-    return list(files)
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def pictures_of(material: Material) -> list[Picture]:
@@ -116,7 +64,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
     """Return the page.
 
     Args:
-        material: What it tells.
+        material: What it reports.
         pictures: Its pictures.
         drawn: These as SVG, by name.
     """

@@ -13,12 +13,13 @@ from basis_sharing.results.base import kind_of
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.evaluation import Evaluation
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.tasks import TaskResults
 from basis_sharing.results.words import short_name
 
-_KINDS = ("comparison", "benchmark", "tasks", "compression", "rollout")
+_KINDS = ("comparison", "benchmark", "evaluation", "tasks", "compression", "rollout")
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
             benchmark = BenchmarkResult.read(file)
             _takes_part(file, benchmark, name, result)
             benchmarks.append(benchmark)
-        elif kind == "tasks":
-            tasks = TaskResults.read(file)
+        elif kind in ("tasks", "evaluation"):
+            tasks = TaskResults.read(file) if kind == "tasks" else _tasks_in(file)
             (before if _is_original(file, tasks, folder, result) else after).append(tasks)
         elif kind == "compression":
             others.append(_other(file, result))
@@ -106,6 +107,16 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
         others=tuple(others),
         rollouts=tuple(rollouts),
     )
+
+
+def _tasks_in(file: Path) -> TaskResults:
+    evaluation = Evaluation.read(file)
+    if evaluation.tasks is None:
+        raise ResultError(
+            f"{file} holds perplexities only, and a report shows those of a comparison: give the results of "
+            "`basis-sharing compare -o`, or evaluate with --tasks."
+        )
+    return evaluation.tasks
 
 
 def _own_result(folder: Path) -> CompressionResult:

@@ -147,6 +147,10 @@ class Limits(Frozen):
         max_perplexity_increase: By what fraction the second model's perplexity may be above the first's.
         min_agreement: Least fraction of tokens for which both models find the same token most probable.
         max_drift: By what fraction the second model's perplexity may be above the one stored in a baseline.
+
+    Example:
+        >>> limits = basis_sharing.Limits(max_perplexity_increase=0.05, min_agreement=0.9)
+        >>> limits.given
     """
 
     max_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)

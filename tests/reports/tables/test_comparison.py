@@ -21,7 +21,13 @@ def compared(text: str) -> Comparison:
     changed = PICO["llama"]()
     with torch.no_grad():
         changed.model.layers[1].mlp.down_proj.weight.mul_(0.5)
-    settings = {"tokenizer": pico_tokenizer(), "length": 64, "windows": 3, "prompts": ("Once",), "new_tokens": 3}
+    settings = {
+        "tokenizer": pico_tokenizer(),
+        "length": 64,
+        "evaluation_windows": 3,
+        "prompts": ("Once",),
+        "new_tokens": 3,
+    }
     return basis_sharing.compare(PICO["llama"](), changed, text=text, **settings)
 
 
@@ -49,9 +55,9 @@ def test_every_number_is_shown(tmp_path: Path) -> None:
     ):
         assert number in printed
     assert "not run" not in printed
-    again = basis_sharing.recheck(PICO["llama"](), result, tokenizer=pico_tokenizer(), source="r.json")
+    again = basis_sharing.compare(PICO["llama"](), baseline=result, tokenizer=pico_tokenizer())
     printed = shown(again)
-    assert "A  LlamaForCausalLM (as in r.json, not run)" in printed
+    assert "A  LlamaForCausalLM (as in the baseline, not run)" in printed
     assert f"then {result.second.perplexity.perplexity:,.4f}" in printed
 
 

@@ -1,9 +1,5 @@
-import json
-
-import pytest
 from rich.console import Console
 
-from basis_sharing.cli.main import main
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
 from basis_sharing.reports.tables.inspection import advice, inspection_table
