@@ -176,7 +176,8 @@ class Shapes:
     @property
     def input_moments(self) -> int:
         """Operations of the second moments of all inputs."""
-        return sum(self.tokens * width**2 for width in self.inputs.values())
+        widths: list[int] = list(self.inputs.values())
+        return sum(self.tokens * width * width for width in widths)
 
     @property
     def output_moments(self) -> int:
@@ -186,7 +187,8 @@ class Shapes:
     @property
     def states_bytes(self) -> int:
         """Bytes of the hidden states of all windows at one depth."""
-        return self.tokens * self.hidden * self.calibrated_in.itemsize
+        size: int = self.calibrated_in.itemsize
+        return self.tokens * self.hidden * size
 
     @property
     def widest_block(self) -> list[Projection]:
