@@ -66,7 +66,11 @@ def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
     assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
     assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
     assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
-    assert stages(method="svd", evaluate=("python-docs:heldout",)) == ["factorization", "evaluation"]
+    assert stages(method="svd", evaluate=("python-docs:heldout",)) == [
+        "evaluating the original",
+        "factorization",
+        "evaluating the result",
+    ]
 
 
 def test_more_text_takes_longer_and_more_disk(space: Path) -> None:
