@@ -14,7 +14,7 @@ from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
 from basis_sharing.models.source import ModelSource, stored_bytes
-from basis_sharing.planning.published import published_plan, shared_roles_of
+from basis_sharing.planning.published import shared_roles_of
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.reports.card import CARD_FILE, model_card
@@ -28,7 +28,7 @@ from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.surgery import projection_parameters
-from basis_sharing.verbs.stages import CompressionStages, shapes_of_run
+from basis_sharing.verbs.stages import CompressionStages, known_plan, shapes_of_run, with_plan
 
 OnPlan = Callable[[Plan], None]
 
@@ -80,7 +80,7 @@ def compress(
         >>> result.after.parameters < result.before.parameters
         True
     """
-    asked, given = _with_plan(as_recipe(recipe, settings))
+    asked, given = with_plan(as_recipe(recipe, settings))
     source = source_of(model, tokenizer)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     machine = machine_for(device, max_memory, model)
@@ -103,14 +103,6 @@ def compress(
 
 def _nobody(plan: Plan) -> None:
     """Receive a plan and do nothing."""
-
-
-def _with_plan(asked: Recipe) -> tuple[Recipe, Plan | None]:
-    """Return a recipe with the method of the plan it names, and that plan."""
-    if asked.plan is None:
-        return asked, None
-    plan = Plan.read(asked.plan)
-    return asked.model_copy(update={"method": plan.method, "gradients": plan.gradients}), plan
 
 
 @dataclass
@@ -148,11 +140,8 @@ class _Compression:
 
     def _given_plan(self) -> Plan | None:
         """Return the plan that is known before anything is measured, announced; None: one has to be made."""
-        asked, decoder = self.asked, self.run.decoder
-        plan = self.given
-        if plan is None and not asked.preset.planned:
-            assert asked.exact_ratio is not None
-            plan = published_plan(asked, asked.exact_ratio, decoder)
+        asked = self.asked
+        plan = known_plan(asked, self.given, self.run.decoder)
         if plan is not None:
             self.announce(plan)
         elif asked.ratio is not None:

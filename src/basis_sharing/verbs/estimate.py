@@ -8,13 +8,12 @@ from basis_sharing.calibration.text import calibration_text
 from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
-from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.results.estimate import Estimate, StageEstimate
 from basis_sharing.run.machine import machine_for, taken_memory
 from basis_sharing.run.run import Run, source_of
 from basis_sharing.run.stages import least_memory, needs_of
-from basis_sharing.verbs.stages import CompressionStages, shapes_of
+from basis_sharing.verbs.stages import CompressionStages, known_plan, shapes_of, with_plan
 
 
 def estimate(
@@ -48,8 +47,7 @@ def estimate(
         >>> needs.least_memory < needs.memory
         True
     """
-    asked = as_recipe(recipe, settings)
-    given = Plan.read(Path(asked.plan)) if asked.plan is not None else None
+    asked, given = with_plan(as_recipe(recipe, settings))
     source = source_of(model, tokenizer)
     resident, kept = taken_memory(), named_dtype(asked.dtype)
     skeleton = model if source is None else load_skeleton(source)
@@ -68,7 +66,7 @@ def estimate(
     )
     windows, length = _text_size(asked, run)
     shapes = shapes_of(asked, run, windows, length, kept or skeleton.dtype, timed=True)
-    needs = needs_of(CompressionStages(asked, given=given).listed(), shapes)
+    needs = needs_of(CompressionStages(asked, given=known_plan(asked, given, run.decoder)).listed(), shapes)
     return Estimate(
         stages=tuple(StageEstimate(name=n.name, seconds=n.seconds, memory=n.memory) for n in needs),
         resident=resident,
