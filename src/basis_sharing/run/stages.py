@@ -151,7 +151,7 @@ class Shapes:
         self.vocabulary: int = config.vocab_size
         self.hidden: int = config.hidden_size
         blocks = [model.get_submodule(path) for path in decoder.blocks]
-        self.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        self.block_parameters: list[int] = [sum(p.numel() for p in block.parameters()) for block in blocks]
         self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self.scores: int = config.num_attention_heads * length**2 if eager else 0
@@ -176,8 +176,7 @@ class Shapes:
     @property
     def input_moments(self) -> int:
         """Operations of the second moments of all inputs."""
-        widths: list[int] = list(self.inputs.values())
-        return sum(self.tokens * width * width for width in widths)
+        return sum(self.tokens * width**2 for width in self.inputs.values())
 
     @property
     def output_moments(self) -> int:
@@ -187,8 +186,7 @@ class Shapes:
     @property
     def states_bytes(self) -> int:
         """Bytes of the hidden states of all windows at one depth."""
-        size: int = self.calibrated_in.itemsize
-        return self.tokens * self.hidden * size
+        return self.tokens * self.hidden * self.calibrated_in.itemsize
 
     @property
     def widest_block(self) -> list[Projection]:

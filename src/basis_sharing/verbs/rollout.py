@@ -74,8 +74,8 @@ def rollout(
         model: A folder, a GGUF file or a hub id.
         output: Folder for everything; an interrupted rollout in it is resumed.
         limits: When to stop; at least one.
-        ratios: Fractions of parameters to remove, ascending, one step each; before them comes a step with the first
-            ratio and only the roles that hold the most memory.
+        ratios: Fractions of parameters to remove, ascending, one step each. An additional first step applies the first
+            ratio to only the roles that hold the most memory.
         text: Text that the models are compared on.
         evaluation_windows: Number of its windows; None: all.
         benchmark: Measure speed and memory at every step.
@@ -102,11 +102,10 @@ def rollout(
     parse_source(text)
     source, output = resolve(model), Path(output)
     refuse_compressed(source)
-    recipe = Recipe.create(ratio=ratios[0], **settings)
     asked = RolloutSettings(
         model=str(model),
         model_fingerprint=fingerprint(source),
-        compression=recipe.model_dump(mode="json", exclude=_FREE),
+        compression=Recipe.create(ratio=ratios[0], **settings).model_dump(mode="json", exclude=_FREE),
         ratios=ratios,
         text=text,
         evaluation_windows=evaluation_windows,
