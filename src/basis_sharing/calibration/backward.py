@@ -95,7 +95,7 @@ def backward_sweep(
 
 
 class _Stages:
-    """The three stages of a sweep: recording the block inputs, the loss gradient, and its way back through the blocks."""
+    """The stages of a sweep: record the block inputs, compute the loss gradient, propagate it back through the blocks."""
 
     def __init__(
         self,
