@@ -95,7 +95,7 @@ def backward_sweep(
 
 
 class _Stages:
-    """The stages of a sweep: record the block inputs, compute the loss gradient, propagate it back through the blocks."""
+    """The stages of a sweep: record the block inputs, compute the loss gradient, propagate it through the blocks."""
 
     def __init__(
         self,

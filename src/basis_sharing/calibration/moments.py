@@ -102,7 +102,7 @@ class MomentAccumulator:
 
 
 def add_product_fp32(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to ``total``, shape ``[a, b]``; the operands are ``[tokens, a]`` and ``[tokens, b]``, all fp32."""
+    """Add left^T right to ``total``, ``[a, b]``, for operands ``[tokens, a]`` and ``[tokens, b]``, all fp32."""
     total.addmm_(left.T, right)
 
 
