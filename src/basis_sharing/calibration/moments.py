@@ -107,7 +107,7 @@ def add_product_fp32(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def add_split_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to ``total`` with bf16 products and fp32 sums, where only bf16 results can be had.
+    """Add left^T right to ``total`` with bf16 products and fp32 sums, although PyTorch returns bf16 results.
 
     PyTorch rounds the result of a bf16 product on the CPU to bf16, which makes second moments indefinite. The
     rounding error is therefore computed by a second product, [left; -high]^T [right; I], whose sums inside the
