@@ -43,10 +43,9 @@ def study_sharing(
 
     At each ratio the shared basis has the highest rank that fits, and the separate bases have the same number of
     parameters, divided between them optimally on the lower convex hulls of their curves (as a planner's price per
-    parameter would divide them). The comparison slightly favours separate bases, because the hulls lie below the curves
-    (by less than 1 % as a rule, but by 17 % for a square matrix with a flat synthetic spectrum at ratio 0.2) and because
-    the shared basis of layers with different inputs is not optimal
-    (:func:`~basis_sharing.linalg.truncation.truncate`).
+    parameter would divide them). The comparison favours separate bases for two reasons: the hulls are below the curves
+    (by less than 1 % as a rule, but by 17 % for a square matrix with a flat synthetic spectrum at ratio 0.2), and the
+    shared basis of layers with different inputs is not optimal (:func:`~basis_sharing.linalg.truncation.truncate`).
 
     Args:
         model: The dense model.
