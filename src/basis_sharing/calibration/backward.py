@@ -64,8 +64,7 @@ def backward_sweep(
     Raises:
         NumericalError: A block output or a gradient is NaN or infinite; names the block or the projection.
         ModelError: The arguments that the model passes to a block depend on the tokens.
-        CorpusError: Neither memory nor the temporary folder has room for the block inputs, or there are fewer windows
-            than processes.
+        CorpusError: Memory and disk have no room for the block inputs, or there are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}

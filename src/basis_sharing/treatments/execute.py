@@ -55,7 +55,6 @@ def execute(
         return read_outcome(_file(folder, index)) or outcome
 
     def solve(position: int) -> Outcome:
-        """Return the outcome of one of this process's entries, from its file if there is one."""
         index = own[position]
         kept = None if folder is None else read_outcome(_file(folder, index))
         if kept is not None:
