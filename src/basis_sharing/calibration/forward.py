@@ -1,8 +1,8 @@
-"""The block-by-block sweep: activations of all windows through one decoder block at a time.
+"""The forward sweep: statistics of all windows, computed one decoder block at a time.
 
-One forward pass records what the model hands to its blocks besides the hidden states (masks, position
-embeddings, ...); after that each block is run alone, on the stored outputs of the block before it. Only one block's
-statistics and one copy of the hidden states exist at a time.
+One forward pass records the arguments that the model passes to its blocks besides the hidden states (masks, position
+embeddings, ...). Each block is then run alone, on the stored outputs of the block before it. Only one block's
+statistics and one copy of the hidden states are in memory at a time.
 """
 
 import tempfile
@@ -39,13 +39,13 @@ def sweep(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
-    """Run calibration windows through a model and yield the statistics of each block, in depth order.
+    """Yield the statistics of the inputs of each block on calibration windows, in depth order.
 
     Args:
         model: Causal language model, dense or compressed; it is not changed.
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
-        statistics: What to collect for each distinct input.
+        statistics: The statistics to collect for each distinct input.
         dtype: Dtype of activations and weights during the sweep.
         stage: Name of the stage in progress events.
         folder: Where the hidden states between blocks are saved from time to time. An interrupted sweep of the same
@@ -60,7 +60,7 @@ def sweep(
 
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
-        ModelError: The model hands token-dependent arguments to its blocks.
+        ModelError: The arguments that the model passes to a block depend on the tokens.
         CorpusError: There are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
@@ -89,7 +89,7 @@ def sweep(
 
 
 def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
-    """Return this process' share of the windows.
+    """Return this process's share of the windows.
 
     Raises:
         CorpusError: There are fewer windows than processes.
@@ -107,7 +107,7 @@ def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
 def _watched(
     block: nn.Module, path: str, projections: list[Projection], statistics: Statistics
 ) -> Iterator[dict[str, MomentAccumulator]]:
-    """Yield an accumulator for each distinct input of a block, fed by the first projection that reads it."""
+    """Yield an accumulator for each distinct input of a block, attached to the first projection that reads it."""
     accumulators: dict[str, MomentAccumulator] = {}
     handles = []
     for projection in projections:

@@ -1,4 +1,4 @@
-"""Bytes: what weights and buffers take in memory, tensor by tensor in the dtype it is stored in."""
+"""Bytes: the memory that weights and buffers take, each tensor in its own dtype."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ _SIZES = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uin
 
 @register
 class Bytes(Cost):
-    """The currency of ``max_bytes``."""
+    """Bytes of memory, limited by ``max_bytes``."""
 
     name = "bytes"
     limit = "max_bytes"
 
     def of(self, scope: Scope, option: Priced) -> Any:
-        """Return the bytes of an option, the indices of pivots included."""
+        """Return the bytes of an option, including the indices of pivots."""
         return sum(
             numbers(tensor) * (self.itemsize if tensor.dtype == "model" else _SIZES[tensor.dtype])
             for tensor in option.stored(shapes_of(scope))
@@ -28,5 +28,5 @@ class Bytes(Cost):
         return sum(p.d_in * p.d_out for p in scope) * self.itemsize
 
     def outside(self, model: Any, decoder: Decoder) -> float:
-        """Return the bytes outside of the compressible projections' weights."""
+        """Return the bytes of the model outside the weights of the compressible projections."""
         return memory_bytes(model) - self.dense(decoder.projections)

@@ -1,7 +1,7 @@
-"""The outcome of one entry as a file, for a run that resumes an interrupted one.
+"""Reading and writing the outcome of one entry, for resuming an interrupted run.
 
-Tensors lie in the file as the modules of a compressed model hold them, so that a model can use them where they are:
-what is read takes no memory that the system could not take back.
+The file stores tensors in the layout of the compressed model's modules, so that a model can use them memory-mapped: the
+system can reclaim their memory.
 """
 
 import json
@@ -18,7 +18,7 @@ _NUMBERS = ("loss", "relative_loss", "ridge")
 
 
 def write_outcome(outcome: Outcome, path: Path) -> None:
-    """Write the outcome of an entry.
+    """Write the outcome of an entry to a file.
 
     Raises:
         OSError: The disk is full or fails.
@@ -33,7 +33,7 @@ def write_outcome(outcome: Outcome, path: Path) -> None:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """Read the outcome of an entry; None where there is none, or the file is damaged."""
+    """Return the outcome in a file, or None if the file does not exist or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["outcome"])
