@@ -72,14 +72,14 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
 
 
 def as_recipe(recipe: Recipe | float | str | None, settings: RecipeKeywords | dict[str, Any]) -> Recipe:
-    """Return the recipe that a function was asked for.
+    """Return the recipe from the arguments of a verb.
 
     Args:
         recipe: A recipe, or the ratio, or None.
         settings: Settings that complete it, or replace those of a recipe.
 
     Raises:
-        RecipeError: One sentence about the first setting that is wrong.
+        RecipeError: A setting is invalid; the message is one sentence about the first one.
     """
     if isinstance(recipe, Recipe):
         given = {name: getattr(recipe, name) for name in recipe.model_fields_set}
