@@ -1,7 +1,7 @@
 """Make language models smaller by sharing basis vectors between layers.
 
-Importing this package is cheap (no torch) and teaches transformers to load compressed checkpoints: the quantizer is
-registered the moment transformers loads its own.
+Importing this package does not import torch. It enables transformers to load compressed checkpoints: the quantizer is
+registered when transformers loads its own quantizers.
 """
 
 import importlib
@@ -90,7 +90,7 @@ def _module_of(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is public when it is first used."""
+    """Import a public name when it is first used."""
     if name in _RENAMED:
         raise AttributeError(f"basis_sharing.{name} was renamed: call basis_sharing.{_RENAMED[name]} instead.")
     if name not in __all__:

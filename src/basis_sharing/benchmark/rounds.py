@@ -12,7 +12,7 @@ from basis_sharing.benchmark.workloads import Decode, FirstToken, Prefill
 from basis_sharing.results.benchmark import BenchmarkSettings, Execution, Timing, Work, Workload
 from basis_sharing.run.progress import Progress, ProgressCallback
 
-_MOST = 4  # times the asked repeats, where speeds have not settled
+_MOST = 4  # largest multiple of the repeats, if the precision is not reached
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ def time_rounds(
     settings: BenchmarkSettings,
     progress: ProgressCallback,
 ) -> list[tuple[Timing, ...]]:
-    """Time every workload on all models.
+    """Return the timings of all workloads on all models.
 
     Args:
-        models: The models, on the device they are timed on; the first is what the others are compared with.
-        works: The work each of them does.
+        models: The models, on the device of the benchmark; the others are compared with the first.
+        works: The work of each model.
         prompts: Tokens of the prompts, shape ``[largest batch, prompt tokens]``.
-        settings: What is measured.
+        settings: The settings of the benchmark.
         progress: Receives one event per repeat.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Load any model, dense or compressed."""
+"""Loading of models, dense or compressed."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def load_any(
     Args:
         model: A folder, a GGUF file or a hub id.
         dtype: Dtype of the weights; None: the checkpoint's own.
-        device: Where the model is put; None: the CPU.
+        device: Device of the model; None: the CPU.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
 
     Raises:
         ModelError: The model cannot be loaded.
-        CheckpointError: A compressed folder contradicts itself or is too new.
+        CheckpointError: A compressed folder is inconsistent or too new.
     """
     source = resolve(model)
     if source.kind == "folder" and source.path is not None and is_compressed(load_config(source).to_dict()):

@@ -41,10 +41,10 @@ def bench(
 
     if output is not None:
         check_files([output], overwrite=overwrite)
-    ask = partial(run, models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=sizes, repeats=repeats)
-    ask = partial(ask, precision=precision, compile=compile, memory=not no_memory, dtype=dtype, device=device)
+    call = partial(run, models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=sizes, repeats=repeats)
+    call = partial(call, precision=precision, compile=compile, memory=not no_memory, dtype=dtype, device=device)
     with progress_bars() as progress:
-        result = ask(threads=threads, seed=seed, progress=progress)
+        result = call(threads=threads, seed=seed, progress=progress)
     deliver(result, benchmark_tables, output, as_json)
 
 

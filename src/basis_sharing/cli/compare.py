@@ -57,21 +57,21 @@ def compare(
     from basis_sharing.reports.tables.comparison import comparison_summary
     from basis_sharing.verbs.compare import compare as run
 
-    ask = partial(run, *models, baseline=baseline, text=text, evaluation_windows=evaluation_windows, length=length)
-    ask = partial(ask, prompts=prompts, new_tokens=new_tokens, disagreements=disagreements, limits=limits)
-    ask = partial(ask, dtype=dtype, device=device, tasks=() if tasks is None else tasks, task_data=task_data)
+    call = partial(run, *models, baseline=baseline, text=text, evaluation_windows=evaluation_windows, length=length)
+    call = partial(call, prompts=prompts, new_tokens=new_tokens, disagreements=disagreements, limits=limits)
+    call = partial(call, dtype=dtype, device=device, tasks=() if tasks is None else tasks, task_data=task_data)
     with progress_bars() as progress:
-        result = ask(limit=limit, cache=not no_cache, progress=progress)
+        result = call(limit=limit, cache=not no_cache, progress=progress)
     deliver(result, comparison_summary, output, as_json)
     if result.verdict.held is False:
         raise typer.Exit(1)
 
 
 def _limits(*given: float | str | None) -> "Limits | None":
-    """Return the limits in the order of their fields; None where there are none.
+    """Return the limits from their values in the order of the fields; None if none is given.
 
     Raises:
-        RecipeError: One is out of range; found before torch is imported.
+        RecipeError: A limit is out of range.
     """
     from basis_sharing.results.comparison import Limits
 

@@ -35,7 +35,7 @@ def compress(
 
         torchrun --nproc-per-node 2 -m basis_sharing compress ./llama -o ./llama-20 --ratio 0.2
     """
-    recipe = Recipe.create(**settings)  # mistakes are found before torch is imported
+    recipe = Recipe.create(**settings)  # reports errors before torch is imported
 
     from basis_sharing.cli.console import out, progress_bars, written
     from basis_sharing.cli.interrupts import resumable
@@ -50,9 +50,9 @@ def compress(
         return
     from basis_sharing.verbs.compress import compress as run
 
-    ask = partial(run, model, recipe, output=output, work=work, device=device, max_memory=max_memory)
+    call = partial(run, model, recipe, output=output, work=work, device=device, max_memory=max_memory)
     with joined() as processes, resumable(output, work), progress_bars() as progress:
-        _, result = ask(overwrite=overwrite, progress=progress)
+        _, result = call(overwrite=overwrite, progress=progress)
     if not processes.first:
         return
     if as_json:

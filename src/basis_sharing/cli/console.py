@@ -20,7 +20,7 @@ err = Console(stderr=True)
 
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """Show one bar per stage with the time left, on standard error; only the first of several processes does."""
+    """Yield a callback that shows one bar per stage on standard error, in the first of several processes only."""
     if int(os.environ.get("RANK", "0")) > 0:
         yield silent
         return
@@ -46,7 +46,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
 
 def written(output: Path) -> None:
-    """Say where a compressed model was written, and how to load it."""
+    """Print where a compressed model was written, and how to load it."""
     out.print(
         f"\n  written to {output}; load it with\n"
         f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",

@@ -1,4 +1,4 @@
-"""The command line: one verb per file, errors as one sentence, exit code 2."""
+"""The entry point of the command line: errors are one sentence, with exit code 2."""
 
 import os
 import sys
@@ -30,13 +30,13 @@ _RENAMED = {
 
 
 class Verbs(typer.core.TyperGroup):
-    """The verbs, some of which have a second word."""
+    """The group of verbs, some of which consist of two words."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return name, command and the other arguments, also for ``plan diff A B``.
+        """Return name, command and remaining arguments, also for verbs of two words such as ``plan diff``.
 
         Raises:
-            RecipeError: The verb has another name now.
+            RecipeError: The verb was renamed.
         """
         if args and args[0] in _RENAMED:
             raise RecipeError(f"{args[0]} was renamed: call {_RENAMED[args[0]]} instead.")
@@ -85,24 +85,24 @@ def _options(
         raise RecipeError(f"only compress shares its work among processes: run {context.invoked_subcommand} alone.")
 
 
-# typer exports only this one of its usage errors; its base covers unknown options, commands and missing values.
+# typer exports only this usage error; its base class covers unknown options, commands and missing values.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 for a broken limit, 2 for what the user can mend, 130 after an interrupt."""
+    """Run the command line and exit: 0, 1 for a broken limit, 2 for an error of the user, 130 after an interrupt."""
     try:
         code = app(arguments, standalone_mode=False)
     except _UsageError as error:
         message = error.format_message()
-        if message:  # without arguments the help has been shown, and there is nothing to add
+        if message:  # empty without arguments, where the help was shown
             print(f"error: {message}", file=sys.stderr)
         code = 2
     except BasisSharingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+        if type(error).__name__ != "OutOfMemoryError":  # of torch, which is not imported here
             raise
         print(
             "error: the device has too little memory for this: pass --device cpu, or shorter windows (--length).",

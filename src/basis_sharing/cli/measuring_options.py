@@ -1,4 +1,4 @@
-"""The options of the verbs that measure models; beside those that :mod:`~basis_sharing.cli.options` has."""
+"""The options of the verbs that measure models, in addition to those of :mod:`~basis_sharing.cli.options`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from basis_sharing.recipe.model import DTYPES, DtypeName
 
 
 def _optional(help_text: str, metavar: str | None = None) -> Any:
-    """Return an option without a default of its own; the help says what happens without it."""
+    """Return an option without a shown default; its help text describes the default."""
     return typer.Option(help=help_text, metavar=metavar, show_default=False)
 
 
@@ -24,7 +24,7 @@ def _tasks(help_text: str, metavar: str) -> Any:
 
 
 def _renamed(old: str, new: str) -> Callable[[str | None], None]:
-    """Return a callback that says what an option is called now."""
+    """Return a callback that refuses an option and names its replacement."""
 
     def refuse(value: str | None) -> None:
         if value is not None:
@@ -34,7 +34,11 @@ def _renamed(old: str, new: str) -> Callable[[str | None], None]:
 
 
 def _dtype(name: str) -> str:
-    """Return the name of a dtype; a wrong one is refused before torch is imported."""
+    """Return the name of a dtype.
+
+    Raises:
+        RecipeError: There is no such dtype.
+    """
     if name not in DTYPES:
         raise RecipeError(f"unknown dtype {name!r}: choose from {', '.join(DTYPES)}.")
     return name

@@ -1,4 +1,4 @@
-"""Options of the command line: those of settings are made from their declarations, the others are named here once."""
+"""Options of the command line: those derived from the declarations of settings, and those common to several verbs."""
 
 import functools
 import inspect
@@ -20,12 +20,12 @@ Given = dict[str, Any]
 def settings_options(
     settings: type[Settings] = Recipe, *, without: tuple[str, ...] = (), recipe_file: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for every setting, in the place of its parameter ``settings``.
+    """Return a decorator that replaces the parameter ``settings`` of a command by one option for every setting.
 
     Args:
-        settings: The settings, whose options are made from their declarations.
+        settings: The settings from whose declarations the options are made.
         without: Settings that the command does not have.
-        recipe_file: Whether ``--recipe FILE`` is an option too; flags go before what is in the file.
+        recipe_file: Whether the command has ``--recipe FILE``; flags take precedence over the file.
     """
     options = {name: option for name, option in settings.options().items() if name not in without}
 
@@ -92,12 +92,12 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def with_target(given: Given, ratio: str) -> Given:
-    """Return settings with a ratio where they name no target."""
+    """Return settings with a target: the given one, or else the ratio."""
     return given if any(name in given for name in TARGETS) else {**given, "ratio": ratio}
 
 
 def limit(help_text: str, metavar: str) -> Any:
-    """Return an option that limits how far a compressed model may be from the original."""
+    """Return an option for a limit on the differences of two models."""
     return typer.Option(help=help_text, metavar=metavar, show_default=False, rich_help_panel="Limits")
 
 
@@ -107,7 +107,7 @@ def model_argument() -> Any:
 
 
 def output_option(help_text: str, metavar: str) -> Any:
-    """Return the option that names what is written."""
+    """Return the option that names the output."""
     return typer.Option("--output", "-o", help=help_text, metavar=metavar)
 
 

@@ -48,9 +48,9 @@ def plan(
     picture = output.with_suffix(".png")
     check_files([output, picture], overwrite=overwrite)
     names = () if baselines == "none" else tuple(name.strip() for name in baselines.split(","))
-    ask = partial(run, model, recipe, baselines=names, work=work, device=device, max_memory=max_memory)
+    call = partial(run, model, recipe, baselines=names, work=work, device=device, max_memory=max_memory)
     with progress_bars() as progress:
-        forecast = ask(progress=progress)
+        forecast = call(progress=progress)
     write_file(output, forecast.plan.write)
     write_file(picture, lambda path: draw_forecast(forecast, path))
     if as_json:

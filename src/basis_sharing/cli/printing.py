@@ -1,4 +1,4 @@
-"""What the measuring verbs do with their result: into a file, and as a table or as JSON onto the screen."""
+"""The output of the measuring verbs: a file, and a table or JSON on the terminal."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ _R = TypeVar("_R", bound=Result)
 
 
 def deliver(result: _R, table: Callable[[_R], Iterable[Any]], output: Path | None, as_json: bool) -> None:
-    """Write a result to a file where one is given, and print it as a table or as JSON.
+    """Write a result to a file if one is given, and print it as a table or as JSON.
 
     Raises:
         OutputError: The file cannot be written.

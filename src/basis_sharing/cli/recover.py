@@ -12,7 +12,7 @@ from basis_sharing.recipe.recovery import RecoverySettings
 
 
 class RecoverOptions(Evaluation, RecoverySettings):
-    """The settings of a recovery, and what is measured before and after."""
+    """The settings of a recovery, and of the evaluation before and after."""
 
 
 @options.settings_options(RecoverOptions)
@@ -39,7 +39,7 @@ def recover(
         basis-sharing recover ./llama-40 -o ./llama-40-recovered --calibration wikitext2 --minutes 30
     """
     evaluation = {name: settings.pop(name) for name in Evaluation.model_fields if name in settings}
-    asked = RecoverySettings.create(**settings)
+    recovery = RecoverySettings.create(**settings)
     Evaluation.create(**evaluation)
 
     from basis_sharing.cli.console import out, progress_bars, written
@@ -48,9 +48,9 @@ def recover(
     from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.recover import recover as run
 
-    ask = partial(run, model, output, asked, original=original, device=device, overwrite=overwrite)
+    call = partial(run, model, output, recovery, original=original, device=device, overwrite=overwrite)
     with resumable(output, None), progress_bars() as progress:
-        result = ask(progress=progress, **evaluation)
+        result = call(progress=progress, **evaluation)
     if as_json:
         print(result.model_dump_json(indent=2))
         return

@@ -27,9 +27,7 @@ def rollout(
     ] = "python-docs:heldout",
     no_benchmark: Annotated[bool, typer.Option("--no-benchmark", help="Do not measure speed and memory.")] = False,
     device: options.Device = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew where the folder holds another rollout.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another rollout in the folder.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Compress step by step, compare every step with the original, and keep the last one within your limits.
@@ -51,9 +49,9 @@ def rollout(
     from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.rollout import rollout as run
 
-    ask = partial(run, model, output, checked, ratios=steps, text=text, benchmark=not no_benchmark, device=device)
+    call = partial(run, model, output, checked, ratios=steps, text=text, benchmark=not no_benchmark, device=device)
     with progress_bars() as progress:
-        result = ask(
+        result = call(
             overwrite=overwrite,
             progress=progress,
             on_step=lambda step: err.print(f"  {step_line(step)}", highlight=False, markup=False),

@@ -41,7 +41,7 @@ def study(
 
         basis-sharing study ./llama -o ./llama-study --windows 64
     """
-    Recipe.create(ratio=ratio, **settings)  # mistakes are found before torch is imported
+    Recipe.create(ratio=ratio, **settings)  # reports errors before torch is imported
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.study_figure import draw_study
@@ -52,9 +52,9 @@ def study(
 
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
-    ask = partial(run, model, ratio, distance=distance, work=work, device=device, max_memory=max_memory)
+    call = partial(run, model, ratio, distance=distance, work=work, device=device, max_memory=max_memory)
     with progress_bars() as progress:
-        result = ask(progress=progress, **settings)
+        result = call(progress=progress, **settings)
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))

@@ -1,4 +1,4 @@
-"""Two loaded models compared, or one with what is stored of another."""
+"""Comparison of two loaded models, or of one model with a stored comparison."""
 
 from collections.abc import Sequence
 
@@ -27,19 +27,19 @@ from basis_sharing.run.progress import ProgressCallback
 def compare_sides(
     first: Side, second: Side, task: ComparisonTask, baseline: Baseline | None, progress: ProgressCallback
 ) -> Comparison:
-    """Compare two loaded models.
+    """Return the comparison of two loaded models.
 
     Args:
         first: The original.
-        second: The model that is judged.
-        task: What is measured, and the limits.
-        baseline: An earlier comparison of the two; its windows are the only ones allowed. None: this is the first.
+        second: The model to judge.
+        task: The settings of the measurements, and the limits.
+        baseline: An earlier comparison of the two, which must have the same windows; None: this is the first.
         progress: Receives one event per window and per prompt.
 
     Raises:
         CorpusError: The text cannot be read or is shorter than one window.
         ResultError: The text or the tokenizer is not that of the baseline.
-        RecipeError: A prompt is too long, or a limit needs a number that these two models do not have.
+        RecipeError: A prompt is too long, or a limit cannot be judged for these two models.
         NumericalError: A model computes NaN or infinity.
     """
     length = min(window_length(side.model.config, task.length) for side in (first, second))
@@ -72,13 +72,13 @@ def compare_sides(
 def compare_with_stored(
     side: Side, task: ComparisonTask, baseline: Baseline, notes: tuple[str, ...], progress: ProgressCallback
 ) -> Comparison:
-    """Measure the second model of a stored comparison again; the numbers of the first are the stored ones.
+    """Return a comparison with a new measurement of the second model and the stored results of the first.
 
     Args:
-        side: The model that is judged.
-        task: What is measured, as for the baseline, and the limits.
+        side: The model to judge.
+        task: The settings of the measurements, as for the baseline, and the limits.
         baseline: The stored comparison.
-        notes: What a reader should know.
+        notes: Notes for the reader.
         progress: Receives one event per window and per prompt.
 
     Raises:
@@ -120,7 +120,7 @@ def _measure_both(
     missing: Missing,
     progress: ProgressCallback,
 ) -> tuple[tuple[Perplexity, Perplexity], Agreement | None]:
-    """Return both perplexities, and the agreement where the predictions can be compared."""
+    """Return both perplexities, and the agreement; None if the predictions cannot be compared."""
     if missing.agreement is None:
         return measure_together(first, second, texts[0], task.disagreements, progress)
     one = measure(first.model, texts[0], stage="measuring A", progress=progress)

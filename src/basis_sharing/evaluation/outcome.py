@@ -1,4 +1,4 @@
-"""A comparison from what was measured: differences, drift, notes and the verdict."""
+"""Assembly of a comparison from its measurements: differences, drift, notes and the verdict."""
 
 from collections.abc import Sequence
 
@@ -24,16 +24,16 @@ def comparison_of(
 
     Args:
         measured: Both models with their perplexities.
-        paired: Whether these are of the same windows.
-        agreement: How often and how far the models agree; None where that was not measured.
-        generations: What they wrote.
-        task: What was asked for.
+        paired: Whether both perplexities are of the same windows.
+        agreement: Agreement of the models; None if it was not measured.
+        generations: Continuations of the prompts.
+        task: The settings of the comparison.
         baseline: An earlier comparison; None: this is the first.
-        first_is_stored: Whether the first model's numbers are the baseline's.
-        notes: What a reader should know.
+        first_is_stored: Whether the results of the first model are the baseline's.
+        notes: Notes for the reader.
 
     Returns:
-        The comparison with its verdict, its drift where there is a baseline, and all notes.
+        The comparison with its verdict, its drift from the baseline if there is one, and all notes.
     """
     first, second = measured
     versions = software_versions()

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of a model on windows of text that do not overlap."""
+"""Perplexity and bits per byte of a model on non-overlapping windows of text."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DEFAULT_TEXT = "python-docs:heldout"
 
 
 def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None) -> EvaluationText:
-    """Tokenize a text and cut it into the windows a model is evaluated on.
+    """Return a text as token windows for the evaluation of a model.
 
     Raises:
         CorpusError: The text cannot be read or is shorter than one window.
@@ -43,12 +43,12 @@ def measure(
     stage: str = "evaluating",
     progress: ProgressCallback = silent,
 ) -> Perplexity:
-    """Measure perplexity on prepared windows: the token-weighted mean of the negative log-likelihood.
+    """Return the perplexity of a model on prepared windows.
 
     Args:
         model: The model.
         text: The windows.
-        device: Where the model runs, as a whole; None: where it is.
+        device: Device on which the whole model runs; None: the model's device.
         stage: Name of the stage in progress events.
         progress: Receives one event per window.
 
@@ -67,7 +67,7 @@ def measure(
 
 
 def window_logits(model: Any, text: EvaluationText, index: int) -> Tensor:
-    """Return a model's logits for the tokens it has to predict in one window, shape ``[length - 1, vocabulary]``."""
+    """Return a model's logits for the predicted tokens of one window, shape ``[length - 1, vocabulary]``."""
     logits: Tensor = model(input_ids=text.input_ids[index][None].to(model.device), use_cache=False).logits[0, :-1]
     return logits
 
@@ -76,7 +76,7 @@ def window_loss(logits: Tensor, text: EvaluationText, index: int) -> float:
     """Return the negative log-likelihood of one window, summed over its predicted tokens, in nats.
 
     Raises:
-        NumericalError: It is NaN or infinite.
+        NumericalError: The loss is NaN or infinite.
     """
     targets = text.input_ids[index, 1:].to(logits.device)
     loss = sum(
@@ -92,7 +92,7 @@ def window_loss(logits: Tensor, text: EvaluationText, index: int) -> float:
 
 
 def from_losses(losses: Sequence[float], text: EvaluationText, dtype: torch.dtype) -> Perplexity:
-    """Return the perplexity that the losses of all windows amount to."""
+    """Return the perplexity from the summed losses of all windows, in nats."""
     windows, length = text.input_ids.shape
     tokens = windows * (length - 1)
     mean = sum(losses) / tokens

@@ -1,4 +1,4 @@
-"""The settings that all measurements of models have in common: how models are loaded, which tasks are scored."""
+"""The common settings of the measuring verbs: how models are loaded, and which tasks are scored."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,13 +32,13 @@ def torch_dtype(name: str) -> torch.dtype | None:
 
 
 def check_least(settings: Mapping[str, tuple[int | None, int]]) -> None:
-    """Make sure that no setting is below its smallest value.
+    """Make sure that no setting is below its smallest allowed value.
 
     Args:
-        settings: Name of a setting, with its value (None: not given) and the smallest that is allowed.
+        settings: Value (None: not given) and smallest allowed value of each setting, by name.
 
     Raises:
-        RecipeError: One is.
+        RecipeError: A setting is too small.
     """
     for name, (value, least) in settings.items():
         if value is not None and value < least:
@@ -52,7 +52,7 @@ class Loading:
     Attributes:
         tokenizer: The tokenizer of models given in memory.
         dtype: Name of the dtype that models are loaded in; ``"auto"``: the checkpoint's own.
-        device: Name of the device they run on; None: where a model in memory is, else ``"auto"``.
+        device: Name of the device they run on; None: that of a model in memory, else ``"auto"``.
     """
 
     tokenizer: Any = None
@@ -69,11 +69,11 @@ class Loading:
         choose(self.device or "auto")
 
     def load(self, model: str | Path | Any) -> tuple[Any, Any]:
-        """Return a model and its tokenizer; a model given in memory is returned as it is.
+        """Return a model and its tokenizer; a model given in memory is returned unchanged.
 
         Raises:
             ModelError: The model cannot be loaded.
-            CheckpointError: A compressed folder contradicts itself or is too new.
+            CheckpointError: A compressed folder is inconsistent or too new.
         """
         if isinstance(model, (str, Path)):
             return load_any(model, torch_dtype(self.dtype), choose(self.device or "auto"))
@@ -81,7 +81,7 @@ class Loading:
 
     @contextmanager
     def placed(self, *models: str | Path | Any) -> Iterator[None]:
-        """Keep models given in memory on the device for as long as the context; those given by name are left alone."""
+        """Move models given in memory to the device within the context; models given by name are ignored."""
         with ExitStack() as stack:
             for model in models:
                 if self.device is not None and not isinstance(model, (str, Path)):
@@ -91,13 +91,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Which zero-shot tasks models are scored on.
+    """The zero-shot tasks on which models are scored.
 
     Attributes:
         tasks: Their names, as a sequence or separated by commas; empty: none.
         data: Folder with their examples; None: the harness fetches them.
         limit: Use only the first examples of each task; None: all.
-        cache: Whether scores are kept in the user's cache folder and taken from there.
+        cache: Whether scores are read from and kept in the user's cache folder.
     """
 
     tasks: str | Sequence[str] = ()
@@ -107,14 +107,14 @@ class Scoring:
 
     @property
     def asked(self) -> bool:
-        """Whether there are any tasks."""
+        """Whether any tasks are to be scored."""
         return isinstance(self.tasks, str) or bool(self.tasks)
 
     def check(self) -> None:
-        """Make sure that the settings about tasks come with tasks.
+        """Check the settings of the tasks.
 
         Raises:
-            RecipeError: They do not, or the limit is too small.
+            RecipeError: Settings about tasks are given without tasks, or the limit is too small.
         """
         if not self.asked and (self.data is not None or self.limit is not None or not self.cache):
             raise RecipeError("--task-data, --limit and --no-cache are about tasks: name some with --tasks.")

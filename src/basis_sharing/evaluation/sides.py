@@ -1,4 +1,4 @@
-"""The two models of a comparison: loading them, what can be compared of them, running both."""
+"""The two models of a comparison: loading, checking what can be compared, and running them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from basis_sharing.run.progress import Progress, ProgressCallback
 
 @dataclass(frozen=True)
 class Side:
-    """A loaded model."""
+    """One of the two models of a comparison, loaded."""
 
     name: str
     model: Any
@@ -36,17 +36,17 @@ class Side:
 
 @dataclass(frozen=True)
 class ComparisonTask:
-    """What is measured on the models, and how it is judged.
+    """The settings of a comparison.
 
     Attributes:
         text: Source of the text.
         evaluation_windows: Use only its first windows; None: all.
-        length: Tokens per window; None: 2048, or the limit of either model where that is smaller.
+        length: Tokens per window; None: 2048, or the limit of either model if that is smaller.
         prompts: Prompts that the models continue.
-        new_tokens: Most tokens to write after each prompt.
-        disagreements: Number of positions to report where the models disagree most.
+        new_tokens: Largest number of tokens to generate after each prompt.
+        disagreements: Number of positions with the largest divergence to report.
         dtype: Name of the dtype that models are loaded in.
-        limits: How far apart the models may be.
+        limits: Limits on the differences of the models.
     """
 
     text: str
@@ -61,11 +61,11 @@ class ComparisonTask:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A comparison that was stored earlier.
+    """A stored comparison.
 
     Attributes:
-        source: Where it was read, as messages name it.
-        comparison: What was measured then.
+        source: Name of its file in messages.
+        comparison: The comparison.
     """
 
     source: str
@@ -84,11 +84,11 @@ class Baseline:
 
 
 def load_side(model: str | Path | Any, loading: Loading) -> Side:
-    """Return a model given by its place or in memory.
+    """Return a model that is given by path or name, or in memory.
 
     Raises:
         ModelError: It cannot be loaded.
-        CheckpointError: It is a compressed folder that contradicts itself or is too new.
+        CheckpointError: It is a compressed folder that is inconsistent or too new.
         RecipeError: It is in memory, without a tokenizer.
     """
     if isinstance(model, (str, Path)):
@@ -99,15 +99,15 @@ def load_side(model: str | Path | Any, loading: Loading) -> Side:
 
 
 def prepare_side(side: Side, task: ComparisonTask, length: int) -> EvaluationText:
-    """Return the windows of the text in the tokens of one model."""
+    """Return the windows of the text, tokenized for one model."""
     return prepare_text(side.model, side.tokenizer, task.text, windows=task.evaluation_windows, length=length)
 
 
 def refuse_other_windows(text: EvaluationText, baseline: Baseline) -> None:
-    """Make sure that a text is the one a baseline was measured on.
+    """Make sure that a text has the tokens of a baseline.
 
     Raises:
-        ResultError: It is not.
+        ResultError: The tokens differ.
     """
     if text.fingerprint != baseline.comparison.second.perplexity.fingerprint:
         raise ResultError(
@@ -119,7 +119,7 @@ def refuse_other_windows(text: EvaluationText, baseline: Baseline) -> None:
 def obstacles(
     first: Side, second: Side, texts: tuple[EvaluationText, EvaluationText]
 ) -> tuple[Missing, tuple[str, ...]]:
-    """Return what cannot be compared and why, and the notes that a reader needs for the rest."""
+    """Return which measures are missing and why, and notes for the reader about the others."""
     reason = None
     if first.tokenizer.get_vocab() != second.tokenizer.get_vocab():
         sizes = f"{len(first.tokenizer):,} and {len(second.tokenizer):,} tokens"
@@ -145,9 +145,9 @@ def obstacles(
 def measure_together(
     first: Side, second: Side, text: EvaluationText, disagreements: int, progress: ProgressCallback
 ) -> tuple[tuple[Perplexity, Perplexity], Agreement]:
-    """Return the perplexity of both models and their agreement.
+    """Return the perplexities of both models and their agreement.
 
-    They run window by window, so that only the logits of one window are in memory.
+    The models run window by window, so that only the logits of one window are in memory.
 
     Raises:
         NumericalError: A model computes NaN or infinity; the message names it.
@@ -175,7 +175,7 @@ def measure_together(
 def write_continuations(
     sides: Sequence[Side], encoded: Sequence[Sequence[Tensor]], new_tokens: int, progress: ProgressCallback
 ) -> list[tuple[Continuation, ...]]:
-    """Let every model continue its prompts; one tuple per prompt, in the order of the models."""
+    """Return the continuations of the prompts: one tuple per prompt, in the order of the models."""
     written = []
     prompts = list(zip(*encoded, strict=True))
     for done, prompt in enumerate(prompts, start=1):

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-evaluation-harness: its tasks, its prompts, its scores; our model in memory."""
+"""Zero-shot accuracy with the tasks, prompts and scores of lm-evaluation-harness."""
 
 import math
 import tempfile
@@ -25,7 +25,7 @@ _BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class _Scored:
-    """The model that is scored: what identifies it, and how to load it once it is needed."""
+    """The model to score: its identity, and a function that loads it when it is needed."""
 
     name: str
     fingerprint: str | None
@@ -60,7 +60,7 @@ def evaluate_tasks(
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> TaskResults:
-    """Score a model, dense or compressed, on tasks of lm-evaluation-harness, without solved examples in the prompt.
+    """Return the scores of a model on tasks of lm-evaluation-harness, without solved examples in the prompt.
 
     Args:
         model: A folder, a GGUF file, a hub id, or a model in memory.
@@ -70,13 +70,12 @@ def evaluate_tasks(
             them from the hub.
         limit: Use only the first examples of each task; None: all.
         dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
-        device: Where the model is loaded to; None: the CPU. Ignored for a model given in memory.
-        cache: Folder that scores are kept in and taken from; None: none. A model given in memory has no identity
-            and is always measured.
+        device: Device of the loaded model; None: the CPU. Ignored for a model given in memory.
+        cache: Cache folder of scores; None: none. A model given in memory has no fingerprint and is always measured.
         progress: Receives one event per batch.
 
     Returns:
-        The scores, with what is needed to repeat them and to compare models example by example.
+        The scores, with everything needed to repeat them and to compare models example by example.
 
     Raises:
         RecipeError: The harness is not installed, a task is unknown or has no accuracy, or the limit is too small.
@@ -109,7 +108,7 @@ def evaluate_tasks(
 
 
 def task_names(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the tasks asked for: aliases opened, each task once, in order.
+    """Return the names of tasks in order and without duplicates, with aliases replaced by their tasks.
 
     Raises:
         RecipeError: There is none.
@@ -176,7 +175,7 @@ def _from_hub(names: Sequence[str]) -> list[_Prepared]:
 def _scores(
     scored: _Scored, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
 ) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
-    """Return a score for each task, kept or measured, and notes; the model is loaded when one has to be measured."""
+    """Return a score for each task, cached or measured, and notes; the model is loaded when it has to be measured."""
     cache = None if folder is None or scored.fingerprint is None else ScoreCache(folder, scored.fingerprint)
     words = tokenizer_fingerprint(scored.tokenizer) if cache else ""
     scores: list[TaskScore] = []
@@ -194,7 +193,7 @@ def _scores(
                 cache.save(key, score)
         else:
             kept.append(one.name)
-        # The same examples may lie elsewhere now: where they are is no part of the question.
+        # The location of the examples is not part of the key, and may differ from that of a cached score.
         scores.append(score.model_copy(update={"source": one.source, "notes": (*one.notes, *score.notes)}))
     if kept:
         notes += (f"kept from an earlier run (--no-cache measures again): {', '.join(kept)}.",)

@@ -1,7 +1,7 @@
-"""What a compressed model can be exported as.
+"""The forms to which a compressed model can be exported.
 
-An export is one file in this folder that ends in ``register(Mine())``, where ``Mine`` is an :class:`Export`.
-Files of exports import nothing heavy at the top, so that the command line can list them without loading torch.
+An export is a module of this package that ends in ``register(Mine())``, where ``Mine`` is an :class:`Export`. These
+modules must not import torch at the top, so that the command line can list them quickly.
 """
 
 from pathlib import Path
@@ -12,11 +12,11 @@ from basis_sharing.run.registry import Registry
 
 
 class Export(Protocol):
-    """A form other than its own that a compressed model can be written in.
+    """A form other than its own in which a compressed model can be written.
 
     Attributes:
-        name: What a user calls it, e.g. ``"dense"``.
-        summary: What it is for, in one sentence.
+        name: Name on the command line, e.g. ``"dense"``.
+        summary: Its purpose in one sentence.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Export(Protocol):
 
         Args:
             folder: Folder of the compressed model, which has been checked; it must not be changed.
-            staging: Empty folder that the files are written to; it gets its final name when this returns.
+            staging: Empty folder to write the files to; it gets its final name when this method returns.
             progress: Receives progress events.
 
         Raises:
             ModelError: The model cannot be loaded, or has no such form.
-            OutputError: There is too little space.
+            OutputError: The disk has not enough space.
         """
         ...
 
@@ -41,9 +41,9 @@ EXPORTS: Registry[Export] = Registry("export", "basis_sharing.exports")
 
 
 def register(export: Export) -> Export:
-    """Make an export known.
+    """Register an export, and return it.
 
     Raises:
-        RecipeError: There is another one of this name.
+        RecipeError: Another export has this name.
     """
     return EXPORTS.register(export.name, export)

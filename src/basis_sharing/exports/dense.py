@@ -1,7 +1,7 @@
-"""Multiply the factors out: an ordinary dense model for tools that know nothing of shared bases.
+"""Export to an ordinary dense model by multiplying the factors out, for tools that do not support shared bases.
 
-It computes what the compressed model computes and has the original's size again: for tools that quantize or convert
-dense weights, and for telling apart what a method lost from what a runtime does.
+The dense model computes the same as the compressed model and has the original's size. It is meant for tools that
+quantize or convert dense weights, and for separating the loss of a method from effects of the runtime.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from basis_sharing.run.progress import Progress, ProgressCallback, silent
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_OURS = ("quantization_config", "auto_map")
+_ADDED = ("quantization_config", "auto_map")
 
 
 class Dense:
-    """The ordinary dense model that a compressed one stands for."""
+    """Export to the equivalent dense model."""
 
     name = "dense"
     summary = "an ordinary dense model of the original's size, for tools that quantize or convert dense weights"
@@ -27,7 +27,7 @@ class Dense:
 
         Raises:
             ModelError: The model cannot be loaded.
-            OutputError: There is too little space.
+            OutputError: The disk has not enough space.
         """
         from basis_sharing.checkpoint.writer import check_space, write_model
         from basis_sharing.models.sizes import memory_bytes
@@ -43,7 +43,7 @@ register(Dense())
 
 
 def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrainedModel":
-    """Return a dense model that computes what a compressed one does, up to rounding; products are made in fp64.
+    """Return the dense model that is equivalent to a compressed one up to rounding; products are computed in fp64.
 
     Args:
         model: Compressed model; it is not changed.
@@ -80,9 +80,9 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
 
 
 def _native_config(config: "PretrainedConfig") -> "PretrainedConfig":
-    """Return the configuration of the architecture without what the compression added."""
+    """Return the configuration of the architecture without the settings that the compression added."""
     from transformers import AutoConfig
 
-    settings = {name: value for name, value in config.to_dict().items() if name not in _OURS}
+    settings = {name: value for name, value in config.to_dict().items() if name not in _ADDED}
     native: PretrainedConfig = AutoConfig.for_model(**settings)
     return native

@@ -1,4 +1,4 @@
-"""The planning part of a recipe: the method, and what it may turn projections into."""
+"""The planning part of a recipe: the method, and the options it may choose from."""
 
 import difflib
 from typing import Annotated, Literal, TypedDict
@@ -95,13 +95,13 @@ class Planning(Settings):
 
     @property
     def weighting(self) -> str:
-        """Name of the weighting of errors: the method's, without gradients the measured sensitivity."""
+        """Name of the weighting of errors: the method's, or ``sensitivity`` for a plan without gradients."""
         weighting = self.preset.weighting
         return "sensitivity" if weighting == "loss" and not self.gradients else weighting
 
     @property
     def stored_form(self) -> Form:
-        """How factors are stored where the method's own choice is asked for."""
+        """The form in which factors are stored; ``auto`` is resolved to the method's form."""
         if self.form == "auto":
             return "pivoted" if self.preset.planned else "plain"
         return self.form

@@ -1,7 +1,7 @@
-"""The recipe: all that is asked of one compression, validated once.
+"""The recipe: all settings of one compression, validated once.
 
-It is put together from parts, and every stage of a run gets the part that concerns it. To everybody else it is flat: a
-YAML file, the Python keywords and the flags name its settings alike.
+It is composed of parts, and every stage of a run takes the part that it needs. For users it is flat: a YAML file, the
+Python keywords and the flags use the same names.
 """
 
 from typing import Any, Literal, Self
@@ -58,7 +58,7 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
 
     @property
     def chosen_refit(self) -> Literal["never", "always", "anchored"]:
-        """How the coefficients will be refitted; training, where it is asked for, takes the place of the method's."""
+        """How the coefficients are refitted; with ``auto``, block training replaces the method's refit."""
         if self.refit != "auto":
             return self.refit
         ratio = self.exact_ratio
@@ -67,19 +67,19 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the method looks at any calibration text."""
+        """Whether the method uses a calibration text."""
         return self.weighting != "none" or self.chosen_refit != "never" or self.refine is not None
 
 
 def as_recipe(recipe: Recipe | float | str | None, settings: RecipeKeywords | dict[str, Any]) -> Recipe:
-    """Return the recipe that a function was asked for.
+    """Return the recipe from the arguments of a verb.
 
     Args:
         recipe: A recipe, or the ratio, or None.
         settings: Settings that complete it, or replace those of a recipe.
 
     Raises:
-        RecipeError: One sentence about the first setting that is wrong.
+        RecipeError: A setting is invalid; the message is one sentence about the first one.
     """
     if isinstance(recipe, Recipe):
         given = {name: getattr(recipe, name) for name in recipe.model_fields_set}

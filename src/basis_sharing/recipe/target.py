@@ -1,4 +1,4 @@
-"""The target part of a recipe: how small, how cheap, or how good the compressed model has to be."""
+"""The target part of a recipe: the required size, cost or quality of the compressed model."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,7 @@ TARGETS = ("ratio", *LIMITS, "max_perplexity_increase", "plan")
 
 
 class Target(Settings):
-    """One target, or several limits that all have to be held."""
+    """One target, or several limits on costs that all have to be held."""
 
     ratio: Annotated[
         float | None,
@@ -102,12 +102,12 @@ class Target(Settings):
 
     @property
     def exact_ratio(self) -> Fraction | None:
-        """The ratio as the decimal number the user wrote, so that ranks do not depend on binary rounding."""
+        """The ratio as the decimal number that the user gave, so that ranks do not depend on binary rounding."""
         return None if self.ratio is None else Fraction(str(self.ratio))
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits on costs that are given, by setting."""
+        """The limits on costs that are set, by name."""
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
 

@@ -1,9 +1,9 @@
-"""Train a whole compressed model for a while, with transformers' Trainer: its factors, or LoRA on its coefficients.
+"""Train a whole compressed model with transformers' Trainer: its factors, or LoRA on its coefficients.
 
-The text is divided into windows to learn from and a few held-out ones. The state that was best on the latter is kept,
-also where the training diverges. Where an evaluation finds the model worse than it was, the training goes back to the
-best state and continues with a third of the rate: a model that is near its original needs smaller steps than one that
-has lost much.
+The text is divided into training windows and a few held-out windows. The state with the smallest held-out loss is kept,
+also if the training diverges. If an evaluation shows a larger held-out loss, training returns to the best state and
+continues with a third of the learning rate, because a model that is close to its original needs smaller steps than one
+that is far from it.
 """
 
 import json
@@ -24,9 +24,9 @@ from basis_sharing.repair.optimizer import relative_adamw, warm_cosine
 from basis_sharing.run.durable import write_whole
 from basis_sharing.run.progress import Progress, ProgressCallback
 
-_CUT = 3  # what the rate is divided by
-_CHECKPOINTS = 10  # to resume from
-_PIECE = 512  # positions whose probabilities are in memory at once
+_CUT = 3  # divisor of the rate
+_CHECKPOINTS = 10  # per training
+_PIECE = 512  # positions whose probabilities are in memory at a time
 _WEIGHTS, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
 
@@ -48,12 +48,12 @@ def distillation_loss(logits: Tensor, _: Tensor, teacher: Tensor | None) -> Tens
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long a training is, and how often it is evaluated on the held-out windows.
+    """The length of a training, and the number of evaluations on the held-out windows.
 
     Attributes:
         steps: Number of steps, one window each.
-        evaluations: Evaluations while training, evenly spaced, the last one after the last step.
-        loss_before: The loss on the held-out windows before the first step.
+        evaluations: Number of evaluations during training, evenly spaced, the last one after the last step.
+        loss_before: The held-out loss before the first step.
     """
 
     steps: int
@@ -63,10 +63,10 @@ class TrainingSchedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training went.
+    """The outcome of a training.
 
     Attributes:
-        loss: The loss of the state that is kept, on the held-out windows.
+        loss: The held-out loss of the state that is kept.
         slowed: How often the rate was cut to a third.
         diverged: Whether the training diverged and was stopped.
     """
@@ -77,15 +77,15 @@ class Outcome:
 
 
 class Recovery:
-    """One training, from its first step or from where an interrupted one stopped.
+    """One training, from its first step or from the last checkpoint of an interrupted one.
 
     Args:
-        model: What is trained: a compressed model in fp32, or one with adapters.
-        original: The teacher of a distillation; None: the text is.
-        parameters: What may change.
-        training: Windows to learn from, ``[windows, length]``.
-        held_out: Held-out windows.
-        dtype: Dtype of the products.
+        model: The model to train: a compressed model in fp32, or one with adapters.
+        original: The teacher of a distillation; None: train on the next tokens of the text.
+        parameters: The parameters to train, by name.
+        training: Training windows, shape ``[windows, length]``.
+        held_out: Held-out windows, shape ``[windows, length]``.
+        dtype: Dtype of the matrix products.
         progress: Receives one event per step.
     """
 
@@ -108,7 +108,7 @@ class Recovery:
         )
 
     def loss(self, input_ids: Tensor) -> Tensor:
-        """Return the loss on one window, shape ``[1, length]``, as a scalar that can be differentiated."""
+        """Return the loss on one window, shape ``[1, length]``, as a differentiable scalar."""
         input_ids, teacher = input_ids.to(self.device), None
         with self._mixed():
             if self.original is not None:
@@ -123,12 +123,12 @@ class Recovery:
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is trained, as a file holds it."""
+        """Return the trained parameters as contiguous tensors, by name."""
         return {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load(self, file: Path) -> None:
-        """Put back what :meth:`tensors` returned."""
+        """Load parameters from a file with the tensors of :meth:`tensors`."""
         kept = load_file(file)
         for name, parameter in self.parameters.items():
             parameter.copy_(kept[name])
@@ -138,13 +138,13 @@ class Recovery:
 
         Args:
             schedule: Number of steps and evaluations.
-            rate: Step of the optimizer, relative to the size of each parameter or absolute.
-            relative: Which of the two.
+            rate: Learning rate of the optimizer.
+            relative: Whether the rate is relative to the root mean square of each parameter.
             seed: Seed of the order of the windows.
-            folder: Where the training is kept now and then; one that is there is resumed.
+            folder: Folder of the checkpoints; a training that was interrupted there is resumed.
 
         Returns:
-            How it went.
+            The outcome of the training.
         """
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -183,7 +183,7 @@ class Recovery:
 
 
 class _BestKeeper(TrainerCallback):  # type: ignore[misc]
-    """Evaluates on held-out windows now and then, keeps the best state, slows or stops a training that leaves it."""
+    """Evaluates on the held-out windows, keeps the best state, and slows or stops a training that gets worse."""
 
     def __init__(
         self,
@@ -200,19 +200,19 @@ class _BestKeeper(TrainerCallback):  # type: ignore[misc]
         self._every, self.diverged = math.ceil(schedule.steps / schedule.evaluations), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
-                known = json.loads(file.metadata()["kept"])
-            self.best, self._seen = known["loss"], known["step"]
+                kept = json.loads(file.metadata()["kept"])
+            self.best, self._seen = kept["loss"], kept["step"]
         else:
             self.best, self._seen = self._first, 0
             self._keep(0)
 
     @property
     def slowed(self) -> int:
-        """How often the rate was cut; the Trainer's checkpoints know it too, by the rates."""
+        """How often the rate was cut, computed from the rates because the Trainer's checkpoints hold them."""
         return round(math.log(self._rate / self._rates.base_lrs[0], _CUT))
 
     def evaluate(self, step: int) -> bool:
-        """Measure the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
+        """Evaluate the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
         if step <= self._seen:
             return False
         loss, self._seen = self._recovery.held_out_loss(), step
@@ -223,11 +223,11 @@ class _BestKeeper(TrainerCallback):  # type: ignore[misc]
         return bool(loss > self.best)
 
     def restore(self) -> None:
-        """Put the best state back."""
+        """Load the best state into the model."""
         self._recovery.load(self._file)
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        """Report a step."""
+        """Report a step, and evaluate, restore, slow down or stop where necessary."""
         self._progress(Progress("recovering", state.global_step, self._steps, "steps"))
         if state.global_step % self._every == 0:
             worse = self.evaluate(state.global_step)
@@ -238,16 +238,16 @@ class _BestKeeper(TrainerCallback):  # type: ignore[misc]
                 self._slow_down()
 
     def on_save(self, arguments: Any, state: Any, _: Any, **__: Any) -> None:
-        """Mark a checkpoint that is complete."""
+        """Mark a checkpoint as complete."""
         (Path(arguments.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
 
     def _slow_down(self) -> None:
-        """Cut the rate, and forget where the steps were heading."""
+        """Cut the rate, and reset the optimizer's momentum."""
         self._rates.base_lrs = [rate / _CUT for rate in self._rates.base_lrs]
         for group in self._optimizer.param_groups:
             group["lr"] /= _CUT
-        for known in self._optimizer.state.values():
-            known["exp_avg"].zero_()
+        for state in self._optimizer.state.values():
+            state["exp_avg"].zero_()
 
     def _keep(self, step: int) -> None:
         tensors = self._recovery.tensors()
@@ -256,7 +256,7 @@ class _BestKeeper(TrainerCallback):  # type: ignore[misc]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Transformers' Trainer, with our loss, and checkpoints that hold what is trained and nothing else."""
+    """Transformers' Trainer with the loss of a recovery, and checkpoints that hold only the trained parameters."""
 
     def __init__(self, recovery: Recovery, arguments: TrainingArguments, optimizers: Any, keeper: _BestKeeper) -> None:
         windows = [{"input_ids": ids} for ids in recovery.training]
@@ -285,6 +285,6 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 def _last_complete(folder: Path) -> str | None:
-    """Return the last checkpoint that was written to its end."""
+    """Return the last complete checkpoint; None if there is none."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

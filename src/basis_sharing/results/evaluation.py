@@ -1,4 +1,4 @@
-"""What was measured on one model: perplexity on texts, accuracy on zero-shot tasks."""
+"""The result of an evaluation: perplexity on texts, accuracy on zero-shot tasks."""
 
 from typing import Literal
 
@@ -12,8 +12,8 @@ class Evaluation(Result):
 
     Attributes:
         model: The model as it was given.
-        perplexities: One per text, in the order of the texts; empty where only tasks were scored.
-        tasks: Scores on zero-shot tasks; None where none were asked for.
+        perplexities: One per text, in the order of the texts; empty if only tasks were scored.
+        tasks: Scores on zero-shot tasks; None if none were scored.
         versions: Versions of the software.
     """
 
@@ -25,7 +25,7 @@ class Evaluation(Result):
 
     @property
     def perplexity(self) -> Perplexity:
-        """The perplexity on the text, where there is exactly one.
+        """The perplexity on the only text.
 
         Raises:
             ValueError: There are several, or none.

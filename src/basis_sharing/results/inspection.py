@@ -1,4 +1,4 @@
-"""What a model consists of, before it is compressed."""
+"""The result of an inspection: the parts of a dense model."""
 
 from typing import Any, Literal
 
@@ -11,14 +11,14 @@ _RATIOS = (0.2, 0.5)
 
 
 class Inspection(Result):
-    """What a model consists of, and where compressing it saves most.
+    """The parts of a model, and the roles whose compression saves most.
 
     Attributes:
         model: The model as it was given.
-        family: Name of its family, as :func:`~basis_sharing.models.decoder.describe` finds it.
-        start_with: Roles that hold the most memory and can be compressed.
+        family: Name of its family, from :func:`~basis_sharing.models.decoder.describe`.
+        start_with: Compressible roles that hold the most memory.
         rows: Every role, the embeddings, the output head and the rest, with their parameters and bytes. In JSON each
-            one also says how many bytes removing 20 % and 50 % of its parameters saves.
+            row also has the bytes saved by removing 20 % and 50 % of its parameters.
     """
 
     kind: Literal["inspection"] = "inspection"
@@ -29,14 +29,14 @@ class Inspection(Result):
 
     @classmethod
     def of(cls, model: str, family: str, rows: tuple[RoleRow, ...]) -> "Inspection":
-        """Return the inspection of a model whose rows are known."""
+        """Return the inspection of a model with these rows."""
         start = tuple(row.name for row in starting_point(rows))
         return cls(model=model, family=family, start_with=start, rows=rows)
 
     @field_validator("rows", mode="before")
     @classmethod
     def _without_savings(cls, rows: Any) -> Any:
-        """Leave out what is computed from the other fields when a file is read."""
+        """Drop the saved bytes of a file, which are computed from the other fields."""
         return [{k: v for k, v in row.items() if k != "saved_bytes"} if isinstance(row, dict) else row for row in rows]
 
     @field_serializer("rows", when_used="json")

@@ -1,1 +1,1 @@
-"""What a compressed model needs to run: the format, the modules and the quantizer that travel with every checkpoint."""
+"""The runtime of compressed models: the format, modules and quantizer that are copied into every checkpoint."""

@@ -1,7 +1,7 @@
 """Register the quantizer with transformers without importing transformers.
 
-transformers has no entry point for quantizers. Where it is already loaded the quantizer is registered at once;
-otherwise an import hook does it right after ``transformers.quantizers.auto`` has been executed.
+transformers has no entry point for quantizers. If it is already imported, the quantizer is registered at once;
+otherwise an import hook registers it right after ``transformers.quantizers.auto`` is executed.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Measure speed and memory of models side by side: check, measure memory, load, count the work, take turns."""
+"""``bench``: measure speed and memory of several models side by side."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -49,26 +49,26 @@ def bench(
 ) -> BenchmarkResult:
     """Measure how fast models are and how much memory they need, side by side.
 
-    The models take turns after every forward pass, so that the quotients of their times hold on a busy machine, too.
+    The models alternate after every forward pass, so that the quotients of their times are valid on a busy machine too.
 
     Args:
-        models: Folders (dense or compressed), GGUF files or hub ids; the first is what the others are compared with.
-        prompt_tokens: Tokens of a prompt; None: 512, or what the models can read where that is less.
-        new_tokens: Tokens decoded after it.
-        batch_sizes: Sequences decoded at once.
-        repeats: How often everything is measured at least, after a warm-up.
+        models: Folders (dense or compressed), GGUF files or hub ids; the others are compared with the first.
+        prompt_tokens: Tokens of a prompt; None: 512, or the models' limit if that is smaller.
+        new_tokens: Tokens decoded after the prompt.
+        batch_sizes: Numbers of sequences decoded at once.
+        repeats: Smallest number of repeats, after a warm-up.
         precision: Repeat, up to four times as often, until twice the standard error of every speed is at most this
             fraction of it (``0.02`` or ``"2%"``); None or ``"off"``: stop after ``repeats``.
         compile: Measure ``torch.compile`` with a static cache as well; takes minutes more for large models.
         memory: Measure peaks of memory, in fresh processes.
         dtype: ``"auto"`` (as in each checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` (CUDA, else MPS, else the CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``; None: ``"auto"``.
-        threads: Threads PyTorch uses on the CPU, fewer are steadier on a busy machine; None: as many as it chooses.
+        threads: Threads of PyTorch on the CPU, fewer are steadier on a busy machine; None: PyTorch's default.
         seed: Seed of the prompts, which are random tokens.
         progress: Receives one event per model loaded and per repeat.
 
     Returns:
-        Times in seconds, quotients, peaks of memory in bytes, and the work behind them.
+        Times in seconds, quotients, peaks of memory in bytes, and the amount of work.
 
     Raises:
         BasisSharingError: A setting is wrong, there is no such device or compiler, or a model cannot be loaded.
@@ -86,7 +86,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Shape:
-    """How much is measured."""
+    """The prompts, batches and repeats of a benchmark, as given by the caller."""
 
     prompt_tokens: int | None
     new_tokens: int
@@ -96,7 +96,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is measured, and where."""
+    """The models of a benchmark, and where they run."""
 
     names: list[str]
     dtype: DtypeName
@@ -108,15 +108,20 @@ class _Run:
 def _settings(
     run: _Run, shape: _Shape, precision: float | str | None, compiled: bool, memory: bool, seed: int
 ) -> BenchmarkSettings:
-    """Return the settings of the result; everything that can be wrong is checked before a model is loaded."""
+    """Return the settings of the result, checked before any model is loaded.
+
+    Raises:
+        RecipeError: A setting is wrong, or there is no compiler.
+        ModelError: The configuration of a model cannot be read.
+    """
     _check(run, shape)
-    wanted = _precision(precision)
+    precision_fraction = _precision(precision)
     settings = BenchmarkSettings(
         prompt_tokens=_prompt_tokens(run.names, _configs(run.names), shape.prompt_tokens, shape.new_tokens),
         new_tokens=shape.new_tokens,
         batch_sizes=shape.batch_sizes,
         repeats=shape.repeats,
-        precision=wanted,
+        precision=precision_fraction,
         compiled=compiled,
         memory=memory,
         dtype=run.dtype,
@@ -129,7 +134,7 @@ def _settings(
 
 
 def _benchmark(run: _Run, settings: BenchmarkSettings, progress: ProgressCallback) -> BenchmarkResult:
-    """Measure memory, load the models, count their work, and let them take turns."""
+    """Return the result: measure memory, load the models, count their work, and time them in turns."""
     target = choose(settings.device)
     peaks = _peaks(run.names, settings, progress)
     loaded = []
@@ -171,17 +176,17 @@ def _configs(names: Sequence[str]) -> list[Any]:
 
 
 def _prompts(names: Sequence[str], settings: BenchmarkSettings) -> torch.Tensor:
-    """Return random tokens that every model knows, shape ``[largest batch, prompt tokens]``."""
+    """Return random tokens of the smallest vocabulary, shape ``[largest batch, prompt tokens]``."""
     shape = (max(1, *settings.batch_sizes), settings.prompt_tokens)
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randint(min(config.vocab_size for config in _configs(names)), shape, generator=generator)
 
 
 @contextmanager
-def _threads(asked: int | None) -> Iterator[int]:
-    """Let PyTorch use so many threads for as long as the context; None: as many as it chooses."""
+def _threads(count: int | None) -> Iterator[int]:
+    """Set the number of PyTorch threads within the context and yield it; None: keep PyTorch's number."""
     before = torch.get_num_threads()
-    used = asked or before
+    used = count or before
     torch.set_num_threads(used)
     try:
         yield used
@@ -217,33 +222,42 @@ def _check(run: _Run, shape: _Shape) -> None:
         )
 
 
-def _precision(asked: float | str | None) -> float | None:
-    """Return the precision as a fraction; None: repeats do not depend on it."""
-    if asked is None or asked == "off":
+def _precision(setting: float | str | None) -> float | None:
+    """Return the precision as a fraction; None: the number of repeats is fixed.
+
+    Raises:
+        RecipeError: It is no fraction between 0 and 1.
+    """
+    if setting is None or setting == "off":
         return None
     try:
-        wanted = fraction(asked)
+        value = fraction(setting)
     except ValueError as error:
         raise RecipeError(f"--precision {error}") from None
-    if not isinstance(wanted, float) or not 0 < wanted < 1:
-        raise RecipeError(f"--precision {asked} is no use: give a fraction between 0 and 1, e.g. 2%, or off.")
-    return wanted
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise RecipeError(f"--precision {setting} is no use: give a fraction between 0 and 1, e.g. 2%, or off.")
+    return value
 
 
-def _prompt_tokens(names: Sequence[str], configs: Sequence[Any], asked: int | None, new_tokens: int) -> int:
+def _prompt_tokens(names: Sequence[str], configs: Sequence[Any], setting: int | None, new_tokens: int) -> int:
+    """Return the number of prompt tokens; None: the default, or the models' limit if that is smaller.
+
+    Raises:
+        RecipeError: Prompt and new tokens exceed the limit of a model.
+    """
     limits = [getattr(config, "max_position_embeddings", None) for config in configs]
     for name, limit in zip(names, limits, strict=True):
-        needed = (asked or 1) + new_tokens
+        needed = (setting or 1) + new_tokens
         if limit and needed > limit:
             raise RecipeError(
-                f"{name} reads at most {limit} tokens, and a prompt of {asked or 1} with {new_tokens} new tokens has "
+                f"{name} reads at most {limit} tokens, and a prompt of {setting or 1} with {new_tokens} new tokens has "
                 f"{needed}: lower --prompt-tokens or --new-tokens."
             )
-    return asked or min([_DEFAULT_PROMPT, *(limit - new_tokens for limit in limits if limit)])
+    return setting or min([_DEFAULT_PROMPT, *(limit - new_tokens for limit in limits if limit)])
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Return short names: the last part of each path where that tells them apart, numbered where nothing does."""
+    """Return short names: the last part of each path if these differ, else the paths; equal names are numbered."""
     short = [Path(name).name or name for name in names]
     if len(set(short)) < len(set(names)):
         short = list(names)
@@ -255,8 +269,8 @@ def _labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def _unsettled(measured: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
-    """Return what has to be said where speeds are not known as well as was asked."""
+def _precision_note(measured: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
+    """Return a note if the speeds have not reached the precision of the settings; else None."""
     timings = [(t.uncertainty, t) for model in measured for t in model.timings if t.uncertainty is not None]
     if settings.precision is None or not timings:
         return None
@@ -280,9 +294,9 @@ def _notes(
             f"the machine was busy when this began (load {load_before:.1f} on {processors} processors): trust the "
             "speeds rather than the times; fewer --threads than processors are steadier"
         )
-    unsettled = _unsettled(measured, settings)
-    if unsettled is not None:
-        notes.append(unsettled)
+    precision_note = _precision_note(measured, settings)
+    if precision_note is not None:
+        notes.append(precision_note)
     dtypes = list(dict.fromkeys(model.dtype for model in measured))
     if len(dtypes) > 1:
         notes.append(f"the models ran in different dtypes ({', '.join(dtypes)}): pass --dtype to compare them in one")

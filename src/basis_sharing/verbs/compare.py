@@ -1,4 +1,4 @@
-"""Two models side by side, or one with what was stored of it: perplexity, agreement, what they write, tasks."""
+"""``compare``: perplexity, agreement, generations and tasks of two models, or of one model and a stored comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ def compare(
     """Compare two models, usually an original and its compressed form, on one text and the same prompts.
 
     Args:
-        *models: The original, and the model that is judged; the latter alone is enough with ``baseline``.
-        baseline: A stored comparison: measure the same again; no windows, length, prompts, dtype or tasks then.
+        *models: The original, and the model to judge; with ``baseline`` the latter suffices.
+        baseline: A stored comparison to repeat; it sets windows, length, prompts, dtype and tasks.
         text: The text, named as for calibration; None: ``python-docs:heldout``, or as in the baseline.
         evaluation_windows: Use only the first windows; None: all.
         length: Tokens per window; None: 2048, or the limit of either model where that is smaller.
@@ -72,15 +72,15 @@ def compare(
     """
     against = None if baseline is None else Baseline.of(baseline)
     loading, scoring = Loading(tokenizer, dtype, device), Scoring(tasks, task_data, limit, cache)
-    asked = _Asked(text, evaluation_windows, length, prompts, new_tokens, disagreements, limits)
-    _check(models, asked, loading, scoring, against)
+    settings = _Settings(text, evaluation_windows, length, prompts, new_tokens, disagreements, limits)
+    _check(models, settings, loading, scoring, against)
     with loading.placed(*models):
-        return _compared(models, asked, loading, scoring, against, progress)
+        return _comparison(models, settings, loading, scoring, against, progress)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The arguments of :func:`compare` about what is measured; None where nothing was given."""
+class _Settings:
+    """The arguments of :func:`compare` about the measurements; None: not given."""
 
     text: str | None
     evaluation_windows: int | None
@@ -91,7 +91,7 @@ class _Asked:
     limits: Limits | None
 
     def task(self, dtype: str) -> ComparisonTask:
-        """Return what is measured where there is no baseline."""
+        """Return the task of a comparison without a baseline."""
         prompts = DEFAULT_PROMPTS if self.prompts is None else self.prompts
         return ComparisonTask(
             text=self.text or DEFAULT_TEXT,
@@ -105,7 +105,7 @@ class _Asked:
         )
 
     def task_of(self, baseline: Baseline) -> ComparisonTask:
-        """Return what is measured again."""
+        """Return the task of a comparison that repeats a baseline."""
         then = baseline.comparison
         return ComparisonTask(
             text=self.text or then.second.perplexity.text,
@@ -119,55 +119,63 @@ class _Asked:
         )
 
 
-def _check(models: Sequence[Any], asked: _Asked, loading: Loading, scoring: Scoring, baseline: Baseline | None) -> None:
-    """Refuse what makes no sense before a model is loaded."""
+def _check(
+    models: Sequence[Any], settings: _Settings, loading: Loading, scoring: Scoring, baseline: Baseline | None
+) -> None:
+    """Check the arguments before a model is loaded.
+
+    Raises:
+        RecipeError: A setting is wrong, contradicts another one, or a limit cannot be judged.
+        CorpusError: There is no such text.
+    """
     if len(models) > 2 or len(models) < (2 if baseline is None else 1):
         raise RecipeError(f"two models are needed, and {len(models)} given: basis-sharing compare ORIGINAL COMPRESSED.")
     loading.check()
     check_least(
         {
-            "evaluation_windows": (asked.evaluation_windows, 1),
-            "length": (asked.length, 2),
-            "new_tokens": (asked.new_tokens, 1),
-            "disagreements": (asked.disagreements, 0),
+            "evaluation_windows": (settings.evaluation_windows, 1),
+            "length": (settings.length, 2),
+            "new_tokens": (settings.new_tokens, 1),
+            "disagreements": (settings.disagreements, 0),
         }
     )
     scoring.check()
     fixed = {
         "tasks": scoring.asked,
-        "evaluation-windows": asked.evaluation_windows is not None,
-        "length": asked.length is not None,
+        "evaluation-windows": settings.evaluation_windows is not None,
+        "length": settings.length is not None,
         "dtype": loading.dtype != "auto",
-        "prompts": asked.prompts is not None,
-        "new-tokens": asked.new_tokens is not None,
+        "prompts": settings.prompts is not None,
+        "new-tokens": settings.new_tokens is not None,
     }
     for name, given in fixed.items():
         if baseline is not None and given:
             raise RecipeError(f"--{name} has no meaning with --baseline, which says what is measured: leave one out.")
     if baseline is None:
         missing = Missing(drift="there is no baseline to drift from: give one with --baseline FILE")
-        refuse_unanswerable(asked.limits or Limits(), missing)
-    if asked.text is not None:
-        parse_source(asked.text)
+        refuse_unanswerable(settings.limits or Limits(), missing)
+    if settings.text is not None:
+        parse_source(settings.text)
 
 
-def _compared(
+def _comparison(
     models: Sequence[Any],
-    asked: _Asked,
+    settings: _Settings,
     loading: Loading,
     scoring: Scoring,
     baseline: Baseline | None,
     progress: ProgressCallback,
 ) -> Comparison:
+    """Return the first comparison of two models, or the repetition of a baseline."""
     if baseline is None:
-        return _compare_first(models, asked.task(loading.dtype), loading, scoring, progress)
-    return _compare_again(models, asked, replace(loading, dtype=baseline.comparison.dtype), baseline, progress)
+        return _compare_first(models, settings.task(loading.dtype), loading, scoring, progress)
+    return _compare_again(models, settings, replace(loading, dtype=baseline.comparison.dtype), baseline, progress)
 
 
 def _compare_first(
     models: Sequence[Any], task: ComparisonTask, loading: Loading, scoring: Scoring, progress: ProgressCallback
 ) -> Comparison:
-    """Compare two models; tasks come first, because a wrong name or file shows at once."""
+    """Return the comparison of two models; tasks are scored first, so that a wrong name or file fails early."""
     first, second = models
     scored = [
         scoring.score(model, loading, titled(progress, name))
@@ -182,15 +190,19 @@ def _compare_first(
 
 
 def _compare_again(
-    models: Sequence[Any], asked: _Asked, loading: Loading, baseline: Baseline, progress: ProgressCallback
+    models: Sequence[Any], settings: _Settings, loading: Loading, baseline: Baseline, progress: ProgressCallback
 ) -> Comparison:
-    """Measure the second model of a stored comparison again, and the first one too where it is given."""
-    task = asked.task_of(baseline)
+    """Return the comparison that repeats a baseline with the second model, and with the first one if it is given.
+
+    Raises:
+        RecipeError: A limit cannot be judged.
+    """
+    task = settings.task_of(baseline)
     if len(models) == 2:
         first, second = (load_side(model, loading) for model in models)
         return compare_sides(first, second, task, baseline, progress)
     notes: tuple[str, ...] = ()
-    if asked.limits is None:  # those of the baseline that one model is enough for
+    if settings.limits is None:  # use the baseline's limits that can be judged with one model
         kept = task.limits.model_copy(update={"max_kl": None, "min_agreement": None})
         if kept != task.limits:
             source = baseline.source

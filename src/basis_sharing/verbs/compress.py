@@ -1,4 +1,4 @@
-"""``compress``: from a model to a smaller one."""
+"""``compress``: compress a model."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -48,8 +48,8 @@ def compress(
 ) -> tuple[Any, CompressionResult]:
     """Compress a causal language model.
 
-    After an interruption the same call resumes the work and ends with the same bytes. Several processes that
-    ``torchrun`` has started share the work, and all return the same; the first one writes ``output``.
+    After an interruption the same call resumes the work and produces the same bytes. Several processes that
+    ``torchrun`` has started share the work and return the same; the first one writes ``output``.
 
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory, which is changed in place.
@@ -57,11 +57,11 @@ def compress(
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
         tokenizer: The tokenizer of a model given in memory.
-        work: Folder where what is measured is kept for the next run with the same model and text. By default a folder
-            beside ``output``, removed at the end. Nothing is kept of a model in memory.
-        device: Where blocks run and matrices are decomposed: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``; None:
-            where a model in memory is, else ``"auto"``.
-        max_memory: Bytes of memory this process may take, also as text, ``"6GiB"``; None: most of what is free.
+        work: Folder in which measurements are kept for the next run with the same model and text. By default a folder
+            beside ``output``, removed at the end. Nothing is kept for a model in memory.
+        device: Device on which blocks run and matrices are decomposed: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``;
+            None: the device of a model in memory, else ``"auto"``.
+        max_memory: Bytes of memory this process may take, also as text, ``"6GiB"``; None: most of the free memory.
             Weights that are read in place from their files do not count.
         progress: Receives progress events.
         on_plan: Receives the plan before it is carried out.
@@ -95,7 +95,7 @@ def compress(
 
 @contextmanager
 def _staging(output: str | Path | None, inputs: list[Path], *, overwrite: bool, first: bool) -> Generator[Path | None]:
-    """Reserve the folder to write and yield where to write it first; None where this process writes nothing."""
+    """Reserve the output folder and yield its staging folder; None if this process writes nothing."""
     if output is None or not first:
         yield None
         return
@@ -115,7 +115,11 @@ class _Compression:
     before: Sizes = field(init=False)
 
     def carried_out(self, own_work: Path | None) -> CompressionResult:
-        """Run all stages, and return the result, which is written beside the model."""
+        """Run all stages, and return the result, which is also written beside the model.
+
+        Raises:
+            RecipeError: Blocks are to be trained in several processes.
+        """
         recipe, run = self.recipe, self.run
         if recipe.refine is not None and run.processes.count > 1:
             raise RecipeError("--refine runs in one process: leave torchrun away.")
@@ -139,7 +143,7 @@ class _Compression:
         return result
 
     def _given_plan(self) -> Plan | None:
-        """Return the plan that is known before anything is measured, announced; None: one has to be made."""
+        """Announce and return the plan that is known before anything is measured; None: it is made later."""
         recipe = self.recipe
         plan = known_plan(recipe, self.given, self.run.decoder)
         if plan is not None:
@@ -149,7 +153,7 @@ class _Compression:
         return plan
 
     def announce(self, plan: Plan) -> None:
-        """Make sure that a plan can be carried out here, and show it."""
+        """Check that a plan fits the model and the disk, and report it."""
         plan.check(self.run.whole)
         self._check_space(plan.parameters(self.run.decoder))
         count = len(plan.entries)
@@ -160,7 +164,7 @@ class _Compression:
             self.on_plan(plan)
 
     def _check_space(self, parameters: int) -> None:
-        """Make sure that the disk has room for a model whose projections have so many parameters, and for its parts."""
+        """Make sure that the disk has space for a model whose projections have so many parameters, and its parts."""
         if self.staging is not None:
             saved = self.before.projection_parameters - parameters
             size = self.before.bytes_in_memory - saved * self.run.model.dtype.itemsize
@@ -196,7 +200,7 @@ class _Compression:
 
 
 def _plan_notes(plan: Plan | None, run: Run) -> list[str]:
-    """Return what has to be said about a plan that was made earlier."""
+    """Return notes about a given plan: that it was made for other weights."""
     if plan is None or plan.planned_for is None or run.source is None:
         return []
     if plan.planned_for.fingerprint in (None, run.fingerprint):
@@ -205,7 +209,7 @@ def _plan_notes(plan: Plan | None, run: Run) -> list[str]:
 
 
 def _identity(recipe: Recipe, run: Run, text: CalibrationText | None) -> dict[str, dict[str, object]]:
-    """Return what makes a run the same run."""
+    """Return the names and values that identify a run when it is resumed, by subject."""
     return {
         "the model": {"weights": run.fingerprint},
         "the calibration text": {"tokens": text.windows.fingerprint if text is not None else None},
@@ -225,7 +229,7 @@ def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None)
 
 
 def _input_paths(recipe: Recipe, source: ModelSource | None) -> list[Path]:
-    """Return the local files and folders a run reads."""
+    """Return the local files and folders that a run reads."""
     texts = [*parse_mixture(recipe.calibration), *map(parse_source, recipe.evaluate)]
     paths = [text.path for text in texts if text.path is not None]
     if source is not None and source.path is not None:

@@ -1,4 +1,4 @@
-"""``estimate``: what a compression will need, from shapes alone, before anything is measured."""
+"""``estimate``: time, memory and disk space of a compression, from shapes alone."""
 
 from typing import Any, Unpack
 
@@ -24,21 +24,21 @@ def estimate(
     max_memory: int | str | None = None,
     **settings: Unpack[RecipeKeywords],
 ) -> Estimate:
-    """Estimate what a compression will need, without loading weights or measuring anything on the model.
+    """Estimate the time, memory and disk space of a compression without loading weights.
 
     Args:
         model: As for :func:`~basis_sharing.verbs.compress.compress`.
         recipe: A recipe, or the ratio.
         tokenizer: The tokenizer of a model given in memory.
-        device: Where the run would work.
-        max_memory: Bytes of memory it may take; None: most of what is free.
+        device: Device of the run.
+        max_memory: Bytes of memory it may take; None: most of the free memory.
         **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe`.
 
     Returns:
-        Time, memory and disk, stage by stage; time is meant within a factor of two.
+        Time, memory and disk space stage by stage; time is accurate to about a factor of two.
 
     Raises:
-        BasisSharingError: As ``compress`` would, as far as it can be told before the weights are read.
+        BasisSharingError: As ``compress``, for errors that are known before the weights are read.
 
     Example:
         >>> import basis_sharing
@@ -74,7 +74,7 @@ def estimate(
 
 
 def _text_size(recipe: Recipe, run: Run) -> tuple[int, int]:
-    """Return the number of calibration windows and the tokens in each."""
+    """Return the number of calibration windows and the tokens in each; zeros if the method reads no text."""
     if any(part.kind == "self" for part in parse_mixture(recipe.calibration)):
         limit: int = run.model.config.get_text_config().max_position_embeddings
         return recipe.windows, recipe.length or limit

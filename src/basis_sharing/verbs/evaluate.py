@@ -1,4 +1,4 @@
-"""Measure one model: perplexity on texts, accuracy on zero-shot tasks."""
+"""``evaluate``: perplexity of a model on texts, and its accuracy on zero-shot tasks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,15 +39,15 @@ def evaluate(
         evaluation_windows: Use only the first windows of each text; None: all.
         length: Tokens per window; None: 2048, or the model's limit where that is smaller.
         dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``; not for models in memory.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; None: where a model in memory is, else ``"auto"``.
-        tasks: Tasks of lm-evaluation-harness, e.g. ``("arc_easy", "piqa")``; ``"paper"`` is the paper's seven.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``; None: that of a model in memory, else ``"auto"``.
+        tasks: Tasks of lm-evaluation-harness, e.g. ``("arc_easy", "piqa")``; ``"paper"``: the seven of the paper.
         task_data: Folder with the examples of the tasks; None: the harness fetches them from the hub.
         limit: Use only the first examples of each task; None: all.
-        cache: Keep task scores in the user's cache folder and take them from there; not for models in memory.
+        cache: Read and keep task scores in the user's cache folder; not for models in memory.
         progress: Receives one event per window and per batch of answers.
 
     Returns:
-        One perplexity per text and the scores of the tasks, with everything needed to repeat them.
+        One perplexity per text and the task scores, with everything needed to repeat them.
 
     Raises:
         BasisSharingError: A setting, the model, a text or a task cannot be used, or the model computes NaN.
@@ -68,7 +68,7 @@ def evaluate(
 def _checked_texts(
     text: str | Sequence[str] | None, windows: int | None, length: int | None, loading: Loading, scoring: Scoring
 ) -> list[str]:
-    """Return the texts that are measured.
+    """Return the texts to measure perplexity on; empty if only tasks are scored.
 
     Raises:
         RecipeError: A setting is wrong, or has no meaning without another one.
@@ -83,7 +83,7 @@ def _checked_texts(
         return [] if scoring.asked else [DEFAULT_TEXT]
     texts = [text] if isinstance(text, str) else list(text)
     for source in texts:
-        parse_source(source)  # a mistyped name costs no time
+        parse_source(source)  # a mistyped name fails before the model is loaded
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Write a compressed model in another form: for tools that know nothing of shared bases."""
+"""``export``: write a compressed model in another form, for tools that do not support shared bases."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ def export(
 ) -> Path:
     """Write a compressed model in another form.
 
-    The compressed folder is not changed, and an export that fails or is killed leaves no folder behind that loads.
+    The compressed folder is not changed. An export that fails or is killed leaves no loadable folder behind.
 
     Args:
         folder: A folder that ``compress`` wrote.
         output: Folder for the export.
-        to: Form to write: ``"dense"`` multiplies the factors out and gives an ordinary model of the original's size.
+        to: Form to write: ``"dense"`` multiplies the factors out to an ordinary model of the original's size.
         overwrite: Whether a model folder at ``output`` may be replaced.
         progress: Receives progress events.
 
@@ -33,7 +33,7 @@ def export(
     Raises:
         RecipeError: There is no such form.
         ModelError: The folder holds no compressed model.
-        CheckpointError: It contradicts itself or is too new.
+        CheckpointError: The folder is inconsistent or too new.
         OutputError: The output cannot be written.
 
     Example:

@@ -1,4 +1,4 @@
-"""Show what a model consists of, or what a compression did."""
+"""``inspect``: the parts of a dense model, or the result of a compression."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from basis_sharing.results.inspection import Inspection
 
 
 def inspect(model: str | Path) -> Inspection | CompressionResult:
-    """Show what a model consists of: where its memory goes, which parts can be compressed, and where to start.
+    """Return the parts of a model: how much memory they take, which can be compressed, and where to start.
 
     Only configurations are read, no weights.
 
@@ -18,10 +18,10 @@ def inspect(model: str | Path) -> Inspection | CompressionResult:
         model: A model folder, a GGUF file, or a hub id.
 
     Returns:
-        Family and table of parts of a dense model; of a folder that ``compress`` wrote, the result of the compression.
+        Family and table of parts of a dense model; for a folder that ``compress`` wrote, its compression result.
 
     Raises:
-        ModelError: The model cannot be read, has no structure that can be compressed, or is quantized.
+        ModelError: The model cannot be read, has nothing that can be compressed, or is quantized.
         ResultError: The result in a compressed folder is damaged or too new.
 
     Example:

@@ -1,4 +1,4 @@
-"""Load a model, dense or compressed, with its tokenizer."""
+"""``load``: load a model, dense or compressed, with its tokenizer."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, dense or compressed, and its tokenizer.
 
-    A compressed folder is checked first: its configuration against the headers of its weight files.
+    For a compressed folder, the configuration is first checked against the headers of the weight files.
 
     Args:
         model: A model folder, a GGUF file, or a hub id.
@@ -29,7 +29,7 @@ def load(
     Raises:
         RecipeError: There is no such dtype or device.
         ModelError: The model cannot be loaded.
-        CheckpointError: A compressed folder contradicts itself or is too new.
+        CheckpointError: A compressed folder is inconsistent or too new.
 
     Example:
         >>> model, tokenizer = basis_sharing.load("./llama-20")

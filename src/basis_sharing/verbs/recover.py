@@ -1,4 +1,4 @@
-"""``recover``: a compressed folder is trained for a while and becomes a better one of the same size."""
+"""``recover``: train a compressed model, and write it as a folder of the same structure and size."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -43,8 +43,8 @@ from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
-_EVALUATIONS = 4  # on held-out windows while training, at most; the first steps do harm that later ones undo
-_EVALUATING = 0.25  # of the minutes, at most
+_EVALUATIONS = 4  # most evaluations during training; few, because the first steps raise the loss before it falls
+_EVALUATING = 0.25  # largest share of the minutes
 
 
 def recover(
@@ -62,14 +62,14 @@ def recover(
 ) -> CompressionResult:
     """Train a compressed model on a text, and write it as a folder of the same structure and size.
 
-    After an interruption the same call resumes the training; what is kept for that lies beside ``output`` and is
-    removed at the end.
+    After an interruption the same call resumes the training from files beside ``output``, which are removed at the
+    end.
 
     Args:
         folder: A compressed folder; it is not changed.
         output: Folder for the recovered model.
         recovery: The settings; None: those of the preset, with ``settings``.
-        original: The model it was made from, the teacher of a distillation; None: the one its result names.
+        original: The model it was made from, as teacher of a distillation; None: the one named in its result.
         evaluate: Texts on which perplexity is measured before and after.
         evaluation_windows: Number of windows per text; None: all.
         device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``; None: ``"auto"``.
@@ -81,7 +81,7 @@ def recover(
         The result of the compression, with a report of the recovery.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the folder, the original, the text or the output.
+        BasisSharingError: The settings, the folder, the original, the text or the output cannot be used.
 
     Example:
         >>> import basis_sharing
@@ -109,12 +109,16 @@ def recover(
 
 
 def _teacher(settings: RecoverySettings, original: str | Path | None, result: CompressionResult) -> ModelSource | None:
-    """Return where the original is, if the recovery needs it."""
+    """Return the source of the original; None if the recovery does not need it.
+
+    Raises:
+        ModelError: The original is missing, or is another model.
+    """
     if settings.loss != "distillation":
         return None
     try:
         source = resolve(original if original is not None else result.model)
-        known = fingerprint(source)
+        digest = fingerprint(source)
     except ModelError as error:
         if original is not None:
             raise
@@ -122,7 +126,7 @@ def _teacher(settings: RecoverySettings, original: str | Path | None, result: Co
             f"the original {result.model} is not where it was ({error}): name it with --original, or train without it "
             "(--preset next-token)."
         ) from None
-    if result.model_fingerprint not in (None, known):
+    if result.model_fingerprint not in (None, digest):
         raise ModelError(
             f"{source.given} is not the model that {result.model} was when it was compressed: give that one with "
             "--original."
@@ -166,14 +170,14 @@ class _Training:
         self.settings, self.run, self.teacher, self.stored = settings, run, teacher, stored
 
     def prepare(self, evaluation: Evaluation, length: int | None) -> None:
-        """Prepare the texts to learn from and to measure on."""
+        """Prepare the training text, and the texts to evaluate on."""
         self.text = _text(self.settings, self.run)
         self.before = Evaluate(evaluation, length, "evaluating before")
         self.after = Evaluate(evaluation, length, "evaluating after")
         self.before.texts = self.after.texts = prepared_texts(evaluation, length, self.run)
 
     def identity(self, source: ModelSource, teacher: ModelSource | None) -> dict[str, dict[str, object]]:
-        """Return what makes a recovery the same one."""
+        """Return the names and values that identify a recovery when it is resumed, by subject."""
         return {
             "the compressed model": {"weights": fingerprint(source)},
             "the original": {"weights": None if teacher is None else fingerprint(teacher)},
@@ -194,10 +198,10 @@ class _Training:
 
 
 def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
-    """Return the windows to learn from.
+    """Return the training and held-out windows.
 
     Raises:
-        RecipeError: There is only one.
+        RecipeError: There is only one window.
     """
     model = run.model
     text = calibration_windows(
@@ -219,10 +223,10 @@ def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
 
 
 class _Train:
-    """The stage that trains the model in place, and puts it back into its dtype.
+    """The stage that trains the model in place and converts it back to its stored dtype.
 
     Attributes:
-        report: What was gained.
+        report: What was trained, and the losses before and after.
     """
 
     report: RecoveryReport
@@ -233,12 +237,12 @@ class _Train:
         self._settings, self._text, self._teacher, self._work, self._stored = settings, text, teacher, work, stored
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say how long it takes; a whole model is trained in fp32, with gradients and the optimizer's two numbers."""
+        """Yield the needs of training: fp32 weights, their gradients and two optimizer states for the whole model."""
         everything = sum(shapes.block_parameters) + shapes.outside
         yield Needs("recovery", 60 * (self._settings.minutes or 0.0), 16 * everything + shapes.twin)
 
     def run(self, run: Run) -> None:
-        """Train."""
+        """Train the model, and report it."""
         settings, model, ids = self._settings, run.model, self._text.input_ids
         every = min(_HELD_OUT, len(ids))
         held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
@@ -283,7 +287,7 @@ class _Train:
 
 
 def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Return all parameters but those of embeddings and head."""
+    """Return all parameters except those of the embeddings and the output head, by name."""
     outside = {
         id(parameter)
         for module in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -294,7 +298,11 @@ def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 
 def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Return the model with adapters on its coefficients, and the parameters of these."""
+    """Return the model with LoRA adapters on its coefficients, and the adapters' parameters by name.
+
+    Raises:
+        RecipeError: The package peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -311,13 +319,12 @@ def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, n
 def settled(
     settings: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
 ) -> TrainingSchedule:
-    """Return how many steps and evaluations fit into the epochs or minutes; for the latter a few of them are timed.
+    """Return the schedule for the epochs or minutes of the settings; for minutes, a few steps are timed.
 
-    Evaluations take a quarter of the minutes at most, unless the two that there have to be, before and after, take
-    more.
+    Evaluations take at most a quarter of the minutes, unless the two necessary ones, before and after, take more.
 
     Raises:
-        RecipeError: Not one step fits.
+        RecipeError: The minutes are too few for one step.
     """
     start = clock()
     loss_before = recovery.held_out_loss()
@@ -347,8 +354,8 @@ def settled(
 
 
 def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:
-    """Return the result of a compression after a recovery: the perplexities that were not measured again go."""
-    measured = {found.fingerprint: found for found in report.perplexity_after}
+    """Return the result of a compression after a recovery, without perplexities that were not measured again."""
+    measured = {perplexity.fingerprint: perplexity for perplexity in report.perplexity_after}
     pairs = [
         (dense, measured[dense.fingerprint]) for dense in result.perplexity_before if dense.fingerprint in measured
     ]

@@ -1,4 +1,4 @@
-"""Write a report about a compressed model: one HTML page, and its pictures as files."""
+"""``report``: write an HTML page about a compressed model, and its pictures as files."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +17,7 @@ def report(
     figures: str | Path | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write a report about a compressed model as one HTML page without scripts or network.
+    """Write a report about a compressed model as one HTML page without scripts or network access.
 
     The same input gives the same bytes.
 
@@ -27,7 +27,7 @@ def report(
             ``basis_sharing.json`` of other compressions of the same original, which become points of the curve.
         output: The HTML file.
         figures: Folder for the pictures as SVG and PNG files; None: they are only in the page.
-        overwrite: Whether files that exist may be replaced.
+        overwrite: Whether existing files may be replaced.
 
     Returns:
         The files written, the page first.

@@ -1,13 +1,13 @@
-"""``rollout``: more is removed step by step, every step is compared with the original, the last good one is kept.
+"""``rollout``: compress with rising ratios, compare every step with the original, and keep the last good step.
 
-The first step compresses only the roles that hold the most memory. Everything is written down as soon as it is done, so
-that an interrupted rollout is resumed and ends with the same bytes::
+The first step compresses only the roles that hold the most memory. Everything is written as soon as it is done, so that
+an interrupted rollout resumes and produces the same bytes::
 
     DIR/rollout.json                    the steps so far
-    DIR/steps/NAME/model                a compressed folder, until a later step is better
+    DIR/steps/NAME/model                the compressed folder of a step, until a later step is better
     DIR/steps/NAME/{comparison,benchmark}.json
-    DIR/work                            what was measured on the original, until there is no further step
-    DIR/best                            the compressed folder that is kept, once there is no further step
+    DIR/work                            measurements of the original, until the rollout is finished
+    DIR/best                            the compressed folder that is kept, once the rollout is finished
 """
 
 import shutil
@@ -50,7 +50,7 @@ class _OwnKeywords(TypedDict, total=False):
 
 
 class RolloutKeywords(PlanningKeywords, CalibrationKeywords, RepairKeywords, _OwnKeywords, total=False):
-    """The settings of a recipe that a rollout has: all but targets, roles and texts, which it sets itself."""
+    """The settings of a recipe that a rollout accepts: all except targets, roles and texts, which it sets itself."""
 
 
 def rollout(
@@ -68,28 +68,28 @@ def rollout(
     on_step: Callable[[Step], None] = lambda step: None,
     **settings: Unpack[RolloutKeywords],
 ) -> Rollout:
-    """Compress a model step by step until a limit breaks, and keep the last step that holds them all.
+    """Compress a model step by step until a limit is broken, and keep the last step that holds all limits.
 
     Args:
         model: A folder, a GGUF file or a hub id.
-        output: Folder for everything; an interrupted rollout in it is resumed.
-        limits: When to stop; at least one.
+        output: Folder for all files; an interrupted rollout in it is resumed.
+        limits: Limits on the comparison with the original; at least one.
         ratios: Fractions of parameters to remove, ascending, one step each. An additional first step applies the first
             ratio to only the roles that hold the most memory.
-        text: Text that the models are compared on.
+        text: Text on which the models are compared.
         evaluation_windows: Number of its windows; None: all.
         benchmark: Measure speed and memory at every step.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
-        overwrite: Start anew where there is another rollout.
+        overwrite: Whether another rollout in the folder may be replaced.
         progress: Receives progress events.
-        on_step: Receives every step, also one that was done before an interruption.
+        on_step: Receives every step, also those done before an interruption.
         **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` except targets, roles and texts.
 
     Returns:
         All steps, and which one is kept.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the model, a text or the output folder.
+        BasisSharingError: The settings, the model, a text or the output folder cannot be used.
 
     Example:
         >>> import basis_sharing
@@ -102,7 +102,7 @@ def rollout(
     parse_source(text)
     source, output = resolve(model), Path(output)
     refuse_compressed(source)
-    asked = RolloutSettings(
+    fixed = RolloutSettings(
         model=str(model),
         model_fingerprint=fingerprint(source),
         compression=Recipe.create(ratio=ratios[0], **settings).model_dump(mode="json", exclude=_FREE),
@@ -112,7 +112,7 @@ def rollout(
         limits=limits,
         benchmark=benchmark,
     )
-    return _Steps(output, asked, device, dict(settings), progress, on_step).taken(_stages(source, ratios), overwrite)
+    return _Steps(output, fixed, device, dict(settings), progress, on_step).taken(_stages(source, ratios), overwrite)
 
 
 def _stages(source: ModelSource, ratios: Sequence[float]) -> list[tuple[tuple[str, ...], float]]:
@@ -129,16 +129,16 @@ class _Steps:
     """The steps of one rollout."""
 
     output: Path
-    asked: RolloutSettings
+    settings: RolloutSettings
     device: str | None
-    settings: dict[str, Any]
+    keywords: dict[str, Any]
     progress: ProgressCallback
     on_step: Callable[[Step], None]
 
     def taken(self, stages: Sequence[tuple[tuple[str, ...], float]], overwrite: bool) -> Rollout:
-        """Take all steps that are not done yet, until one breaks a limit."""
+        """Take all steps that are not done yet, until one breaks a limit; return the rollout."""
         with locked(self.output):
-            state = _begin(self.output, self.asked, overwrite=overwrite)
+            state = _begin(self.output, self.settings, overwrite=overwrite)
             for done, (roles, ratio) in enumerate(stages):
                 _tidy(self.output, state)
                 if done < len(state.steps):
@@ -155,23 +155,23 @@ class _Steps:
         return state
 
     def step(self, state: Rollout, roles: tuple[str, ...], ratio: float) -> Step:
-        """Compress, compare and benchmark; what an interrupted run has finished is taken as it is."""
-        asked = self.asked
+        """Compress, compare and benchmark one step, reusing the files of an interrupted run; return the step."""
+        settings = self.settings
         name = f"{len(state.steps) + 1:02d}-{'-'.join(roles)}-{ratio:g}"
         folder, progress = self.output / "steps" / name, titled(self.progress, name)
         compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
         if not compressed.exists():
-            ask = partial(compress, asked.model, ratio, output=compressed, work=self.output / "work")
-            ask(roles=roles, device=self.device, progress=progress, **self.settings)
+            compress_to = partial(compress, settings.model, ratio, output=compressed, work=self.output / "work")
+            compress_to(roles=roles, device=self.device, progress=progress, **self.keywords)
         result = CompressionResult.read(compressed / RESULT_FILE)
         dtype, device = result.recipe.dtype, self.device
         if not compared.exists():
-            both = partial(compare, asked.model, compressed, text=asked.text, limits=asked.limits)
-            windows = asked.evaluation_windows
-            comparison = both(evaluation_windows=windows, dtype=dtype, device=device, progress=progress)
+            comparing = partial(compare, settings.model, compressed, text=settings.text, limits=settings.limits)
+            windows = settings.evaluation_windows
+            comparison = comparing(evaluation_windows=windows, dtype=dtype, device=device, progress=progress)
             write_file(compared, comparison.write)
-        if asked.benchmark and not benchmarked.exists():
-            models: list[str | Path] = [asked.model, compressed]
+        if settings.benchmark and not benchmarked.exists():
+            models: list[str | Path] = [settings.model, compressed]
             speed = bench(models, batch_sizes=(1,), dtype=dtype, device=device, progress=progress)
             write_file(benchmarked, speed.write)
         return _summary(name, roles, ratio, result, Comparison.read(compared), benchmarked)
@@ -180,7 +180,7 @@ class _Steps:
 def _summary(
     name: str, roles: tuple[str, ...], ratio: float, result: CompressionResult, compared: Comparison, benchmarked: Path
 ) -> Step:
-    """Return what a rollout remembers of a step."""
+    """Return the record of a step that the rollout keeps."""
     assert compared.difference is not None
     assert compared.agreement is not None
     assert result.after.bytes_on_disk is not None
@@ -201,7 +201,11 @@ def _summary(
 
 
 def _checked(ratios: Sequence[float | str], limits: Limits, settings: dict[str, Any]) -> tuple[float, ...]:
-    """Return the ratios as numbers; refuse what makes no sense before anything is read."""
+    """Check the arguments before anything is read, and return the ratios as numbers.
+
+    Raises:
+        RecipeError: There is no limit, a setting has no meaning for a rollout, or the ratios do not rise.
+    """
     if not limits.given:
         raise RecipeError("a rollout needs a limit to stop at: give e.g. --max-perplexity-increase 5%.")
     if limits.max_drift is not None:
@@ -209,13 +213,13 @@ def _checked(ratios: Sequence[float | str], limits: Limits, settings: dict[str, 
     if wrong := next((name for name in settings if name in _FREE), None):
         raise RecipeError(f"setting {wrong!r} has no meaning for a rollout, which sets it itself: leave it out.")
     values = [Recipe.create(ratio=ratio).ratio for ratio in ratios]
-    found = tuple(value for value in values if value is not None)
-    if not found or list(found) != sorted(set(found)):
+    numbers = tuple(value for value in values if value is not None)
+    if not numbers or list(numbers) != sorted(set(numbers)):
         raise RecipeError("the ratios of a rollout must rise from step to step: write e.g. --ratios 0.1,0.2,0.3.")
-    return found
+    return numbers
 
 
-def _begin(output: Path, asked: RolloutSettings, *, overwrite: bool) -> Rollout:
+def _begin(output: Path, settings: RolloutSettings, *, overwrite: bool) -> Rollout:
     """Return the rollout in a folder, or a new one.
 
     Raises:
@@ -224,22 +228,22 @@ def _begin(output: Path, asked: RolloutSettings, *, overwrite: bool) -> Rollout:
     state_file = output / STATE_FILE
     if state_file.is_file() and not overwrite:
         state = Rollout.read(state_file)
-        known = state.settings.model_dump()
-        changed = next((name for name, value in asked.model_dump().items() if known[name] != value), None)
+        stored = state.settings.model_dump()
+        changed = next((name for name, value in settings.model_dump().items() if stored[name] != value), None)
         if changed is None:
             return state
         raise OutputError(
             f"{output} holds a rollout with another {changed.replace('_', ' ')}: choose another folder, or pass "
-            "--overwrite to start anew."
+            "--overwrite to start over."
         )
     if output.exists() and not state_file.is_file() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists and holds no rollout: choose another folder.")
     with output_errors(output):
         if state_file.is_file():
-            state_file.unlink()  # first, so that an interruption here leaves no rollout that looks finished
+            state_file.unlink()  # first, so that after an interruption no rollout appears to be finished
             for name in ("steps", "work", "best"):
                 shutil.rmtree(output / name, ignore_errors=True)
-    state = Rollout(settings=asked, versions=software_versions())
+    state = Rollout(settings=settings, versions=software_versions())
     _write(output, state)
     return state
 
@@ -249,9 +253,9 @@ def _write(output: Path, state: Rollout) -> None:
 
 
 def _tidy(output: Path, state: Rollout) -> None:
-    """Keep one checkpoint: that of the best step so far, under its final name once the rollout is finished.
+    """Remove all checkpoints except that of the best step, which gets its final name once the rollout is finished.
 
-    Everything here may be interrupted and done again.
+    The function can be repeated after an interruption.
     """
     best = state.best
     with output_errors(output):
@@ -265,7 +269,7 @@ def _tidy(output: Path, state: Rollout) -> None:
 
 
 def _speed(file: Path, workload: str) -> float | None:
-    """Return how many times as fast as the original a step is."""
+    """Return the speed of a step as a multiple of the original's; None without a benchmark."""
     if not file.is_file():
         return None
     timings = BenchmarkResult.read(file).models[1].timings

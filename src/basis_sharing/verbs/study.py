@@ -1,4 +1,4 @@
-"""``study``: which layers of a model may share a basis."""
+"""``study``: measure which layers of a model can share a basis."""
 
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -27,7 +27,7 @@ class _OwnKeywords(TypedDict, total=False):
 
 
 class StudyKeywords(CalibrationKeywords, _OwnKeywords, total=False):
-    """The settings of a recipe that a study has."""
+    """The settings of a recipe that a study accepts."""
 
 
 SETTINGS = tuple(StudyKeywords.__annotations__)
@@ -45,14 +45,14 @@ def study(
     progress: ProgressCallback = silent,
     **settings: Unpack[StudyKeywords],
 ) -> StudyResult:
-    """Study which layers of a causal language model may share a basis; the model is not changed.
+    """Study which layers of a causal language model can share a basis; the model is not changed.
 
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
-        ratio: Fraction of the parameters removed that is shown, studied besides 0.2 to 0.7.
-        distance: Compare only layers that are at most so far apart; None: all.
+        ratio: Fraction of the parameters removed for table and picture, studied in addition to 0.2 to 0.7.
+        distance: Largest distance between the layers of a pair; None: all pairs.
         tokenizer: The tokenizer of a model given in memory.
-        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        work: Folder in which measurements are kept for the next run with the same model and text.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
         max_memory: As for :func:`~basis_sharing.verbs.compress.compress`.
         progress: Receives progress events.
@@ -60,10 +60,10 @@ def study(
             ``dtype``.
 
     Returns:
-        For every role and pair of layers, what one basis for both loses against the best two private ones.
+        For every role and pair of layers, the loss of one shared basis divided by that of two private ones.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the model or the text.
+        BasisSharingError: The settings, the model or the text cannot be used.
 
     Example:
         >>> import basis_sharing
@@ -85,7 +85,7 @@ def study(
 
 
 def _studied(recipe: Recipe, run: Run, distance: int | None) -> StudyResult:
-    """Collect the weighting of an opened model, and study it."""
+    """Collect the weighting of an opened model, and return the study."""
     assert recipe.ratio is not None
     text = calibration_text(recipe, run)
     collect = Collect(WEIGHTINGS[recipe.weighting], text)
