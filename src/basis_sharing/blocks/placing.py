@@ -12,7 +12,7 @@ from basis_sharing.models.family import Decoder
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Move a module to a device, its parameters also into a dtype, for as long as the context.
+    """Move a module to a device, its floating-point parameters also into a dtype, for as long as the context.
 
     What it held before is put back as it was, untouched, so that weights used from their files stay there.
     """
@@ -35,10 +35,13 @@ def _swapped(modules: list[nn.Module], device: torch.device, dtype: torch.dtype 
     try:
         for module in modules:
             for name, parameter in module._parameters.items():
-                if parameter is None or (parameter.device == device and parameter.dtype == (dtype or parameter.dtype)):
+                if parameter is None:
+                    continue
+                wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                if (parameter.device, parameter.dtype) == (device, wanted):
                     continue
                 if id(parameter) not in moved:
-                    data = parameter.detach().to(device, dtype)
+                    data = parameter.detach().to(device, wanted)
                     moved[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
                 held.append((module._parameters, name, parameter))
                 module._parameters[name] = moved[id(parameter)]

@@ -2,12 +2,11 @@
 
 from typing import Any
 
+import torch
+
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
-
-_SIZES = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
-
 
 @register
 class Bytes(Cost):
@@ -19,7 +18,7 @@ class Bytes(Cost):
     def of(self, scope: Scope, option: Priced) -> Any:
         """Return the bytes of an option, the indices of pivots included."""
         return sum(
-            numbers(tensor) * (self.itemsize if tensor.dtype == "model" else _SIZES[tensor.dtype])
+            numbers(tensor) * (self.itemsize if tensor.dtype == "model" else getattr(torch, tensor.dtype).itemsize)
             for tensor in option.stored(shapes_of(scope))
         )
 

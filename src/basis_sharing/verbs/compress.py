@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.text import CalibrationText, calibration_text
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
@@ -140,29 +141,29 @@ class _Compression:
 
     def _given_plan(self) -> Plan | None:
         """Return the plan that is known before anything is measured, announced; None: one has to be made."""
-        asked = self.asked
-        plan = known_plan(asked, self.given, self.run.decoder)
+        asked, run = self.asked, self.run
+        plan = known_plan(asked, self.given, run.decoder)
         if plan is not None:
             self.announce(plan)
         elif asked.ratio is not None:
-            self._check_space(round((1 - asked.ratio) * self.before.projection_parameters))
+            self._check_space(round((1 - asked.ratio) * self.before.projection_parameters) * run.model.dtype.itemsize)
         return plan
 
     def announce(self, plan: Plan) -> None:
         """Make sure that a plan can be carried out here, and show it."""
         plan.check(self.run.whole)
-        self._check_space(plan.parameters(self.run.decoder))
+        self._check_space(plan.cost(self.run.decoder, Bytes(self.run.model.dtype.itemsize)))
         count = len(plan.entries)
         self.run.progress(
             Progress(f"planned, {plan.removed_fraction(self.run.decoder):.2%} less", count, count, "groups")
         )
         self.on_plan(plan)
 
-    def _check_space(self, parameters: int) -> None:
-        """Make sure that the disk has room for a model whose projections have so many parameters, and for its parts."""
+    def _check_space(self, projections: int) -> None:
+        """Make sure that the disk has room for a model whose projections take so many bytes, and for its parts."""
         if self.staging is not None:
-            saved = self.before.projection_parameters - parameters
-            size = self.before.bytes_in_memory - saved * self.run.model.dtype.itemsize
+            dense = self.before.projection_parameters * self.run.model.dtype.itemsize
+            size = self.before.bytes_in_memory - dense + projections
             check_space(self.staging, size if self.run.work is None else 2 * size)
 
     def _result(
