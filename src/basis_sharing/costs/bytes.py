@@ -7,6 +7,7 @@ import torch
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
+from basis_sharing.runtime.format_basis_sharing import Stored
 
 @register
 class Bytes(Cost):
@@ -17,10 +18,7 @@ class Bytes(Cost):
 
     def of(self, scope: Scope, option: Priced) -> Any:
         """Return the bytes of an option, the indices of pivots included."""
-        return sum(
-            numbers(tensor) * (self.itemsize if tensor.dtype == "model" else getattr(torch, tensor.dtype).itemsize)
-            for tensor in option.stored(shapes_of(scope))
-        )
+        return sum(size_of(tensor, self.itemsize) for tensor in option.stored(shapes_of(scope)))
 
     def dense(self, scope: Scope) -> int:
         """Return the bytes of the dense weights."""
@@ -29,3 +27,8 @@ class Bytes(Cost):
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the bytes outside of the compressible projections' weights."""
         return memory_bytes(model) - self.dense(decoder.projections)
+
+
+def size_of(tensor: Stored, itemsize: int) -> Any:
+    """Return the bytes of a tensor, in a model whose numbers take ``itemsize`` bytes."""
+    return numbers(tensor) * (itemsize if tensor.dtype == "model" else getattr(torch, tensor.dtype).itemsize)
