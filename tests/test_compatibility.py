@@ -79,7 +79,9 @@ def test_a_plan_of_version_1_is_what_was_executed(decoder: Decoder) -> None:
     # Some parts of a result were made anew, so only the plan's own numbers are exact.
     assert plan.removed_fraction(decoder) == pytest.approx(plan.ratio, abs=1e-9)
     assert plan.parameters(decoder) < dense_parameters(decoder)
-    assert sum(entry.loss or 0 for entry in plan.entries) == pytest.approx(plan.prediction.loss if plan.prediction else 0)
+    assert sum(entry.loss or 0 for entry in plan.entries) == pytest.approx(
+        plan.prediction.loss if plan.prediction else 0
+    )
 
 
 def test_a_plan_of_version_1_is_written_as_version_2(decoder: Decoder, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A treatment that comes from outside the package, ``tests/toy``, does all that factors do, with nothing else touched."""
+"""A treatment from outside the package, ``tests/toy``, does all that factors do, with nothing else touched."""
 
 import json
 import os
@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM
 import basis_sharing
 import toy
 from basis_sharing.checkpoint.folder import check_folder, entries_in
+from basis_sharing.cli.main import main
 from basis_sharing.costs.base import COSTS, shapes_of
 from basis_sharing.errors import CheckpointError, PlanError, RecipeError
 from basis_sharing.exports.dense import dense_model
 from basis_sharing.models.decoder import describe
 from basis_sharing.plans.plan import Plan
+from basis_sharing.reports.html import write_report
 from basis_sharing.reports.layout import REST, layout_of
 from basis_sharing.reports.rank_figure import rank_picture, sharing_picture
 from basis_sharing.results.compression import CompressionResult
@@ -47,7 +49,11 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compress(space: Path, output: Path, name: str, **changes: Any) -> tuple[Any, CompressionResult]:
     size = sum(p.nbytes for p in PICO["llama"]().parameters())
-    settings: dict[str, Any] = {"max_bytes": int(BUDGET * size), "treatments": KINDS[name], "calibration_dtype": "float32"}
+    settings: dict[str, Any] = {
+        "max_bytes": int(BUDGET * size),
+        "treatments": KINDS[name],
+        "calibration_dtype": "float32",
+    }
     text = {"calibration": str(space / "text.txt"), "windows": 20, "length": 32}
     return basis_sharing.compress(space / "model", output=output, **{**settings, **text, **changes})
 
@@ -156,9 +162,15 @@ with torch.no_grad():
 """
 
 
-def load_elsewhere(folder: Path, target: Path, imports: str, *, remote: bool = False) -> "subprocess.CompletedProcess[str]":
+def load_elsewhere(
+    folder: Path, target: Path, imports: str, *, remote: bool = False
+) -> "subprocess.CompletedProcess[str]":
     paths = [str(Path(basis_sharing.__file__).parents[1]), str(Path(toy.__file__).parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_MODULES_CACHE": str(target.parent / "modules")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_MODULES_CACHE": str(target.parent / "modules"),
+    }
     code = LOADER.format(imports=imports, remote=remote)
     command = [sys.executable, "-c", code, str(folder), str(target)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -205,14 +217,25 @@ def test_it_is_in_the_layout_and_in_the_pictures(space: Path) -> None:
     )
     assert layout.after[REST] - layout.before[REST] == buffers
     for picture in (rank_picture(layout), sharing_picture(layout, result)):
-        assert picture.svg() if hasattr(picture, "svg") else picture.alt
+        assert b"<svg" in picture.rendered("svg")
+
+
+def test_it_is_inspected_and_reported(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(space / "beside")])
+    assert stop.value.code == 0
+    assert f"{result_of(space / 'beside').after.bytes_in_memory:,}" in capsys.readouterr().out
+    write_report(space / "beside", output=tmp_path / "report.html")
+    assert "</html>" in (tmp_path / "report.html").read_text()
 
 
 def test_two_treatments_of_one_name_are_refused() -> None:
     class Other(ToyTreatment):
         pass
 
-    with pytest.raises(RecipeError, match=r"^two treatments are called 'toy' \(.*\): rename one, or do not import it\.$"):
+    with pytest.raises(
+        RecipeError, match=r"^two treatments are called 'toy' \(.*\): rename one, or do not import it\.$"
+    ):
         register(Other())
     assert type(TREATMENTS["toy"]) is ToyTreatment
     with pytest.raises(ValueError, match=r"^two kinds of entries are called 'toy' \(.*\): rename one\.$"):

@@ -4,11 +4,9 @@ Importing this package is cheap (no torch) and teaches transformers to load comp
 registered the moment transformers loads its own.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from basis_sharing.runtime.registration import register_with_transformers
 
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
     from basis_sharing.evaluation.perplexity import evaluate
     from basis_sharing.recipe.recipe import Recipe
@@ -49,11 +47,14 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the public functions when they are first used."""
     if name not in _LAZY:
         raise AttributeError(f"module 'basis_sharing' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    import importlib
+
+    found: object = getattr(importlib.import_module(_LAZY[name]), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from basis_sharing.cli.main import app
 from basis_sharing.errors import MemoryBudgetError
 from basis_sharing.models.source import read_in_place, resolve
-from basis_sharing.verbs.compress import compress
 from basis_sharing.results.estimate import Estimate
+from basis_sharing.verbs.compress import compress
 from basis_sharing.verbs.estimate import estimate
 from pico import PICO, build, pico_tokenizer, save_pico, save_with_texts, weight_bytes
 

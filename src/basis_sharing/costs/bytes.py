@@ -9,6 +9,7 @@ from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.runtime.format_basis_sharing import Stored
 
+
 @register
 class Bytes(Cost):
     """The currency of ``max_bytes``."""

@@ -47,7 +47,7 @@ def search_space(search: Search, treatments: Mapping[str, Treatment] = TREATMENT
 
 
 def arranged(decoder: Decoder, candidates: Iterable[Candidate]) -> Space:
-    """Return candidates by scope, in lanes; every projection is in a scope of its own too, so that it can stay dense."""
+    """Return candidates by scope, in lanes; every projection has a scope of its own too, so that it can stay dense."""
     by_scope: dict[tuple[str, ...], list[Candidate]] = {}
     for candidate in candidates:
         by_scope.setdefault(tuple(p.name for p in candidate.scope), []).append(candidate)
@@ -92,7 +92,7 @@ def restricted(space: Space, decoder: Decoder, *, across_depth: bool) -> Space:
 
 @dataclass(frozen=True)
 class PricedScope:
-    """The options of a scope that are worth choosing from, by rising cost; for a single projection dense is one of them.
+    """The options of a scope worth choosing from, by rising cost; for a single projection dense is one of them.
 
     Attributes:
         scope: The scope.
@@ -132,7 +132,7 @@ def priced(scope: Scope, costs: Sequence[Cost]) -> PricedScope:
 
 
 def _worth_keeping(prices: Floats, losses: Floats) -> list[int]:
-    """Return the positions of options by rising cost; with one currency, only those that lose less than cheaper ones."""
+    """Return the places of options by rising cost; with one currency, only those that lose less than cheaper ones."""
     order = np.lexsort((losses, prices[0]))
     if len(prices) > 1:
         return [int(index) for index in order]

@@ -2,31 +2,36 @@
 
 transformers has no entry point for quantizers. Where it is already loaded the quantizer is registered at once;
 otherwise an import hook does it right after ``transformers.quantizers.auto`` has been executed.
+
+Every process that has the package pays for importing this file, so that it imports next to nothing.
 """
 
-import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _TRIGGER = "transformers.quantizers.auto"
 
 
-class _AfterImport(MetaPathFinder):
+class _AfterImport:
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if fullname != _TRIGGER:
             return None
+        import importlib.util
+
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_register(module: ModuleType) -> None:
+        def execute_and_register(module: "ModuleType") -> None:
             execute(module)
             _register()
 
@@ -35,6 +40,8 @@ class _AfterImport(MetaPathFinder):
 
 
 def _register() -> None:
+    import importlib
+
     importlib.import_module("basis_sharing.runtime.modeling_basis_sharing")
 
 

@@ -1,6 +1,5 @@
 """``estimate``: what a compression will need, from shapes alone, before anything is measured."""
 
-from pathlib import Path
 from typing import Any, Unpack
 
 from basis_sharing.calibration.corpora import parse_mixture
