@@ -100,7 +100,9 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_bytes(
     assert not {event.stage for event in events} & set(earlier)
 
 
-@pytest.mark.parametrize("stage", ["recording block inputs", "measuring the loss", "measuring gradients", "factorizing"])
+@pytest.mark.parametrize(
+    "stage", ["recording block inputs", "measuring the loss", "measuring gradients", "factorizing"]
+)
 def test_what_a_stage_has_done_is_not_done_again(stage: str, space: Path, tmp_path: Path) -> None:
     output, seen = tmp_path / "out", []
     with pytest.raises(Killed):

@@ -4,11 +4,9 @@ Importing this package does not import torch. It enables transformers to load co
 registered when transformers loads its own quantizers.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from basis_sharing.runtime.registration import register_with_transformers
 
+TYPE_CHECKING = False  # importing typing takes longer than everything else here
 if TYPE_CHECKING:
     from basis_sharing.errors import (
         BasisSharingError,
@@ -89,13 +87,16 @@ def _module_of(name: str) -> str:
     return _DATA.get(name, f"basis_sharing.verbs.{name}")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name in _RENAMED:
         raise AttributeError(f"basis_sharing.{name} was renamed: call basis_sharing.{_RENAMED[name]} instead.")
     if name not in __all__:
         raise AttributeError(f"module 'basis_sharing' has no attribute {name!r}")
-    return getattr(importlib.import_module(_module_of(name)), name)
+    import importlib
+
+    value: object = getattr(importlib.import_module(_module_of(name)), name)
+    return value
 
 
 def __dir__() -> list[str]:

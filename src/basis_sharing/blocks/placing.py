@@ -12,7 +12,7 @@ from basis_sharing.models.family import Decoder
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Move a module to a device, and its parameters to ``dtype`` if given, inside the context.
+    """Move a module to a device, and its floating-point parameters to ``dtype`` if given, inside the context.
 
     The original tensors are not modified and are restored on exit, so that memory-mapped weights stay memory-mapped.
     """
@@ -35,10 +35,13 @@ def _swapped(modules: list[nn.Module], device: torch.device, dtype: torch.dtype 
     try:
         for module in modules:
             for name, parameter in module._parameters.items():
-                if parameter is None or (parameter.device == device and parameter.dtype == (dtype or parameter.dtype)):
+                if parameter is None:
+                    continue
+                wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                if (parameter.device, parameter.dtype) == (device, wanted):
                     continue
                 if id(parameter) not in moved:
-                    data = parameter.detach().to(device, dtype)
+                    data = parameter.detach().to(device, wanted)
                     moved[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
                 held.append((module._parameters, name, parameter))
                 module._parameters[name] = moved[id(parameter)]

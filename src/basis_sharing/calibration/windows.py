@@ -7,7 +7,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -210,6 +209,8 @@ def _text(source: Source, split: Split, tokenizer: Any) -> str:
             f"the tokenizer has no chat template, which {source.spec} needs: give the file without chat: to use its "
             "plain text."
         )
+    import jinja2
+
     chats = []
     for where, messages in read_conversations(source.path):
         try:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
+
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
-
-_SIZES = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+from basis_sharing.runtime.format_basis_sharing import Stored
 
 
 @register
@@ -17,11 +18,8 @@ class Bytes(Cost):
     limit = "max_bytes"
 
     def of(self, scope: Scope, option: Priced) -> Any:
-        """Return the bytes of an option, including the indices of pivots."""
-        return sum(
-            numbers(tensor) * (self.itemsize if tensor.dtype == "model" else _SIZES[tensor.dtype])
-            for tensor in option.stored(shapes_of(scope))
-        )
+        """Return the bytes of an option, the indices of pivots included."""
+        return sum(size_of(tensor, self.itemsize) for tensor in option.stored(shapes_of(scope)))
 
     def dense(self, scope: Scope) -> int:
         """Return the bytes of the dense weights."""
@@ -30,3 +28,8 @@ class Bytes(Cost):
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the bytes of the model outside the weights of the compressible projections."""
         return memory_bytes(model) - self.dense(decoder.projections)
+
+
+def size_of(tensor: Stored, itemsize: int) -> Any:
+    """Return the bytes of a tensor, in a model whose numbers take ``itemsize`` bytes."""
+    return numbers(tensor) * (itemsize if tensor.dtype == "model" else getattr(torch, tensor.dtype).itemsize)

@@ -85,7 +85,7 @@ class Planning(Settings):
 
     @field_validator("share", "treatments", mode="before")
     @classmethod
-    def _split_names(cls, value: object) -> object:
+    def _listed_names(cls, value: object) -> object:
         return names_in(value)
 
     @property

@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from basis_sharing.costs.base import numbers, shapes_of
+from basis_sharing.costs.base import shapes_of
+from basis_sharing.costs.bytes import size_of
 from basis_sharing.errors import ResultError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import ROLES, Projection
@@ -63,7 +64,8 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
     known = {projection.name: projection for projection in decoder.projections}
     group_of: dict[str, int] = {}
     kept: list[float] = []
-    saved: Counter[str] = Counter()
+    saved: Counter[str] = Counter()  # bytes
+    itemsize = skeleton.dtype.itemsize
     for index, group in enumerate(result.entries):
         strange = next((name for name in group.members if name not in known), None)
         if strange is not None:
@@ -74,19 +76,18 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
         members = [known[name] for name in group.members]
         kept.append(group.entry.kept(shapes_of(members)))
         stored = [tensor for tensor in group.entry.stored(shapes_of(members)) if not tensor.buffer]
-        shared = sum(numbers(tensor) for tensor in stored if tensor.member is None)
+        shared = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member is None)
         for place, member in enumerate(members):
             group_of[member.name] = index
-            own = sum(numbers(tensor) for tensor in stored if tensor.member == place)
+            own = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member == place)
             part = shared // len(members) + (place < shared % len(members))
-            saved[member.role] += member.d_in * member.d_out - own - part
-    size = skeleton.dtype.itemsize
+            saved[member.role] += member.d_in * member.d_out * itemsize - own - part
     roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.projections))
     before = dict.fromkeys([*roles, EMBEDDINGS, REST], 0)
     for row in role_table(skeleton, decoder):
         part_name = row.name if row.name in roles else EMBEDDINGS if row.name in _OUTER else REST
         before[part_name] += row.bytes
-    after = {part_name: count - saved[part_name] * size for part_name, count in before.items()}
+    after = {part_name: count - saved[part_name] for part_name, count in before.items()}
     after[REST] += result.after.bytes_in_memory - sum(after.values())  # the pivots of pivoted bases
     cells = tuple(
         Cell(

@@ -12,8 +12,8 @@ the identity and are not stored: the basis has shape ``[rank, d_in - rank]``, an
 ``d_in`` inputs they belong to, as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
 
 ``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names relative to the
-projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. This version
-supports no such tensors.
+projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. Which dtypes
+are possible depends on the kind; ``factors`` has only the dtype of the model.
 
 Version 1 had a list of ``groups``, all of them factors, instead of the entries; they are read as entries.
 """
@@ -72,12 +72,15 @@ class Entry:
     """The chosen option for the projections of a scope: one treatment with fixed numbers.
 
     Attributes:
+        kind: Name of the kind, which tags the entry.
+        dtypes: Dtypes that its tensors may have besides the model's.
         members: Module paths of the projections; the first one owns the shared tensors.
-        loss: Expected rise of the loss in nats per token; None if it is not predicted. Not used for loading.
+        loss: Expected rise of the loss in nats per token; None where it is not predicted. Not used for loading.
         tensors: Tensors that are not stored in the model's dtype: ``{name: {"dtype": ..., "scales": ...}}``.
     """
 
     kind: ClassVar[str] = ""
+    dtypes: ClassVar[frozenset[str]] = frozenset()
 
     members: tuple[str, ...]
     loss: float | None = None
@@ -92,10 +95,13 @@ class Entry:
             raise FormatError(f"{repeated} is twice in one entry.")
         if self.loss is not None and not isinstance(self.loss, (int, float)):
             raise FormatError(f"the entry of {self.owner} has the loss {self.loss!r}; a number is needed.")
-        if any(about.get("dtype", "model") != "model" for about in self.tensors.values()):
-            raise FormatError(
-                f"the entry of {self.owner} has tensors in a dtype this version does not know: update basis-sharing."
-            )
+        for name, about in self.tensors.items():
+            dtype = about.get("dtype", "model")
+            if dtype != "model" and dtype not in self.dtypes:
+                raise FormatError(
+                    f"the entry of {self.owner} has {name} in {dtype}, which kind {self.kind} of this version does not "
+                    "know: update basis-sharing."
+                )
 
     @property
     def owner(self) -> str:

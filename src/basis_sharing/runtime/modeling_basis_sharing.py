@@ -7,6 +7,7 @@ This file and the two that it imports are the implementation in the package, and
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -181,6 +182,12 @@ def __getattr__(name: str) -> type:
     return _carrier(name)
 
 
-if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+def _known_version() -> int:
+    """Return the format version of the code that is registered, 0 for none: folders carry the code of their time."""
+    known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(QUANT_METHOD)
+    return 0 if known is None else getattr(sys.modules.get(known.__module__), "FORMAT_VERSION", 0)
+
+
+if _known_version() < FORMAT_VERSION:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BasisSharingConfig
     AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BasisSharingQuantizer

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.text import CalibrationText, calibration_text
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
@@ -144,18 +145,18 @@ class _Compression:
 
     def _given_plan(self) -> Plan | None:
         """Announce and return the plan that is known before anything is measured; None: it is made later."""
-        recipe = self.recipe
-        plan = known_plan(recipe, self.given, self.run.decoder)
+        recipe, run = self.recipe, self.run
+        plan = known_plan(recipe, self.given, run.decoder)
         if plan is not None:
             self.announce(plan)
         elif recipe.ratio is not None:
-            self._check_space(round((1 - recipe.ratio) * self.before.projection_parameters))
+            self._check_space(round((1 - recipe.ratio) * self.before.projection_parameters) * run.model.dtype.itemsize)
         return plan
 
     def announce(self, plan: Plan) -> None:
         """Check that a plan fits the model and the disk, and report it."""
         plan.check(self.run.whole)
-        self._check_space(plan.parameters(self.run.decoder))
+        self._check_space(plan.cost(self.run.decoder, Bytes(self.run.model.dtype.itemsize)))
         count = len(plan.entries)
         self.run.progress(
             Progress(f"planned, {plan.removed_fraction(self.run.decoder):.2%} less", count, count, "groups")
@@ -163,11 +164,11 @@ class _Compression:
         if self.on_plan is not None:
             self.on_plan(plan)
 
-    def _check_space(self, parameters: int) -> None:
-        """Make sure that the disk has space for a model whose projections have so many parameters, and its parts."""
+    def _check_space(self, projections: int) -> None:
+        """Check that the disk has space for a model whose projections take so many bytes, and for its parts."""
         if self.staging is not None:
-            saved = self.before.projection_parameters - parameters
-            size = self.before.bytes_in_memory - saved * self.run.model.dtype.itemsize
+            dense = self.before.projection_parameters * self.run.model.dtype.itemsize
+            size = self.before.bytes_in_memory - dense + projections
             check_space(self.staging, size if self.run.work is None else 2 * size)
 
     def _result(
