@@ -35,8 +35,8 @@ def write_result(folder: Path, source: ModelSource | None, result: CompressionRe
 
     Args:
         folder: The folder.
-        source: Where the original is; None: it was in memory.
-        result: What the compression did.
+        source: Source of the original; None: it was in memory.
+        result: The result of the compression.
 
     Raises:
         OutputError: The disk is full or the folder cannot be written.
@@ -48,13 +48,13 @@ def write_result(folder: Path, source: ModelSource | None, result: CompressionRe
 
 
 def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
-    """Return the model card of a compressed model, as Markdown with the front matter the hub reads.
+    """Return the model card of a compressed model, as Markdown with the hub's front matter.
 
-    It does not depend on the folder it lies in, which people rename and upload.
+    It does not depend on the name of the folder, which may be renamed and uploaded.
 
     Args:
-        result: What the compression did.
-        hub_id: The original on the hub; None where it came from a file or from memory, and has no name there.
+        result: The result of the compression.
+        hub_id: Id of the original on the hub; None if it came from a file or from memory.
     """
     original = hub_id or short_name(result.model)
     removed = 1 - result.after.parameters / result.before.parameters

@@ -1,4 +1,4 @@
-"""Perplexity against size: the original, what the plan expected, and what was measured."""
+"""The picture of perplexity against size: the original, the expectation of the plan, and measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Point:
     """One point of the curve.
 
     Attributes:
-        label: What it is.
+        label: Label of the point.
         parameters: Parameters of the whole model.
-        quotient: Perplexity, as a multiple of the original's.
-        text: The text it was measured on; None for an expectation.
-        spread: Lowest and highest quotient within one standard error of the expectation; None: not known.
-        own: Whether it belongs to the model the report is about.
+        quotient: Perplexity as a multiple of the original's.
+        text: The text of the measurement; None for an expectation.
+        spread: Lowest and highest quotient within one standard error of the expectation; None: unknown.
+        own: Whether it belongs to the model that the report is about.
     """
 
     label: str
@@ -38,13 +38,13 @@ class Point:
 def points_of(
     result: CompressionResult, measured: Sequence[tuple[Perplexity, Perplexity]], *, label: str, own: bool = True
 ) -> list[Point]:
-    """Return what a compression expected and what was measured on it, as points of the curve.
+    """Return the measurements of a compression, and the expectation of its plan, as points of the curve.
 
     Args:
-        result: The compression.
+        result: The result of the compression.
         measured: Perplexities of the original and of the compressed model.
         label: Name of the compressed model.
-        own: Whether the report is about it.
+        own: Whether the report is about it; only then the expectation is included.
     """
     size = result.after.parameters
     points = [Point(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured]
@@ -101,7 +101,7 @@ def curve_picture(original: int, points: Sequence[Point]) -> Picture:
 
 
 def _draw_measured(axes: Any, original: int, points: Sequence[Point], number: int, divisor: float) -> None:
-    """Draw what was measured on one text, the text of this ``number``; the report's own model with a line to it."""
+    """Draw the measurements on the text with this ``number``, with a line from the original to the report's model."""
     colour, marker = OKABE_ITO[number % len(OKABE_ITO)], _MARKERS[number % len(_MARKERS)]
     for p in (p for p in points if p.own):
         line = [original / divisor, p.parameters / divisor], [1.0, p.quotient]
@@ -121,7 +121,7 @@ def _draw_measured(axes: Any, original: int, points: Sequence[Point], number: in
 
 
 def _draw_expected(axes: Any, point: Point, divisor: float) -> None:
-    """Draw what the plan expected, with its standard error."""
+    """Draw the expectation of the plan with its standard error."""
     place = point.parameters / divisor
     if point.spread is not None:
         axes.plot([place, place], point.spread, color="#d55e00", linewidth=2, alpha=0.7)
@@ -130,7 +130,7 @@ def _draw_expected(axes: Any, point: Point, divisor: float) -> None:
 
 
 def _scale(axes: Any, quotients: Sequence[float]) -> None:
-    """Choose the vertical scale: logarithmic where the largest quotient would hide the others."""
+    """Set the vertical scale: logarithmic if the largest quotient would hide the others."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     if max(quotients) > _LOGARITHMIC_FROM:

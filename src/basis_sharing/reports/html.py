@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file without scripts or network, its pictures inside."""
+"""The page of a report: one HTML file without scripts or network access, with embedded pictures."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ _PIXELS_PER_INCH, _LEAST = 96, 64
 
 @dataclass(frozen=True)
 class Image:
-    """A picture inside the page.
+    """A picture embedded in the page.
 
     Attributes:
-        alt: What it shows.
-        source: The picture itself, as a ``data:`` address.
-        width: Width at which it is read best, in CSS pixels.
-        least: Width below which its words get too small, in CSS pixels.
+        alt: Description of the picture.
+        source: The picture as a ``data:`` URL.
+        width: Preferred width, in CSS pixels.
+        least: Smallest width at which its text is legible, in CSS pixels.
     """
 
     alt: str
@@ -46,7 +46,7 @@ class Image:
 
 
 def pictures_of(material: Material) -> list[Picture]:
-    """Return the pictures that the material has something to show in."""
+    """Return the pictures of a report, without those for which there is no data."""
     result, layout = material.result, material.layout
     pictures = [size_picture(layout), rank_picture(layout)]
     points = points_of(result, material.perplexities, label=material.name)
@@ -64,9 +64,9 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
     """Return the page.
 
     Args:
-        material: What it reports.
-        pictures: Its pictures.
-        drawn: These as SVG, by name.
+        material: The results to report.
+        pictures: The pictures of the report.
+        drawn: The pictures as SVG, by name.
     """
     result = material.result
     images = {
@@ -110,7 +110,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
 
 
 def table_html(table: Table) -> str:
-    """Return one table as HTML, as it stands in the page."""
+    """Return one table as HTML, as in the page."""
     macros: Any = _environment().get_template("table.html").module
     return str(macros.table(table))
 

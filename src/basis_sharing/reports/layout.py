@@ -1,4 +1,4 @@
-"""Where a compressed folder's numbers lie: every projection with its group and rank, and the bytes of every part."""
+"""The layout of a compressed folder: the group and rank of every projection, and the bytes of every part."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Cell:
     """One projection of the compressed model.
 
     Attributes:
-        projection: What it is.
+        projection: The projection.
         group: Index of its group in the result; None: it stayed dense.
-        label: What its option is called in a few letters, e.g. its rank; None: it stayed dense.
-        kept: What the option keeps, a rank as a fraction of the highest useful one; 1 where it stayed dense.
+        label: Name of its option in a few letters, e.g. its rank; None: it stayed dense.
+        kept: Kept fraction, e.g. the rank divided by the highest useful rank; 1 if it stayed dense.
     """
 
     projection: Projection
@@ -35,14 +35,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Layout:
-    """A compressed model, taken apart.
+    """The projections and the sizes of the parts of a compressed model.
 
     Attributes:
         layers: Number of decoder blocks.
-        roles: The roles it has, in the order they act.
+        roles: Its roles, in the order in which they act.
         cells: Every compressible projection.
         before: Bytes in memory of every part of the original: its roles, embeddings and head, everything else.
-        after: The same of the compressed model. What members share counts in equal parts for each of them.
+        after: The same for the compressed model. Shared tensors are divided equally among their members.
     """
 
     layers: int
@@ -53,7 +53,7 @@ class Layout:
 
 
 def layout_of(folder: Path, result: CompressionResult) -> Layout:
-    """Take a compressed folder apart; only its configuration is read, no weights.
+    """Return the layout of a compressed folder; only its configuration is read, no weights.
 
     Raises:
         ModelError: The folder's configuration cannot be read.
@@ -61,19 +61,19 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
     """
     skeleton = load_skeleton(resolve(folder))
     decoder = describe(skeleton)
-    known = {projection.name: projection for projection in decoder.projections}
+    projections = {projection.name: projection for projection in decoder.projections}
     group_of: dict[str, int] = {}
     kept: list[float] = []
     saved: Counter[str] = Counter()  # bytes
     itemsize = skeleton.dtype.itemsize
     for index, group in enumerate(result.entries):
-        strange = next((name for name in group.members if name not in known), None)
-        if strange is not None:
+        unknown = next((name for name in group.members if name not in projections), None)
+        if unknown is not None:
             raise ResultError(
-                f"the results in {folder} speak of {strange}, which its model does not have: the folder mixes two "
+                f"the results in {folder} speak of {unknown}, which its model does not have: the folder mixes two "
                 "models; compress again."
             )
-        members = [known[name] for name in group.members]
+        members = [projections[name] for name in group.members]
         kept.append(group.entry.kept(shapes_of(members)))
         stored = [tensor for tensor in group.entry.stored(shapes_of(members)) if not tensor.buffer]
         shared = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member is None)

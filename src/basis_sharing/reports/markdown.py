@@ -1,4 +1,4 @@
-"""Tables as Markdown, for the model card and for pasting."""
+"""Tables as Markdown, for the model card."""
 
 import re
 
@@ -12,7 +12,7 @@ def markdown(table: Table, *, title: bool = True) -> str:
 
     Args:
         table: The table; its totals become the last row.
-        title: Whether its title stands above it, in bold.
+        title: Whether the title is written above it in bold.
     """
     lines = [f"**{_cell(table.title)}**", ""] if title else []
     lines.append(_row([column.name for column in table.columns]))
@@ -28,6 +28,6 @@ def _row(cells: list[str] | tuple[str, ...]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text in one line that Markdown shows as it is."""
-    plain = _SPECIAL.sub(lambda found: "&lt;" if found[0] == "<" else f"\\{found[0]}", escaped(text, keep="\n"))
+    """Return a text in one line, escaped so that Markdown shows it literally."""
+    plain = _SPECIAL.sub(lambda match: "&lt;" if match[0] == "<" else f"\\{match[0]}", escaped(text, keep="\n"))
     return plain.replace("\n", "<br>")

@@ -17,9 +17,9 @@ _NARROWEST_HEAD, _NARROWEST_WORDS = 12, 10
 
 
 def printable(*blocks: Block) -> RenderableType:
-    """Return tables, sentences and answers as what a rich console prints, one below the other.
+    """Return tables, sentences and answers as a renderable of rich, one below the other.
 
-    No cell can change the terminal's state: control characters are shown as escapes.
+    Control characters are shown as escapes, so that no cell can change the terminal's state.
     """
     drawn: list[RenderableType] = []
     for place, block in enumerate(blocks):
@@ -30,7 +30,7 @@ def printable(*blocks: Block) -> RenderableType:
 
 
 def _ends_with_a_gap(block: Block) -> bool:
-    """Return whether an empty line follows a block: it does after a table without notes, and after an answer."""
+    """Return whether an empty line follows a block, as after a table without notes and after an answer."""
     return isinstance(block, Answer) or (isinstance(block, Table) and not block.notes)
 
 
@@ -51,7 +51,7 @@ def _sentence(text: str) -> RenderableType:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A table that takes the width of the console it is printed on into account."""
+    """A table that adapts to the width of the console."""
 
     table: Table
 
@@ -84,7 +84,7 @@ def _lines(table: Table, index: int) -> list[str]:
 
 
 def _head(column: Column, lines: Sequence[str]) -> str:
-    """Return the name of a column, broken so that it does not make a column of numbers wider than it has to be."""
+    """Return the name of a column, wrapped so that it does not make a column of numbers unnecessarily wide."""
     name = escaped(column.name)
     if column.align == "left":
         return name
@@ -93,9 +93,9 @@ def _head(column: Column, lines: Sequence[str]) -> str:
 
 
 def _widths(table: Table, heads: Sequence[str], available: int) -> tuple[list[int], bool]:
-    """Return the widths of the columns, and whether they have to stand close together.
+    """Return the widths of the columns, and whether they need narrow padding.
 
-    Where there is too little room, the widest column gives some up first; words inside a number are broken last.
+    If there is not enough space, the widest column is narrowed first; words inside a number are broken last.
     """
     widths, least = [], []
     for index, (column, head) in enumerate(zip(table.columns, heads, strict=True)):

@@ -1,4 +1,4 @@
-"""The top of a report: the answer in a sentence, and the numbers that decide."""
+"""The top of a report: a summary in one or two sentences, and the main numbers."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from basis_sharing.results.words import amount_of_bytes, change, short_name, wit
 
 @dataclass(frozen=True)
 class Tile:
-    """One number at a glance.
+    """One of the main numbers.
 
     Attributes:
-        name: What it is.
-        change: What became of it, e.g. ``"-18.0 %"``.
-        detail: Before and after.
+        name: Name of the number.
+        change: Its change, e.g. ``"-18.0 %"``.
+        detail: The values before and after.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Tile:
 
 
 def answer(material: Material) -> str:
-    """Return the answer in one or two sentences: what is gained, and what it costs."""
+    """Return one or two sentences about the saved size and the cost in perplexity."""
     result = material.result
     fewer = 1 - result.after.parameters / result.before.parameters
     saved = result.before.bytes_in_memory - result.after.bytes_in_memory
@@ -43,7 +43,7 @@ def answer(material: Material) -> str:
 
 
 def tiles(material: Material) -> list[Tile]:
-    """Return the numbers that decide: size, quality, speed."""
+    """Return the main numbers: size, quality, speed."""
     before, after = material.result.before, material.result.after
     on_disk = None if material.result.original_is_quantized else before.bytes_on_disk
     shown = [
@@ -63,15 +63,15 @@ def tiles(material: Material) -> list[Tile]:
             )
         )
     for comparison in material.comparisons:
-        found = comparison.agreement
-        if found is not None:
-            detail = f"KL divergence {found.mean_kl:.4f} nats per token"
-            shown.append(Tile("same next token", percent(found.top1), detail))
+        agreement = comparison.agreement
+        if agreement is not None:
+            detail = f"KL divergence {agreement.mean_kl:.4f} nats per token"
+            shown.append(Tile("same next token", percent(agreement.top1), detail))
     return shown + [tile for benchmark in material.benchmarks for tile in _speed_tiles(benchmark, material.name)]
 
 
 def compressed_index(benchmark: BenchmarkResult, name: str) -> int:
-    """Return the place of the compressed folder among the models of a benchmark; the first one is the original."""
+    """Return the index of the compressed folder among the models of a benchmark, whose first one is the original."""
     return next(i for i, model in enumerate(benchmark.models) if i and short_name(model.model) == name)
 
 

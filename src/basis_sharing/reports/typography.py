@@ -1,4 +1,4 @@
-"""The signs that a page has and plain text has not: minus, multiplication, plus-minus, arrow, dash."""
+"""Typographic signs for pages: minus, multiplication, plus-minus, arrow, dash."""
 
 import re
 from typing import Literal
@@ -14,11 +14,11 @@ _SIGNS = (
 
 
 def typographic(text: str, align: Literal["left", "right"] = "right") -> str:
-    """Return a cell or a sentence with the signs of a printed page in place of their stand-ins in ASCII.
+    """Return a cell or a sentence with typographic signs in place of their ASCII forms.
 
     Args:
-        text: Plain text; ``-`` alone stands for nothing.
-        align: ``"left"`` for a cell of words, which quote files and models and stay as they are.
+        text: Plain text; ``-`` alone means nothing.
+        align: ``"left"`` for a cell of words, which is not changed because it may quote files and models.
     """
     if text == "-":
         return _NOTHING

@@ -1,1 +1,1 @@
-"""What every result says as tables: one file per subject, nothing about how they are drawn."""
+"""Results as tables, one module per subject, independent of how they are rendered."""

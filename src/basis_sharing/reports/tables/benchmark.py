@@ -1,4 +1,4 @@
-"""A benchmark: sizes, peaks of memory and speeds of several models, what is ideal, and why it is not reached."""
+"""Tables of a benchmark: sizes, peaks of memory, and measured and ideal speeds of several models."""
 
 from basis_sharing.reports.table import Column, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, noted, size, times
@@ -7,18 +7,18 @@ from basis_sharing.results.words import change
 
 
 def benchmark_tables(result: BenchmarkResult) -> list[Table]:
-    """Return sizes, peaks of memory where they were measured, and speeds of all models."""
+    """Return the tables of sizes, peaks of memory if they were measured, and speeds of all models."""
     memory = memory_table(result)
     return [size_table(result), *([memory] if memory is not None else []), speed_table(result)]
 
 
 def against_first(result: BenchmarkResult, index: int) -> BenchmarkResult:
-    """Return a benchmark with its first model and one of the others alone."""
+    """Return a benchmark with only its first model and the one at ``index``."""
     return result.model_copy(update={"models": (result.models[0], result.models[index])})
 
 
 def size_table(result: BenchmarkResult) -> Table:
-    """Return what every model holds."""
+    """Return the parameters and bytes of every model."""
     first = result.models[0]
     rows = tuple(
         (
@@ -34,7 +34,7 @@ def size_table(result: BenchmarkResult) -> Table:
 
 
 def memory_table(result: BenchmarkResult) -> Table | None:
-    """Return the peaks of memory of every model; None where they were not measured."""
+    """Return the peaks of memory of every model; None if they were not measured."""
     names = {"loading": "while loading", "running": "while generating", "device": "on the device"}
     first = result.models[0]
     peaks = {
@@ -55,7 +55,7 @@ def memory_table(result: BenchmarkResult) -> Table | None:
 
 
 def speed_table(result: BenchmarkResult) -> Table:
-    """Return the times of every model, workload by workload, and what they mean."""
+    """Return the times and speeds of every model, workload by workload, with explanations."""
     rows = [
         (_workload(timing), *_cells(result, model, timing))
         for timings in zip(*(model.timings for model in result.models), strict=True)
@@ -71,22 +71,22 @@ def speed_table(result: BenchmarkResult) -> Table:
 
 
 def conclusions(result: BenchmarkResult) -> list[str]:
-    """Return one sentence per model on what less work would give and what it gave."""
+    """Return one sentence per model on its ideal and its measured speeds."""
     first, *others = result.models
     sentences = []
     for other in others:
-        found = []
+        speeds = []
         for workload, basis in (("prefill", "multiply-adds"), ("decode", "bytes of weights")):
             timing = next(t for t in other.timings if t.workload == workload)
             name = "prefill" if workload == "prefill" else f"decoding at batch {timing.batch}"
-            found.append(
+            speeds.append(
                 f"{name}: {1 / timing.ideal_speed:.3f} x the {basis}, ideally {timing.ideal_speed:.2f} x as fast, "
                 f"measured {timing.speed.median:.2f} x"
             )
         mine, reference = other.work.products_per_step, first.work.products_per_step
         steps = f"{mine:,} matrix products per token instead of {reference:,}, each with a fixed cost"
         why = f" (it makes {steps})" if mine > reference else ""
-        sentences.append(f"{other.label} against {first.label}: {'; '.join(found)}{why}.")
+        sentences.append(f"{other.label} against {first.label}: {'; '.join(speeds)}{why}.")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""How numbers are written in the cells of all tables."""
+"""Formatting of numbers in the cells of all tables."""
 
 from basis_sharing.reports.table import escaped
 from basis_sharing.results.comparison import Interval
@@ -8,7 +8,7 @@ NOTHING = "-"
 
 
 def number(value: float | None, form: str) -> str:
-    """Return a number in a format such as ``",.4f"``, or the sign for nothing."""
+    """Return a number in a format such as ``",.4f"``; ``"-"`` for None."""
     return NOTHING if value is None else f"{value:{form}}"
 
 
@@ -18,7 +18,7 @@ def times(value: float | None, digits: int = 2) -> str:
 
 
 def quotient(after: float | None, before: float | None, digits: int = 4) -> str:
-    """Return how many times as large a value has become, e.g. ``"1.1360 x"``."""
+    """Return a value as a multiple of an earlier one, e.g. ``"1.1360 x"``."""
     return times(after / before, digits) if before and after is not None else NOTHING
 
 
@@ -32,7 +32,7 @@ def points(fraction: float | None, error: float | None, *, digits: int = 1, sign
 
     Args:
         fraction: The value, 1 for 100 points; None: there is none.
-        error: Its standard error in the same unit; None where it is not known.
+        error: Its standard error in the same unit; None: unknown.
         digits: Digits after the point.
         sign: ``"+"`` for a difference.
     """
@@ -43,7 +43,7 @@ def points(fraction: float | None, error: float | None, *, digits: int = 1, sign
 
 
 def size(count: int | None) -> str:
-    """Return a number of bytes in the unit that suits it, e.g. ``"541.3 MiB"``."""
+    """Return a number of bytes in a suitable unit, e.g. ``"541.3 MiB"``."""
     return NOTHING if count is None else amount_of_bytes(count)
 
 
@@ -53,7 +53,7 @@ def interval(found: Interval | None, form: str, unit: str = "") -> str:
     Args:
         found: The interval; None: a single window has none.
         form: Format of its ends, such as ``".4f"``.
-        unit: What follows; ``" %"``: its ends are fractions, shown as percentages.
+        unit: Text after the interval; ``" %"``: its ends are fractions, shown as percentages.
     """
     if found is None:
         return "one window"
@@ -62,11 +62,11 @@ def interval(found: Interval | None, form: str, unit: str = "") -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text that a model read or wrote, in one line and with everything in it visible."""
+    """Return a text that a model read or generated, in one line with visible control characters and spaces."""
     shown = escaped(text)
     return shown if shown.strip() else f'"{shown}"'
 
 
 def noted(notes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the notes of a result, marked as what they are among the other sentences below a table."""
+    """Return the notes of a result, each prefixed with ``"note: "``."""
     return tuple(f"note: {note}" for note in notes)

@@ -1,4 +1,4 @@
-"""Two models side by side: measures, limits, tasks, where they disagree, and what they write."""
+"""Tables of a comparison: measures, limits, tasks, disagreements and generations."""
 
 import re
 
@@ -9,19 +9,19 @@ from basis_sharing.results.comparison import Comparison, Continuation, Differenc
 
 
 def comparison_summary(result: Comparison) -> list[Block]:
-    """Return everything about a comparison; the answer comes last, where the eye rests in a terminal."""
+    """Return the models, tables and verdict of a comparison; the verdict is last, at the bottom of the terminal."""
     answer = Answer(result.verdict.sentence, result.verdict.held)
     return [f"\n{models_line(result)}", *comparison_tables(result), answer]
 
 
 def models_line(result: Comparison) -> str:
-    """Return which model is A and which is B, in two lines."""
+    """Return the names of models A and B, in two lines."""
     then = f" (as in {result.drift.baseline}, not run)" if result.drift and result.first_is_stored else ""
     return f"A  {result.first.model}{then}\nB  {result.second.model}"
 
 
 def comparison_tables(result: Comparison) -> list[Table]:
-    """Return the tables of a comparison, without those that have nothing to show."""
+    """Return the tables of a comparison, without empty ones."""
     tables = [
         measures_table(result),
         limits_table(result),
@@ -33,7 +33,7 @@ def comparison_tables(result: Comparison) -> list[Table]:
 
 
 def measures_table(result: Comparison) -> Table:
-    """Return how well each model predicts the text, and how far apart their predictions are."""
+    """Return the perplexities of both models, and the differences of their predictions."""
     one, other = result.first.perplexity, result.second.perplexity
     difference, agreement = result.difference, result.agreement
     rise = None if difference is None else difference.nats_per_token
@@ -63,7 +63,7 @@ def measures_table(result: Comparison) -> Table:
 
 
 def limits_table(result: Comparison) -> Table | None:
-    """Return the limits that were set and whether they were held; None where none was."""
+    """Return the limits and whether they were held; None if none was set."""
     rows = tuple(
         (
             check.limit.replace("_", " "),
@@ -77,7 +77,7 @@ def limits_table(result: Comparison) -> Table | None:
 
 
 def compared_tasks_table(result: Comparison) -> Table | None:
-    """Return the accuracies of both models on zero-shot tasks; None where they were not measured."""
+    """Return the accuracies of both models on zero-shot tasks; None if they were not measured."""
     rows = tuple(
         (task.task, percent(task.first), percent(task.second), *difference_cells(task)) for task in result.tasks
     )
@@ -86,7 +86,7 @@ def compared_tasks_table(result: Comparison) -> Table | None:
 
 
 def disagreements_table(result: Comparison) -> Table | None:
-    """Return the places where the models disagree most; None where there are none."""
+    """Return the positions where the models disagree most; None if there are none."""
     places = () if result.agreement is None else result.agreement.disagreements
     rows = tuple(
         (
@@ -105,7 +105,7 @@ def disagreements_table(result: Comparison) -> Table | None:
 
 
 def generations_table(result: Comparison) -> Table | None:
-    """Return what both models write after the prompts; None where they wrote nothing."""
+    """Return the continuations of the prompts by both models; None if there are no prompts."""
     rows = tuple((escaped(g.prompt, keep="\n"), _written(g.first), _written(g.second)) for g in result.generations)
     title = f"What they write (greedily), at most {result.new_tokens} tokens"
     return (
@@ -114,8 +114,8 @@ def generations_table(result: Comparison) -> Table | None:
 
 
 def without_empty_lines(text: str) -> str:
-    """Return a text with a word in place of many empty lines, which a model may write until it is stopped."""
-    return re.sub(r"\n{4,}", lambda found: f"\n[{len(found[0]) - 1} empty lines]\n", text)
+    """Return a text in which long runs of empty lines are replaced by their number."""
+    return re.sub(r"\n{4,}", lambda match: f"\n[{len(match[0]) - 1} empty lines]\n", text)
 
 
 def _written(continuation: Continuation) -> str:

@@ -1,4 +1,4 @@
-"""A compression: what it gained and cost, what it started from, and its settings."""
+"""Tables of a compression: sizes and perplexity, origin, and settings."""
 
 from basis_sharing.reports.table import Block, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING
@@ -16,7 +16,7 @@ from basis_sharing.results.words import (
 
 
 def compression_summary(result: CompressionResult) -> list[Block]:
-    """Return sizes and perplexity before and after, and what was done, expected and noted."""
+    """Return sizes and perplexity before and after, and sentences about the compression, its prediction and notes."""
     perplexity = compressed_perplexity_table(result)
     return [
         size_table(result),
@@ -29,18 +29,18 @@ def compression_summary(result: CompressionResult) -> list[Block]:
 
 
 def compressed_perplexity_table(result: CompressionResult) -> Table | None:
-    """Return the perplexities measured when the model was compressed; None where none was measured."""
+    """Return the perplexities measured when the model was compressed; None if none was measured."""
     return perplexity_pairs_table(tuple(zip(result.perplexity_before, result.perplexity_after, strict=True)))
 
 
 def settings_table(result: CompressionResult) -> Table:
-    """Return every setting, also those at their default."""
+    """Return all settings, also those at their default."""
     rows = [(name, NOTHING if value is None else str(value)) for name, value in result.recipe.model_dump().items()]
     return Table("All settings", columns("setting", "value", words=2), tuple(rows))
 
 
 def origin_table(result: CompressionResult) -> Table:
-    """Return what the compression started from: model, text, software."""
+    """Return the origin of a compression: model, text, software."""
     rows = [
         ("original", result.model),
         ("fingerprint of its weights", result.model_fingerprint or "given in memory"),

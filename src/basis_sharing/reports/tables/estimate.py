@@ -1,4 +1,4 @@
-"""What a run will need: time, memory and disk, stage by stage."""
+"""The table of an estimate: time, memory and disk space, stage by stage."""
 
 import shutil
 from pathlib import Path
@@ -9,11 +9,11 @@ from basis_sharing.run.machine import written
 
 
 def estimate_table(found: Estimate, output: Path) -> Table:
-    """Return time and memory of every stage, and what the whole run needs.
+    """Return time and memory of every stage, and the needs of the whole run.
 
     Args:
         found: The estimate.
-        output: Folder that the run will write; the free space of its disk is read.
+        output: Output folder of the run, for the free space of its disk.
     """
     existing = next(path for path in [output.absolute(), *output.absolute().parents] if path.exists())
     shared = f", divided among {found.processes} processes" if found.processes > 1 else ""
@@ -34,7 +34,7 @@ def estimate_table(found: Estimate, output: Path) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit in which a person would say it, e.g. ``"12 min"``."""
+    """Return a time in a suitable unit, e.g. ``"12 min"``."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:

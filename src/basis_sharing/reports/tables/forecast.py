@@ -1,4 +1,4 @@
-"""A plan before it is carried out: the expected perplexity of every method at every ratio, and what it consists of."""
+"""The table of a forecast: the expected perplexity of every method at every ratio, and a description of the plan."""
 
 from math import exp
 
@@ -12,7 +12,7 @@ _NEAR = 0.03
 
 
 def forecast_table(forecast: Forecast) -> Table:
-    """Return the expected perplexity of every method at every ratio, and what the plan consists of."""
+    """Return the expected perplexity of every method at every ratio, with a description of the plan."""
     prediction = forecast.plan.prediction
     assert prediction is not None
     scale = 1.0 if prediction.scale is None else prediction.scale
@@ -34,7 +34,7 @@ def forecast_table(forecast: Forecast) -> Table:
 
 
 def plan_sentences(forecast: Forecast) -> list[str]:
-    """Return what the plan consists of, and what its choices cost or save, one sentence each."""
+    """Return sentences about the groups of the plan, and the costs and gains of its choices."""
     plan, prediction = forecast.plan, forecast.plan.prediction
     assert prediction is not None
     groups, across_layers, across_roles = sharing_counts(plan)

@@ -1,4 +1,4 @@
-"""What a model consists of, role by role, and where to start."""
+"""The table of an inspection: the parts of a model, and the roles to start with."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ SHOWN_RATIOS = (0.2, 0.5)
 
 
 def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> Table:
-    """Return where the memory of a model goes, which parts can be compressed, and what that is worth."""
+    """Return the memory of the parts of a model, which of them can be compressed, and the bytes that saves."""
     ratios = " / ".join(percent(ratio, 0) for ratio in SHOWN_RATIOS)
     parameters, memory = sum(row.parameters for row in rows), sum(row.bytes for row in rows)
     return Table(
@@ -39,7 +39,7 @@ def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> Table:
 
 
 def advice(rows: Sequence[RoleRow]) -> str:
-    """Return where to start, in one sentence."""
+    """Return one sentence that names the roles to start with."""
     start = starting_point(rows)
     names = [row.name for row in start]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

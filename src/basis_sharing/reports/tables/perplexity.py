@@ -1,4 +1,4 @@
-"""Perplexity: of one model on several texts, and before and after."""
+"""Tables of perplexity: of one model on several texts, and before and after a compression."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def perplexity_table(model: str, results: Sequence[Perplexity]) -> Table:
 
 
 def perplexity_pairs_table(pairs: Sequence[tuple[Perplexity, Perplexity]]) -> Table | None:
-    """Return the perplexities of the original and of the compressed model on the same windows; None without any."""
+    """Return the perplexities of the original and of the compressed model on the same windows; None if none."""
     if not pairs:
         return None
     notes = []

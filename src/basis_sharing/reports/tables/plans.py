@@ -1,4 +1,4 @@
-"""How two plans differ."""
+"""Tables of the differences of two plans."""
 
 from basis_sharing.plans.plan import Plan
 from basis_sharing.reports.table import Block, Column, Table, columns
@@ -8,7 +8,7 @@ from basis_sharing.runtime.format_basis_sharing import Entry
 
 
 def plan_difference(first: Plan, second: Plan, names: tuple[str, str]) -> list[Block]:
-    """Return two plans at a glance, and the projections they treat differently.
+    """Return a summary of two plans, and the projections that they treat differently.
 
     Args:
         first: One plan.
@@ -21,7 +21,7 @@ def plan_difference(first: Plan, second: Plan, names: tuple[str, str]) -> list[B
 
 
 def plans_table(first: Plan, second: Plan, names: tuple[str, str]) -> Table:
-    """Return method, size and expected cost of two plans."""
+    """Return method, size and expected loss of two plans."""
     plans = (first, second)
     rows = (
         ("method", *(plan.method for plan in plans)),
@@ -33,7 +33,7 @@ def plans_table(first: Plan, second: Plan, names: tuple[str, str]) -> Table:
 
 
 def plan_changes_table(first: Plan, second: Plan, names: tuple[str, str]) -> Table | None:
-    """Return the projections whose group, rank or form differ between two plans; None where none does."""
+    """Return the projections whose group, rank or form differ between two plans; None if there are none."""
     ours, theirs = group_of_each(first), group_of_each(second)
     rows = []
     for projection in sorted(ours.keys() | theirs.keys(), key=_natural):

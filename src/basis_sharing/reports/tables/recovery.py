@@ -1,4 +1,4 @@
-"""A recovery: what training a compressed model gained, and what it learned from."""
+"""The table of a recovery: losses and perplexities before and after the training."""
 
 from basis_sharing.reports.table import Table, columns
 from basis_sharing.reports.tables.cells import quotient

@@ -1,4 +1,4 @@
-"""A staged rollout: every step against the original, and which one is kept."""
+"""The table of a staged rollout: every step against the original, and the step that is kept."""
 
 from basis_sharing.reports.table import Answer, Block, Column, Table, columns
 from basis_sharing.reports.tables.cells import percent, size, times
@@ -6,7 +6,7 @@ from basis_sharing.results.rollout import Rollout, Step
 
 
 def rollout_summary(rollout: Rollout) -> list[Block]:
-    """Return the steps of a rollout, and the answer."""
+    """Return the table of a rollout, and its outcome in one sentence."""
     return [rollout_table(rollout), Answer(rollout.sentence, rollout.best is not None)]
 
 
@@ -31,7 +31,7 @@ def rollout_table(rollout: Rollout) -> Table:
 
 
 def step_line(step: Step) -> str:
-    """Return one step in one line, for while a rollout is running."""
+    """Return a step in one line, for the progress of a running rollout."""
     return (
         f"{step.name}: {step.parameters:,} parameters, perplexity {step.perplexity_quotient:.3f} x; "
         f"{step.verdict.sentence}"

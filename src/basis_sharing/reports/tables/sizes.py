@@ -1,4 +1,4 @@
-"""The sizes of a model before and after its compression."""
+"""The table of sizes of a model before and after its compression."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The sharing study: where one basis for two layers pays, role by role, and in one sentence."""
+"""The table of a sharing study: where one basis for two layers pays, by role, and a conclusion in one sentence."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from basis_sharing.results.study import RoleAtRatio, RoleStudy, SharingStudy
 
 
 def study_table(study: SharingStudy, model: str, ratio: float) -> Table:
-    """Return what sharing a basis between two layers does to each role, at one of the studied ratios.
+    """Return the effect of sharing a basis between two layers on each role, at one of the studied ratios.
 
     Raises:
         PlanError: The ratio was not studied.
@@ -28,9 +28,9 @@ def study_table(study: SharingStudy, model: str, ratio: float) -> Table:
 
 
 def conclusion(study: SharingStudy, ratio: float) -> str:
-    """Return one sentence that says where sharing is expected to pay, and where not."""
+    """Return one sentence about where sharing is expected to pay."""
     at = {role.name: role.summaries[study.position(ratio)] for role in study.roles}
-    paying = {name: found for name, found in at.items() if found.pairs_paying}
+    paying = {name: summary for name, summary in at.items() if summary.pairs_paying}
     later = [role.name for role in study.roles if role.name not in paying and role.lowest_paying_ratio is not None]
     never = [role.name for role in study.roles if role.lowest_paying_ratio is None]
     span = f"any of the ratios {study.ratios[0]:g} to {study.ratios[-1]:g}"

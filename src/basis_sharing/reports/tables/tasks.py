@@ -1,4 +1,4 @@
-"""Accuracy on zero-shot tasks: of one model, and of two on the same prompts."""
+"""Tables of accuracy on zero-shot tasks: of one model, and of two models on the same prompts."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PAIRED = (
 
 
 def scores_table(results: TaskResults) -> Table:
-    """Return what a model scores on each task, and the mean of the accuracies."""
+    """Return the scores of a model on each task, and the mean accuracy."""
     rows = tuple(
         (
             score.task,
@@ -39,7 +39,7 @@ def scores_table(results: TaskResults) -> Table:
 
 
 def scores_pairs_table(before: Sequence[TaskResults], after: Sequence[TaskResults]) -> Table | None:
-    """Return the scores of the original and of the compressed model, task by task; None where there are none."""
+    """Return the scores of the original and of the compressed model, task by task; None if there are none."""
     old = {score.task: score for results in before for score in results.scores}
     new = {score.task: score for results in after for score in results.scores}
     if not old and not new:
@@ -56,7 +56,7 @@ def scores_pairs_table(before: Sequence[TaskResults], after: Sequence[TaskResult
 
 
 def difference_cells(task: TaskDifference) -> tuple[str, str, str, str]:
-    """Return the difference in points, the examples that only one of the two answers right, and the p-value."""
+    """Return the difference in points, the numbers of examples that only one model answers right, and the p-value."""
     paired, difference = task.paired, task.second - task.first
     if paired is None:
         return points(difference, None, sign="+"), NOTHING, NOTHING, NOTHING
