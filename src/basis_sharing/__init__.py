@@ -7,6 +7,7 @@ registered the moment transformers loads its own.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from basis_sharing.runtime import format_basis_sharing
 from basis_sharing.runtime.registration import register_with_transformers
 
 if TYPE_CHECKING:
@@ -103,4 +104,10 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
+def _find_treatments() -> None:
+    """Import all treatments, which register the kinds of their entries."""
+    list(importlib.import_module("basis_sharing.treatments.base").TREATMENTS)
+
+
+format_basis_sharing.find_kinds_by(_find_treatments)
 register_with_transformers()

@@ -18,15 +18,13 @@ knows none.
 Versions: 1 had a list of ``groups`` (all factors) in place of the entries; it is read as such entries.
 """
 
-import importlib.metadata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 2
 FORMS = ("plain", "pivoted")
-PLUGINS = "basis_sharing.treatments"  # group of entry points whose modules register further kinds
 
 Shape = tuple[int, int]
 
@@ -153,6 +151,12 @@ def _default(spec: Any) -> Any:
 
 
 _ENTRIES: dict[str, type[Entry]] = {}
+_FINDERS: list[Callable[[], None]] = []
+
+
+def find_kinds_by(finder: Callable[[], None]) -> None:
+    """Have ``finder`` called, to register further kinds, where an entry has a kind that is not known yet."""
+    _FINDERS.append(finder)
 
 
 def register_entry(cls: type[Entry]) -> type[Entry]:
@@ -171,14 +175,14 @@ def register_entry(cls: type[Entry]) -> type[Entry]:
 
 
 def entry_class(kind: object) -> type[Entry]:
-    """Return the class of a kind; packages that declare the entry point are asked for kinds that are not known yet.
+    """Return the class of a kind; the package, where it is imported, looks for kinds that are not known yet.
 
     Raises:
         FormatError: Nobody knows it.
     """
     if kind not in _ENTRIES:
-        for plugin in importlib.metadata.entry_points(group=PLUGINS):
-            plugin.load()
+        for finder in _FINDERS:
+            finder()
     if not isinstance(kind, str) or kind not in _ENTRIES:
         known = ", ".join(sorted(_ENTRIES))
         raise FormatError(
