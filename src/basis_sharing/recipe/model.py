@@ -33,7 +33,7 @@ class ModelSettings(Settings):
 
     @field_validator("roles", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_roles(cls, value: object) -> object:
         return names_in(value)
 
 

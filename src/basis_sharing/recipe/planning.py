@@ -86,7 +86,7 @@ class Planning(Settings):
 
     @field_validator("share", "treatments", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return names_in(value)
 
     @property
