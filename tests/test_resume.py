@@ -15,7 +15,7 @@ import torch
 from basis_sharing.blocks import states
 from basis_sharing.cli.main import main
 from basis_sharing.errors import OutputError, PlanError
-from basis_sharing.run import resume as waypoint
+from basis_sharing.run import resume
 from basis_sharing.run.durable import flush
 from basis_sharing.run.progress import Progress
 from basis_sharing.verbs.compress import compress
@@ -58,8 +58,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def every_waypoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waypoint, "_SHARE", float("inf"))
+def every_resume_point_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "_SHARE", float("inf"))
 
 
 def run(space: Path, output: Path, method: str, **changes: Any) -> Counter[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from basis_sharing.linalg.pivoting import assemble
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 9000], ids=["decoding", "short", "beyond the cache"])

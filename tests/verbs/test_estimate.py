@@ -14,7 +14,8 @@ from basis_sharing.cli.main import app
 from basis_sharing.errors import MemoryBudgetError
 from basis_sharing.models.source import read_in_place, resolve
 from basis_sharing.verbs.compress import compress
-from basis_sharing.verbs.estimate import Estimate, estimate
+from basis_sharing.results.estimate import Estimate
+from basis_sharing.verbs.estimate import estimate
 from pico import PICO, build, pico_tokenizer, save_pico, save_with_texts, weight_bytes
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "windows": 6, "length": 64}
@@ -65,7 +66,11 @@ def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
     assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
     assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
     assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
-    assert stages(method="svd", evaluate=("python-docs:heldout",)) == ["factorization", "evaluation"]
+    assert stages(method="svd", evaluate=("python-docs:heldout",)) == [
+        "evaluating the original",
+        "factorization",
+        "evaluating the result",
+    ]
 
 
 def test_more_text_takes_longer_and_more_disk(space: Path) -> None:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -30,10 +31,9 @@ def collected_moments(
     model, decoder, machine, work = run.model, run.collected, run.machine, run.work
 
     def blocks(statistics: Statistics, folder: Path | None) -> Iterator[tuple[int, dict[str, Moments]]]:
-        settings = {"dtype": text.dtype, "folder": folder, "machine": machine, "progress": run.progress}
-        if gradients:
-            return backward_sweep(model, decoder, text.input_ids, **settings)
-        return sweep(model, decoder, text.input_ids, statistics, **settings)
+        backward = partial(backward_sweep, model, decoder, text.input_ids, dtype=text.dtype, folder=folder)
+        forward = partial(sweep, model, decoder, text.input_ids, statistics, dtype=text.dtype, folder=folder)
+        return (backward if gradients else forward)(machine=machine, progress=run.progress)
 
     if work is None:
         with _store(decoder, machine, statistics, gradients) as store:

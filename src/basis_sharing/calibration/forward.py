@@ -7,7 +7,7 @@ statistics and one copy of the hidden states exist at a time.
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,15 @@ def sweep(
         statistics: What to collect for each distinct input.
         dtype: Dtype of activations and weights during the sweep.
         stage: Name of the stage in progress events.
-        folder: Where the hidden states between blocks are kept now and then; a sweep of the same model, text and dtype
-            that was interrupted goes on from there, and yields only the blocks that are left.
+        folder: Where the hidden states between blocks are saved from time to time. An interrupted sweep of the same
+            model, text and dtype resumes there and yields only the remaining blocks.
         machine: Where the blocks run; None: where the model is. Several processes divide the windows among them and
             yield the statistics of all.
         progress: Receives one event per block and window.
 
     Yields:
-        Block index, and the moments of each distinct input of that block by name. They are taken for safe when the
-        next block is asked for.
+        Block index, and the moments of each distinct input of that block by name. A resumed sweep does not repeat a
+        block once the next one has been requested, so the caller must save the moments before that.
 
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
@@ -78,17 +78,12 @@ def sweep(
         for index, path in list(enumerate(decoder.blocks))[first:]:
             block, call = model.get_submodule(path), calls[index].to(machine.device, dtype)
             projections = [p for p in decoder.projections if p.block == index]
-            with placed(block, machine.device, dtype):
-                accumulators, handles = _watch(block, path, projections, statistics)
-                try:
-                    for window in range(len(input_ids)):
-                        output = run_block(block, hidden[window : window + 1].to(machine.device), call)
-                        hidden[window] = output[0]
-                        done += 1
-                        progress(Progress(stage, done, total, "windows x blocks"))
-                finally:
-                    for handle in handles:
-                        handle.remove()
+            with placed(block, machine.device, dtype), _watched(block, path, projections, statistics) as accumulators:
+                for window in range(len(input_ids)):
+                    output = run_block(block, hidden[window : window + 1].to(machine.device), call)
+                    hidden[window] = output[0]
+                    done += 1
+                    progress(Progress(stage, done, total, "windows x blocks"))
             yield index, {name: accumulator.finish(machine.processes) for name, accumulator in accumulators.items()}
             point.reach(index + 1, hidden)
 
@@ -108,10 +103,11 @@ def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
     return input_ids[processes.index :: processes.count]
 
 
-def _watch(
+@contextmanager
+def _watched(
     block: nn.Module, path: str, projections: list[Projection], statistics: Statistics
-) -> tuple[dict[str, MomentAccumulator], list[Any]]:
-    """Attach one accumulator per distinct input, to the first projection that reads it."""
+) -> Iterator[dict[str, MomentAccumulator]]:
+    """Yield an accumulator for each distinct input of a block, fed by the first projection that reads it."""
     accumulators: dict[str, MomentAccumulator] = {}
     handles = []
     for projection in projections:
@@ -135,4 +131,8 @@ def _watch(
                 )
 
         handles.append(module.register_forward_pre_hook(hook))
-    return accumulators, handles
+    try:
+        yield accumulators
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -48,30 +48,10 @@ def measure_sensitivity(
         progress: Receives one event per projection.
     """
     machine = machine or Machine(model.device)
-    device = machine.device
-    ids = input_ids[:_WINDOWS, :_LENGTH]
-    calls = [call.to(device, dtype) for call in block_calls(model, decoder, ids)]
-    ids = ids.to(device)
-
-    def step(hidden: Tensor, index: int) -> Tensor:
-        block = module(model, decoder.blocks[index])
-        with placed(block, device, dtype):
-            return run_block(block, hidden, calls[index])
-
-    def run(hidden: Tensor, start: int) -> Tensor:
-        """Return log-probabilities ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
-        for index in range(start, len(decoder.blocks)):
-            hidden = step(hidden, index)
-        with head_only(model, decoder, device, dtype) as head:
-            return head(hidden, ids).float().log_softmax(-1)
-
-    states = torch.empty(states_shape(model, decoder, ids), dtype=dtype)
-    fill_first_states(model, decoder, ids, states)
-    inputs = [states.to(device)]
-    for index in range(len(decoder.blocks) - 1):
-        inputs.append(step(inputs[-1], index))
-    reference = run(inputs[0], 0)
-    found: dict[str, float] = {}
+    forward = _Forward(model, decoder, input_ids[:_WINDOWS, :_LENGTH], dtype, machine.device)
+    inputs = forward.inputs()
+    reference = forward.log_probabilities(inputs[0], 0)
+    sensitivity: dict[str, float] = {}
     own = machine.processes.own(decoder.projections)
     for done, projection in enumerate(own, start=1):
         member = member_of(projection)
@@ -86,10 +66,42 @@ def measure_sensitivity(
         changed_weight = approximation if projection.transposed else approximation.T
         stored.data = changed_weight.to(original.device, original.dtype).contiguous()
         try:
-            changed = run(inputs[projection.block], projection.block)
+            changed = forward.log_probabilities(inputs[projection.block], projection.block)
         finally:
             stored.data = original
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean().item()
-        found[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
+        sensitivity[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
         progress(Progress("measuring sensitivity", done, len(own), "projections"))
-    return {name: value for part in machine.processes.gather(found) for name, value in part.items()}
+    return {name: value for part in machine.processes.gather(sensitivity) for name, value in part.items()}
+
+
+class _Forward:
+    """The forward pass over a few windows, from any block on."""
+
+    def __init__(
+        self, model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._model, self._decoder, self._dtype, self._device = model, decoder, dtype, device
+        self._calls = [call.to(device, dtype) for call in block_calls(model, decoder, input_ids)]
+        self._ids = input_ids.to(device)
+
+    def inputs(self) -> list[Tensor]:
+        """Return the inputs of every block, each ``[windows, length, hidden]``."""
+        states = torch.empty(states_shape(self._model, self._decoder, self._ids), dtype=self._dtype)
+        fill_first_states(self._model, self._decoder, self._ids, states)
+        inputs = [states.to(self._device)]
+        for index in range(len(self._decoder.blocks) - 1):
+            inputs.append(self._step(inputs[-1], index))
+        return inputs
+
+    def log_probabilities(self, hidden: Tensor, start: int) -> Tensor:
+        """Return ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
+        for index in range(start, len(self._decoder.blocks)):
+            hidden = self._step(hidden, index)
+        with head_only(self._model, self._decoder, self._device, self._dtype) as head:
+            return head(hidden, self._ids).float().log_softmax(-1)
+
+    def _step(self, hidden: Tensor, index: int) -> Tensor:
+        block = module(self._model, self._decoder.blocks[index])
+        with placed(block, self._device, self._dtype):
+            return run_block(block, hidden, self._calls[index])

@@ -110,25 +110,29 @@ def calibration_windows(
     drawn: list[Tensor] = []
     notes: list[str] = []
     for source, share in zip(sources, shares, strict=True):
+        more: tuple[str, ...] = ()
         if source.kind == "self":
             ids = write_windows(model, tokenizer, share or _OWN_WINDOWS, length, seed, progress)
         elif source.kind == "windows":
-            ids, told = _stored_windows(source, share, length, vocab_size)
-            notes += told
+            ids, more = _stored_windows(source, share, length, vocab_size)
         else:
-            ids, told = _drawn_windows(source, tokenizer, share, length, seed, vocab_size, first)
-            notes += told
+            ids, more = _drawn_windows(source, tokenizer, share, length, seed, vocab_size, first)
         drawn.append(ids)
-    lengths = {ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)}
-    if len(lengths) > 1:
-        raise CorpusError(
-            f"the windows of {lengths[min(lengths)]} have {min(lengths)} tokens, those of the other sources "
-            f"{max(lengths)}: set --length {min(lengths)}."
-        )
+        notes += more
+    _check_one_length({ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)})
     turns = sorted((place, which) for which, ids in enumerate(drawn) for place in range(len(ids)))
     ids = torch.stack([drawn[which][place] for place, which in turns])
     started = first is not None and bool((ids[:, 0] == first).all())
     return TokenWindows(ids, spec, fingerprint_ids(ids), started, tuple(notes))
+
+
+def _check_one_length(sources: dict[int, str]) -> None:
+    """Refuse sources, here by the length of their windows, that cannot stand in one tensor."""
+    if len(sources) > 1:
+        raise CorpusError(
+            f"the windows of {sources[min(sources)]} have {min(sources)} tokens, those of the other sources "
+            f"{max(sources)}: set --length {min(sources)}."
+        )
 
 
 def _drawn_windows(

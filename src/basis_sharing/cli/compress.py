@@ -1,5 +1,6 @@
 """``basis-sharing compress``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,9 @@ def compress(
         return
     from basis_sharing.verbs.compress import compress as run
 
-    places = {"work": work, "device": device, "max_memory": max_memory}
+    ask = partial(run, model, recipe, output=output, work=work, device=device, max_memory=max_memory)
     with joined() as processes, resumable(output, work), progress_bars() as progress:
-        _, result = run(model, recipe, output=output, overwrite=overwrite, progress=progress, **places)
+        _, result = ask(overwrite=overwrite, progress=progress)
     if not processes.first:
         return
     if as_json:

@@ -24,16 +24,13 @@ def export(
         basis-sharing export ./llama-20 -o ./llama-20-dense --to dense
     """
     from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.reports.tables.cells import mebibytes
+    from basis_sharing.results.words import amount_of_bytes
     from basis_sharing.verbs.export import export as run
 
     with progress_bars() as progress:
         run(folder, output, to=to, overwrite=overwrite, progress=progress)
-    out.print(
-        f"  written to {output}: {mebibytes(_bytes(output))} on disk ({mebibytes(_bytes(folder))} compressed)",
-        highlight=False,
-        markup=False,
-    )
+    written, compressed = amount_of_bytes(_bytes(output)), amount_of_bytes(_bytes(folder))
+    out.print(f"  written to {output}: {written} on disk ({compressed} compressed)", highlight=False, markup=False)
 
 
 def _bytes(folder: Path) -> int:

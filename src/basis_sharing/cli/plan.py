@@ -1,5 +1,6 @@
 """``basis-sharing plan`` and ``basis-sharing plan diff``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +48,9 @@ def plan(
     picture = output.with_suffix(".png")
     check_files([output, picture], overwrite=overwrite)
     names = () if baselines == "none" else tuple(name.strip() for name in baselines.split(","))
-    places = {"work": work, "device": device, "max_memory": max_memory}
+    ask = partial(run, model, recipe, baselines=names, work=work, device=device, max_memory=max_memory)
     with progress_bars() as progress:
-        forecast = run(model, recipe, baselines=names, progress=progress, **places)
+        forecast = ask(progress=progress)
     write_file(output, forecast.plan.write)
     write_file(picture, lambda path: draw_forecast(forecast, path))
     if as_json:

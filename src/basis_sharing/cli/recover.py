@@ -1,5 +1,6 @@
 """``basis-sharing recover``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +48,9 @@ def recover(
     from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.recover import recover as run
 
-    places = {"original": original, "device": device, "overwrite": overwrite}
+    ask = partial(run, model, output, asked, original=original, device=device, overwrite=overwrite)
     with resumable(output, None), progress_bars() as progress:
-        result = run(model, output, asked, progress=progress, **places, **evaluation)
+        result = ask(progress=progress, **evaluation)
     if as_json:
         print(result.model_dump_json(indent=2))
         return

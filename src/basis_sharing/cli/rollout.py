@@ -1,5 +1,6 @@
 """``basis-sharing rollout``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,15 +51,12 @@ def rollout(
     from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.rollout import rollout as run
 
-    asked = {"ratios": steps, "text": text, "benchmark": not no_benchmark, "device": device, "overwrite": overwrite}
+    ask = partial(run, model, output, checked, ratios=steps, text=text, benchmark=not no_benchmark, device=device)
     with progress_bars() as progress:
-        result = run(
-            model,
-            output,
-            checked,
+        result = ask(
+            overwrite=overwrite,
             progress=progress,
             on_step=lambda step: err.print(f"  {step_line(step)}", highlight=False, markup=False),
-            **asked,
             **settings,
         )
     if as_json:

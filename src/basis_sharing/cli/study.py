@@ -1,5 +1,6 @@
 """``basis-sharing study``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +52,9 @@ def study(
 
     data, picture = output / "sharing.json", output / "sharing.png"
     check_files([data, picture], overwrite=overwrite)
-    places = {"work": work, "device": device, "max_memory": max_memory}
+    ask = partial(run, model, ratio, distance=distance, work=work, device=device, max_memory=max_memory)
     with progress_bars() as progress:
-        result = run(model, ratio, distance=distance, progress=progress, **places, **settings)
+        result = ask(progress=progress, **settings)
     write_file(data, result.write)
     title = Path(model).name or model
     write_file(picture, lambda path: draw_study(result.study, path, title=title, ratio=result.ratio))

@@ -1,8 +1,8 @@
 """Plans of earlier versions, brought to the present one."""
 
-from typing import Any
+from typing import Any, Literal
 
-PLAN_VERSION = 2
+PLAN_VERSION: Literal[2] = 2
 
 
 def migrated(data: dict[str, Any]) -> dict[str, Any]:

@@ -156,8 +156,10 @@ class Plan(_Frozen):
         """Return what the compressible projections cost under the plan, in a currency."""
         known = decoder.by_name
         used = {name for entry in self.entries for name in entry.members}
-        dense = cost.dense([p for p in decoder.projections if p.name not in used])
-        return dense + sum(cost.of([known[name] for name in entry.members], entry) for entry in self.entries)
+        total = cost.dense([p for p in decoder.projections if p.name not in used])
+        for entry in self.entries:
+            total += int(cost.of([known[name] for name in entry.members], entry))
+        return total
 
     def parameters(self, decoder: Decoder) -> int:
         """Return the parameters of the compressible projections under the plan."""

@@ -1,11 +1,14 @@
-"""The model card of a compressed folder: what the Hugging Face Hub shows, and what a finder has to know."""
+"""The model card of a compressed folder: what the Hugging Face Hub shows about it."""
+
+from pathlib import Path
 
 import yaml
 
+from basis_sharing.models.source import ModelSource
 from basis_sharing.reports.markdown import markdown
 from basis_sharing.reports.tables.compression import compressed_perplexity_table
 from basis_sharing.reports.tables.sizes import size_table
-from basis_sharing.results.compression import CompressionResult
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.words import (
     asked_and_reached,
     calibrated_on,
@@ -20,10 +23,28 @@ from basis_sharing.results.words import (
     was_trained,
     without_folders,
 )
+from basis_sharing.run.files import output_errors
 
 CARD_FILE = "README.md"
 _HERE = "path/to/this/folder"
 _PAPER = "[Basis Sharing](https://arxiv.org/abs/2410.03765)"
+
+
+def write_result(folder: Path, source: ModelSource | None, result: CompressionResult) -> None:
+    """Write the result of a compression and its model card into the folder of the compressed model.
+
+    Args:
+        folder: The folder.
+        source: Where the original is; None: it was in memory.
+        result: What the compression did.
+
+    Raises:
+        OutputError: The disk is full or the folder cannot be written.
+    """
+    hub_id = source.given if source is not None and source.kind == "hub" else None
+    with output_errors(folder):
+        result.write(folder / RESULT_FILE)
+        (folder / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
 
 
 def model_card(result: CompressionResult, *, hub_id: str | None) -> str:

@@ -151,7 +151,7 @@ class Shapes:
         self.vocabulary: int = config.vocab_size
         self.hidden: int = config.hidden_size
         blocks = [model.get_submodule(path) for path in decoder.blocks]
-        self.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        self.block_parameters: list[int] = [sum(p.numel() for p in block.parameters()) for block in blocks]
         self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self.scores: int = config.num_attention_heads * length**2 if eager else 0

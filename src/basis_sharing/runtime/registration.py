@@ -7,14 +7,15 @@ otherwise an import hook does it right after ``transformers.quantizers.auto`` ha
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _TRIGGER = "transformers.quantizers.auto"
 
 
-class _AfterImport(MetaPathFinder):
+class _AfterImport:
+    """A finder of ``sys.meta_path``; not a MetaPathFinder, since importlib.abc imports tempfile and shutil."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:

@@ -29,7 +29,7 @@ from basis_sharing.models.source import (
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
 from basis_sharing.repair.whole_training import Outcome, Recovery, TrainingSchedule
-from basis_sharing.reports.card import CARD_FILE, model_card
+from basis_sharing.reports.card import write_result
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.run.durable import load_or_create
@@ -89,31 +89,28 @@ def recover(
         >>> result.recovery.loss_after <= result.recovery.loss_before
         True
     """
-    asked = recovery or RecoverySettings.create(**settings)
+    recovery = recovery or RecoverySettings.create(**settings)
     chosen, output = choose(device or "auto"), Path(output)
     source, path = compressed_source(folder, "compress the model first")
     result = CompressionResult.read(path / RESULT_FILE)
-    teacher = _teacher(asked, original, result)
+    teacher = _teacher(recovery, original, result)
     inputs = [path, *([teacher.path] if teacher is not None and teacher.path is not None else [])]
     with ExitStack() as stack:
         staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
-        training = _opened(asked, source, teacher, chosen, progress)
+        training = _opened(recovery, source, teacher, chosen, progress)
         check_space(staging, memory_bytes(training.run.model))
         evaluation = Evaluation(evaluate=evaluate, evaluation_windows=evaluation_windows)
         training.prepare(evaluation, result.recipe.length)
         stack.enter_context(same_run(work_beside(output), training.identity(source, teacher)))
         result = training.carried_out(work_beside(output), staging, result)
-        with output_errors(staging):
-            result.write(staging / RESULT_FILE)
-            hub_id = teacher.given if teacher is not None and teacher.kind == "hub" else None
-            (staging / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
+        write_result(staging, teacher, result)
         publish(staging, output)
     return result
 
 
-def _teacher(asked: RecoverySettings, original: str | Path | None, result: CompressionResult) -> ModelSource | None:
+def _teacher(settings: RecoverySettings, original: str | Path | None, result: CompressionResult) -> ModelSource | None:
     """Return where the original is, if the recovery needs it."""
-    if asked.loss != "distillation":
+    if settings.loss != "distillation":
         return None
     try:
         source = resolve(original if original is not None else result.model)
@@ -134,7 +131,7 @@ def _teacher(asked: RecoverySettings, original: str | Path | None, result: Compr
 
 
 def _opened(
-    asked: RecoverySettings,
+    settings: RecoverySettings,
     source: ModelSource,
     teacher_source: ModelSource | None,
     device: torch.device,
@@ -157,7 +154,7 @@ def _opened(
     run = Run(
         model, tokenizer, decoder, decoder, source, fingerprint(source), machine=Machine(device), progress=progress
     )
-    return _Training(asked, run, teacher, stored)
+    return _Training(settings, run, teacher, stored)
 
 
 class _Training:
@@ -165,12 +162,12 @@ class _Training:
 
     text: TokenWindows
 
-    def __init__(self, asked: RecoverySettings, run: Run, teacher: Any, stored: torch.dtype) -> None:
-        self.asked, self.run, self.teacher, self.stored = asked, run, teacher, stored
+    def __init__(self, settings: RecoverySettings, run: Run, teacher: Any, stored: torch.dtype) -> None:
+        self.settings, self.run, self.teacher, self.stored = settings, run, teacher, stored
 
     def prepare(self, evaluation: Evaluation, length: int | None) -> None:
         """Prepare the texts to learn from and to measure on."""
-        self.text = _text(self.asked, self.run)
+        self.text = _text(self.settings, self.run)
         self.before = Evaluate(evaluation, length, "evaluating before")
         self.after = Evaluate(evaluation, length, "evaluating after")
         self.before.texts = self.after.texts = prepared_texts(evaluation, length, self.run)
@@ -181,13 +178,13 @@ class _Training:
             "the compressed model": {"weights": fingerprint(source)},
             "the original": {"weights": None if teacher is None else fingerprint(teacher)},
             "the text": {"tokens": self.text.fingerprint},
-            "setting": self.asked.model_dump(mode="json"),
+            "setting": self.settings.model_dump(mode="json"),
             "software": dict(software_versions()),
         }
 
     def carried_out(self, work: Path, staging: Path, result: CompressionResult) -> CompressionResult:
         """Run the stages, and return the result of the compression with a report of the recovery."""
-        train = _Train(self.asked, self.text, self.teacher, work, self.stored)
+        train = _Train(self.settings, self.text, self.teacher, work, self.stored)
         self.run.carry_out([self.before, train, self.after, Write(staging)])
         measured = {
             "perplexity_before": self.before.perplexities,
@@ -196,7 +193,7 @@ class _Training:
         return _recovered(result, train.report.model_copy(update=measured))
 
 
-def _text(asked: RecoverySettings, run: Run) -> TokenWindows:
+def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
     """Return the windows to learn from.
 
     Raises:
@@ -204,19 +201,19 @@ def _text(asked: RecoverySettings, run: Run) -> TokenWindows:
     """
     model = run.model
     text = calibration_windows(
-        asked.calibration,
+        settings.calibration,
         tokenizer=run.tokenizer,
         model=model,
-        windows=asked.windows,
-        length=window_length(model.config, asked.length),
-        seed=asked.seed,
+        windows=settings.windows,
+        length=window_length(model.config, settings.length),
+        seed=settings.seed,
         vocab_size=model.config.get_text_config().vocab_size,
         bos=needs_bos(model.config.model_type),
         progress=run.progress,
     )
     if len(text.input_ids) < 2:
         raise RecipeError(
-            f"{asked.calibration} has one window of {asked.length} tokens, two are needed: use shorter ones."
+            f"{settings.calibration} has one window of {settings.length} tokens, two are needed: use shorter ones."
         )
     return text
 
@@ -231,31 +228,37 @@ class _Train:
     report: RecoveryReport
 
     def __init__(
-        self, asked: RecoverySettings, text: TokenWindows, teacher: Any, work: Path, stored: torch.dtype
+        self, settings: RecoverySettings, text: TokenWindows, teacher: Any, work: Path, stored: torch.dtype
     ) -> None:
-        self._asked, self._text, self._teacher, self._work, self._stored = asked, text, teacher, work, stored
+        self._settings, self._text, self._teacher, self._work, self._stored = settings, text, teacher, work, stored
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Say how long it takes; a whole model is trained in fp32, with gradients and the optimizer's two numbers."""
         everything = sum(shapes.block_parameters) + shapes.outside
-        yield Needs("recovery", 60 * (self._asked.minutes or 0.0), 16 * everything + shapes.twin)
+        yield Needs("recovery", 60 * (self._settings.minutes or 0.0), 16 * everything + shapes.twin)
 
     def run(self, run: Run) -> None:
         """Train."""
-        asked, model, ids = self._asked, run.model, self._text.input_ids
+        settings, model, ids = self._settings, run.model, self._text.input_ids
         every = min(_HELD_OUT, len(ids))
         held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
         chosen = torch.ones(len(ids), dtype=torch.bool)
         chosen[every - 1 :: every] = False
-        trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
+        trained, parameters = (
+            (model, _own_parameters(model)) if settings.train == "factors" else _with_lora(model, settings)
+        )
         recovery = Recovery(
             trained, self._teacher, parameters, ids[chosen], held_out, default_dtype(model.device), run.progress
         )
         with output_errors(self._work):
-            schedule = load_or_create(self._work / "schedule.json", TrainingSchedule, lambda: settled(asked, recovery))
-        relative = asked.train == "factors"
-        outcome = recovery.run(schedule, asked.learning_rate, relative=relative, seed=asked.seed, folder=self._work)
-        if asked.train == "lora":
+            schedule = load_or_create(
+                self._work / "schedule.json", TrainingSchedule, lambda: settled(settings, recovery)
+            )
+        relative = settings.train == "factors"
+        outcome = recovery.run(
+            schedule, settings.learning_rate, relative=relative, seed=settings.seed, folder=self._work
+        )
+        if settings.train == "lora":
             trained.merge_and_unload()
         self.report = self._reported(recovery, schedule, outcome)
         self._teacher = None
@@ -263,7 +266,7 @@ class _Train:
 
     def _reported(self, recovery: Recovery, schedule: TrainingSchedule, outcome: Outcome) -> RecoveryReport:
         return RecoveryReport(
-            settings=self._asked,
+            settings=self._settings,
             fingerprint=self._text.fingerprint,
             windows=len(recovery.training),
             held_out=len(recovery.held_out),
@@ -290,21 +293,23 @@ def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in outside}
 
 
-def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
+def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
     """Return the model with adapters on its coefficients, and the parameters of these."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise RecipeError("LoRA needs the package peft: pip install 'basis-sharing[recover]'.") from None
     names = [f"{name}.coeff" for name, module in model.named_modules() if isinstance(module, FactorizedLinear)]
-    setting = LoraConfig(r=asked.lora_rank, lora_alpha=asked.lora_alpha, target_modules=names, task_type="CAUSAL_LM")
-    torch.manual_seed(asked.seed)
+    setting = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(settings.seed)
     adapted = get_peft_model(model, setting)
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
 def settled(
-    asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
+    settings: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
 ) -> TrainingSchedule:
     """Return how many steps and evaluations fit into the epochs or minutes; for the latter a few of them are timed.
 
@@ -317,9 +322,9 @@ def settled(
     start = clock()
     loss_before = recovery.held_out_loss()
     evaluation = clock() - start
-    if asked.epochs is not None:
-        return TrainingSchedule(max(1, round(asked.epochs * len(recovery.training))), _EVALUATIONS, loss_before)
-    assert asked.minutes is not None
+    if settings.epochs is not None:
+        return TrainingSchedule(max(1, round(settings.epochs * len(recovery.training))), _EVALUATIONS, loss_before)
+    assert settings.minutes is not None
     for parameter in recovery.parameters.values():
         parameter.requires_grad_(True)
     times: list[float] = []
@@ -329,14 +334,14 @@ def settled(
         times.append(clock() - start)
     for parameter in recovery.parameters.values():
         parameter.grad = None
-    seconds, step = 60 * asked.minutes, min(times[1:])
+    seconds, step = 60 * settings.minutes, min(times[1:])
     evaluations = min(_EVALUATIONS, max(1, int(_EVALUATING * seconds / evaluation) - 1))
     steps = int((seconds - (evaluations + 1) * evaluation) / step)
     if steps < 1:
         needed = (2 * evaluation + step) / 60
         raise RecipeError(
-            f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a shorter "
-            "--length."
+            f"--minutes {settings.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a "
+            "shorter --length."
         )
     return TrainingSchedule(steps, evaluations, loss_before)
 

@@ -13,6 +13,7 @@ that an interrupted rollout is resumed and ends with the same bytes::
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -73,8 +74,8 @@ def rollout(
         model: A folder, a GGUF file or a hub id.
         output: Folder for everything; an interrupted rollout in it is resumed.
         limits: When to stop; at least one.
-        ratios: Fractions of parameters to remove, ascending, one step each; before them comes a step with the first
-            ratio and only the roles that hold the most memory.
+        ratios: Fractions of parameters to remove, ascending, one step each. An additional first step applies the first
+            ratio to only the roles that hold the most memory.
         text: Text that the models are compared on.
         evaluation_windows: Number of its windows; None: all.
         benchmark: Measure speed and memory at every step.
@@ -101,11 +102,10 @@ def rollout(
     parse_source(text)
     source, output = resolve(model), Path(output)
     refuse_compressed(source)
-    recipe = Recipe.create(ratio=ratios[0], **settings)
     asked = RolloutSettings(
         model=str(model),
         model_fingerprint=fingerprint(source),
-        compression=recipe.model_dump(mode="json", exclude=_FREE),
+        compression=Recipe.create(ratio=ratios[0], **settings).model_dump(mode="json", exclude=_FREE),
         ratios=ratios,
         text=text,
         evaluation_windows=evaluation_windows,
@@ -161,22 +161,19 @@ class _Steps:
         folder, progress = self.output / "steps" / name, titled(self.progress, name)
         compressed, compared, benchmarked = folder / "model", folder / "comparison.json", folder / "benchmark.json"
         if not compressed.exists():
-            places = {"output": compressed, "work": self.output / "work", "device": self.device}
-            compress(asked.model, ratio, roles=roles, progress=progress, **places, **self.settings)
+            ask = partial(compress, asked.model, ratio, output=compressed, work=self.output / "work")
+            ask(roles=roles, device=self.device, progress=progress, **self.settings)
         result = CompressionResult.read(compressed / RESULT_FILE)
-        common = {"dtype": result.recipe.dtype, "device": self.device, "progress": progress}
+        dtype, device = result.recipe.dtype, self.device
         if not compared.exists():
-            comparison = compare(
-                asked.model,
-                compressed,
-                text=asked.text,
-                limits=asked.limits,
-                evaluation_windows=asked.evaluation_windows,
-                **common,
-            )
+            both = partial(compare, asked.model, compressed, text=asked.text, limits=asked.limits)
+            windows = asked.evaluation_windows
+            comparison = both(evaluation_windows=windows, dtype=dtype, device=device, progress=progress)
             write_file(compared, comparison.write)
         if asked.benchmark and not benchmarked.exists():
-            write_file(benchmarked, bench([asked.model, compressed], batch_sizes=(1,), **common).write)
+            models: list[str | Path] = [asked.model, compressed]
+            speed = bench(models, batch_sizes=(1,), dtype=dtype, device=device, progress=progress)
+            write_file(benchmarked, speed.write)
         return _summary(name, roles, ratio, result, Comparison.read(compared), benchmarked)
 
 

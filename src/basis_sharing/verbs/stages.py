@@ -10,8 +10,10 @@ from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.stage import Declare, Write
 from basis_sharing.evaluation.stage import Evaluate
+from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import named_dtype, read_in_place
+from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import MakePlan
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
@@ -74,6 +76,22 @@ class CompressionStages:
             self.after,
             self.write,
         ]
+
+
+def with_plan(asked: Recipe) -> tuple[Recipe, Plan | None]:
+    """Return a recipe with the method of the plan it names, and that plan."""
+    if asked.plan is None:
+        return asked, None
+    plan = Plan.read(asked.plan)
+    return asked.model_copy(update={"method": plan.method, "gradients": plan.gradients}), plan
+
+
+def known_plan(asked: Recipe, given: Plan | None, decoder: Decoder) -> Plan | None:
+    """Return the plan that is known before anything is measured, given or a published method's; None: none is."""
+    if given is not None or asked.preset.planned:
+        return given
+    assert asked.exact_ratio is not None
+    return published_plan(asked, asked.exact_ratio, decoder)
 
 
 def shapes_of_run(asked: Recipe, run: Run, text: CalibrationText | None) -> Shapes:

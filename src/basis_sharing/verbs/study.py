@@ -12,7 +12,7 @@ from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.results.study import StudyResult
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
-from basis_sharing.run.run import opened, source_of
+from basis_sharing.run.run import Run, opened, source_of
 from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.treatments.factors.study import RATIOS, study_sharing
@@ -55,8 +55,9 @@ def study(
         work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
         max_memory: As for :func:`~basis_sharing.verbs.compress.compress`.
-        progress: Receives progress events. **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` about
-            calibration, ``gradients``, ``dtype``.
+        progress: Receives progress events.
+        **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` about calibration; ``gradients`` and
+            ``dtype``.
 
     Returns:
         For every role and pair of layers, what one basis for both loses against the best two private ones.
@@ -75,30 +76,37 @@ def study(
         raise RecipeError(f"setting {wrong!r} has no meaning for a study: choose from {', '.join(SETTINGS)}.")
     if distance is not None and distance < 1:
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
-    asked = Recipe.create(ratio=ratio, **settings)
-    assert asked.ratio is not None
+    recipe = Recipe.create(ratio=ratio, **settings)
     source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
-    with opened(asked, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress) as run:
-        text = calibration_text(asked, run)
-        collect = Collect(WEIGHTINGS[asked.weighting], text)
-        run = run.within(least_memory(needs_of([collect], shapes_of_run(asked, run, text))))
-        collect.run(run)
-        found = study_sharing(
-            run.model,
-            run.whole,
-            collect.weighting,
-            ratios=(*RATIOS, asked.ratio),
-            distance=distance,
-            progress=progress,
-        )
+    with opened(
+        recipe, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress
+    ) as run:
+        return _studied(recipe, run, distance)
+
+
+def _studied(recipe: Recipe, run: Run, distance: int | None) -> StudyResult:
+    """Collect the weighting of an opened model, and study it."""
+    assert recipe.ratio is not None
+    text = calibration_text(recipe, run)
+    collect = Collect(WEIGHTINGS[recipe.weighting], text)
+    run = run.within(least_memory(needs_of([collect], shapes_of_run(recipe, run, text))))
+    collect.run(run)
+    study = study_sharing(
+        run.model,
+        run.whole,
+        collect.weighting,
+        ratios=(*RATIOS, recipe.ratio),
+        distance=distance,
+        progress=run.progress,
+    )
     return StudyResult(
         model=run.name,
         model_fingerprint=run.fingerprint,
         family=run.whole.family.name,
-        ratio=asked.ratio,
-        gradients=asked.gradients,
+        ratio=recipe.ratio,
+        gradients=recipe.gradients,
         calibration=CalibrationReport.of(text),
-        study=found,
+        study=study,
         notes=tuple(run.notes),
         versions=software_versions(),
     )
