@@ -7,7 +7,7 @@ registered the moment transformers loads its own.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from basis_sharing.runtime import format_basis_sharing
+from basis_sharing.runtime import KIND_FINDERS
 from basis_sharing.runtime.registration import register_with_transformers
 
 if TYPE_CHECKING:
@@ -109,5 +109,5 @@ def _find_treatments() -> None:
     list(importlib.import_module("basis_sharing.treatments.base").TREATMENTS)
 
 
-format_basis_sharing.find_kinds_by(_find_treatments)
+KIND_FINDERS.append(_find_treatments)
 register_with_transformers()

@@ -18,7 +18,8 @@ knows none.
 Versions: 1 had a list of ``groups`` (all factors) in place of the entries; it is read as such entries.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -151,12 +152,6 @@ def _default(spec: Any) -> Any:
 
 
 _ENTRIES: dict[str, type[Entry]] = {}
-_FINDERS: list[Callable[[], None]] = []
-
-
-def find_kinds_by(finder: Callable[[], None]) -> None:
-    """Have ``finder`` called, to register further kinds, where an entry has a kind that is not known yet."""
-    _FINDERS.append(finder)
 
 
 def register_entry(cls: type[Entry]) -> type[Entry]:
@@ -175,14 +170,14 @@ def register_entry(cls: type[Entry]) -> type[Entry]:
 
 
 def entry_class(kind: object) -> type[Entry]:
-    """Return the class of a kind; the package, where it is imported, looks for kinds that are not known yet.
+    """Return the class of a kind; the package around this file, if it is not a copy, looks for those not known yet.
 
     Raises:
         FormatError: Nobody knows it.
     """
     if kind not in _ENTRIES:
-        for finder in _FINDERS:
-            finder()
+        for find in getattr(sys.modules.get(__package__ or ""), "KIND_FINDERS", ()):
+            find()
     if not isinstance(kind, str) or kind not in _ENTRIES:
         known = ", ".join(sorted(_ENTRIES))
         raise FormatError(
