@@ -33,7 +33,8 @@ def verbs() -> dict[str, Any]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Give every verb a line in the navigation, and the Python interface one."""
     nav: list[Any] = config.nav or []
-    nav.append({SECTION: [{"All verbs": f"{FOLDER}/index.md"}, *({verb: f"{FOLDER}/{verb}.md"} for verb in verbs())]})
+    of_verbs = [{verb: f"{FOLDER}/{_file(verb)}"} for verb in verbs()]
+    nav.append({SECTION: [{"All verbs": f"{FOLDER}/index.md"}, *of_verbs]})
     nav.append({"Python": [{"All functions": API}]})
     config.nav = nav
     return config
@@ -49,14 +50,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def pages() -> dict[str, str]:
     """Return path -> Markdown of every generated page."""
     described = verbs()
-    rows = "\n".join(f"| [`{verb}`]({verb}.md) | {_cell(_summary(verb_))} |" for verb, verb_ in described.items())
+    rows = "\n".join(f"| [`{verb}`]({_file(verb)}) | {_cell(_summary(verb_))} |" for verb, verb_ in described.items())
     index = (
         "# All verbs\n\nEvery verb answers `--help`, most answer `--json`. Errors are one sentence and exit code 2; "
         f"what the other codes mean stands under [exit codes](../production.md#exit-codes).\n\n"
         f"| verb | what it does |\n|---|---|\n{rows}\n"
     )
-    verb_pages = {f"{FOLDER}/{verb}.md": _page(verb, it) for verb, it in described.items()}
+    verb_pages = {f"{FOLDER}/{_file(verb)}": _page(verb, it) for verb, it in described.items()}
     return {f"{FOLDER}/index.md": index, API: api_page()} | verb_pages
+
+
+def _file(verb: str) -> str:
+    """Return the name of a verb's page: a verb of two words has a hyphen there."""
+    return f"{verb.replace(' ', '-')}.md"
 
 
 def _page(verb: str, command: Any) -> str:

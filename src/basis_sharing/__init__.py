@@ -4,6 +4,7 @@ Importing this package does not import torch. It enables transformers to load co
 registered when transformers loads its own quantizers.
 """
 
+from basis_sharing.runtime import KIND_FINDERS
 from basis_sharing.runtime.registration import register_with_transformers
 
 TYPE_CHECKING = False  # importing typing takes longer than everything else here
@@ -104,4 +105,12 @@ def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
 
 
+def _find_treatments() -> None:
+    """Import all treatments, which register the kinds of their entries."""
+    import importlib
+
+    list(importlib.import_module("basis_sharing.treatments.base").TREATMENTS)
+
+
+KIND_FINDERS.append(_find_treatments)
 register_with_transformers()

@@ -1,27 +1,23 @@
 """The entry point of the command line: errors are one sentence, with exit code 2."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 import typer.core
 
 import basis_sharing
-from basis_sharing.cli import (
-    bench,
-    compare,
-    compress,
-    evaluate,
-    export,
-    inspect,
-    plan,
-    recover,
-    report,
-    rollout,
-    study,
-)
+import basis_sharing.cli
+import basis_sharing.verbs
 from basis_sharing.errors import BasisSharingError, RecipeError
+
+_FIRST = ("compress", "plan", "evaluate", "compare", "bench", "report", "inspect", "study", "recover", "export")
+"""The order of the verbs in help texts; others follow by name."""
 
 _RENAMED = {
     "densify": "basis-sharing export FOLDER -o OUT --to dense",
@@ -54,18 +50,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compress")(compress.compress)
-app.command("plan")(plan.plan)
-app.command("plan diff")(plan.diff)
-app.command("evaluate")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("bench")(bench.bench)
-app.command("report")(report.report)
-app.command("inspect")(inspect.inspect)
-app.command("study")(study.study)
-app.command("recover")(recover.recover)
-app.command("export")(export.export)
-app.command("rollout")(rollout.rollout)
+
+
+def verbs() -> Iterator[tuple[str, Callable[..., None]]]:
+    """Yield every verb and its command, in the order of help texts.
+
+    A file of this folder is a verb where a file of the folder ``verbs`` has the same name: its function of that name.
+    Other public functions that are defined in it have a second word: ``diff`` in ``plan.py`` is ``plan diff``.
+    """
+    here, stories = (
+        {found.name for found in pkgutil.iter_modules(package.__path__)}
+        for package in (basis_sharing.cli, basis_sharing.verbs)
+    )
+    first = {name: place for place, name in enumerate(_FIRST)}
+    for name in sorted(here & stories, key=lambda name: (first.get(name, len(first)), name)):
+        module = importlib.import_module(f"basis_sharing.cli.{name}")
+        yield name, getattr(module, name)
+        for second, command in vars(module).items():
+            own = inspect.isfunction(command) and command.__module__ == module.__name__
+            if own and second != name and not second.startswith("_"):
+                yield f"{name} {second}", command
+
+
+for _name, _command in verbs():
+    app.command(_name)(_command)
 
 
 def _version(show: bool) -> None:

@@ -170,7 +170,7 @@ Page = Annotated[Path, typer.Option("--output", "-o", help="The HTML file.", met
 Results = Annotated[
     list[Path] | None,
     _optional(
-        "Results about the same model, of compare -o, bench -o or eval --json, rollout.json of a rollout, or "
+        "Results about the same model, of compare -o, bench -o or evaluate --json, rollout.json of a rollout, or "
         "basis_sharing.json of another compression of the same original, which becomes a point of the curve; may be "
         "repeated.",
         "FILE",

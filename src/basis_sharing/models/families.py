@@ -105,8 +105,8 @@ PHI3 = Family(
     shared_roles_source=_BY_ANALOGY,
 )
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, OPT, GPT2, QWEN2, QWEN3, GEMMA, PHI3)
-"""All declared families."""
+FAMILIES = tuple(family for family in list(vars().values()) if isinstance(family, Family))
+"""Every family declared above."""
 
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 

@@ -11,21 +11,13 @@ from pydantic import model_validator
 from basis_sharing.recipe.calibration import Calibration, CalibrationKeywords
 from basis_sharing.recipe.evaluation import Evaluation, EvaluationKeywords
 from basis_sharing.recipe.model import ModelKeywords, ModelSettings
-from basis_sharing.recipe.planning import Planning, PlanningKeywords
+from basis_sharing.recipe.planning import PLANNER, PUBLISHED, Planning, PlanningKeywords
 from basis_sharing.recipe.repair import Repair, RepairKeywords
 from basis_sharing.recipe.settings import flag_of
 from basis_sharing.recipe.target import LIMITS, Target, TargetKeywords
 
-_PLANNER_ONLY = (
-    *LIMITS,
-    "max_perplexity_increase",
-    "gradients",
-    "across_roles",
-    "across_depth",
-    "rank_multiple",
-    "treatments",
-)
-_PUBLISHED_ONLY = ("group_size", "share")
+_PLANNER_ONLY = (*LIMITS, "max_perplexity_increase", *Planning.in_panel(PLANNER))
+_PUBLISHED_ONLY = Planning.in_panel(PUBLISHED)
 
 
 class RecipeKeywords(

@@ -123,6 +123,11 @@ class Settings(BaseModel):
             if isinstance(option, Option)
         }
 
+    @classmethod
+    def in_panel(cls, panel: str) -> tuple[str, ...]:
+        """Return the settings that ``--help`` lists under a heading."""
+        return tuple(name for name, option in cls.options().items() if option.panel == panel)
+
 
 def flag_of(name: str, option: Option) -> str:
     """Return the flag of a setting on the command line."""

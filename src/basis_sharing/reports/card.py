@@ -103,7 +103,7 @@ def _front_matter(hub_id: str | None) -> dict[str, object]:
 def _quality(result: CompressionResult) -> list[str]:
     table = compressed_perplexity_table(result)
     if table is None:
-        lines = ["Not measured when the model was made. Measure before you use it: `basis-sharing eval`."]
+        lines = ["Not measured when the model was made. Measure before you use it: `basis-sharing evaluate`."]
     else:
         lines = [markdown(table.mapped(without_folders), title=False)]
     if result.prediction is not None:

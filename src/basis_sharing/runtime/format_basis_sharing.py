@@ -18,7 +18,7 @@ are possible depends on the kind; ``factors`` has only the dtype of the model.
 Version 1 had a list of ``groups``, all of them factors, instead of the entries; they are read as entries.
 """
 
-import importlib.metadata
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 2
 FORMS = ("plain", "pivoted")
-PLUGINS = "basis_sharing.treatments"  # group of entry points of modules that register further kinds
 
 Shape = tuple[int, int]
 
@@ -177,14 +176,14 @@ def register_entry(cls: type[Entry]) -> type[Entry]:
 
 
 def entry_class(kind: object) -> type[Entry]:
-    """Return the class of a kind; for unknown kinds, the modules of the entry point are imported first.
+    """Return the class of a kind; for unknown kinds, the package (if this file is not a copy) is searched first.
 
     Raises:
         FormatError: The kind is not registered.
     """
     if kind not in _ENTRIES:
-        for plugin in importlib.metadata.entry_points(group=PLUGINS):
-            plugin.load()
+        for find in getattr(sys.modules.get(__package__ or ""), "KIND_FINDERS", ()):
+            find()
     if not isinstance(kind, str) or kind not in _ENTRIES:
         known = ", ".join(sorted(_ENTRIES))
         raise FormatError(

@@ -22,7 +22,7 @@ from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.registry import Registry
 from basis_sharing.run.stages import Shapes
-from basis_sharing.runtime.format_basis_sharing import PLUGINS, Entry
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.layers_basis_sharing import Kind, kind_of, register_kind
 from basis_sharing.runtime.modeling_basis_sharing import declare_ties
 from basis_sharing.weightings.base import Weighting
@@ -139,6 +139,8 @@ class Treatment(ABC):
         return sum(shapes.solving_seconds(p, vectors=False) for p in shapes.decoder.projections) / shapes.processes
 
 
+PLUGINS = "basis_sharing.treatments"
+"""Group of entry points by which other packages name the modules of their treatments."""
 TREATMENTS: Registry[Treatment] = Registry("treatment", "basis_sharing.treatments", PLUGINS)
 
 
