@@ -1,6 +1,6 @@
 """What mending after the plan is worth: the anchored refit, refinement of the blocks, recovery of the whole, and both.
 
-``python benchmarks/propagation.py --ratios 0.4 [--model gemma]`` (two hours per ratio on two cores).
+``python benchmarks/repair.py --ratios 0.4 [--model gemma]`` (two hours per ratio on two cores).
 SmolLM2-135M is planned by ``auto``, with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan:
 as it is, with its blocks refitted, or refined for ``--refine`` minutes, on the same windows; the whole is recovered for
 ``--recover`` minutes on ``wiki.valid.raw``, from the refitted and from the refined model. The moments of the plan are
@@ -146,7 +146,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation-windows", type=int, default=16)
     parser.add_argument("--task-limit", type=int, default=0)
     parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "propagation")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "repair")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     return parser.parse_args()
 
@@ -173,7 +173,7 @@ def begun(name: str, source: Path, options: argparse.Namespace) -> dict[str, Any
 def main() -> None:
     options = arguments()
     need_data()
-    source, chosen, name = MODELS[options.model](), options.rows.split(","), f"propagation-{options.model}"
+    source, chosen, name = MODELS[options.model](), options.rows.split(","), f"repair-{options.model}"
     if options.name:
         name, options.output = f"{name}-{options.name}", options.output / options.name
     results, folder, ratios = begun(name, source, options), options.output / options.model, options.ratios.split(",")
