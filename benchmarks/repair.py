@@ -1,6 +1,6 @@
 """What mending after the plan is worth: the anchored refit, refinement of the blocks, recovery of the whole, and both.
 
-``python benchmarks/propagation.py --ratios 0.4 [--model gemma]`` (two hours per ratio on two cores).
+``python benchmarks/repair.py --ratios 0.4 [--model gemma]`` (two hours per ratio on two cores).
 SmolLM2-135M is planned by ``auto``, with moments of 64 windows of ``wiki.valid.raw``, and every row executes that plan:
 as it is, with its blocks refitted, or refined for ``--refine`` minutes, on the same windows; the whole is recovered for
 ``--recover`` minutes on ``wiki.valid.raw``, from the refitted and from the refined model. The moments of the plan are
@@ -16,36 +16,22 @@ that does not depend on the machine's speed; ``--name`` keeps such results apart
 
 import argparse
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from basis_sharing.checkpoint.loading import load_any
-from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing import evaluate, load
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, continue_prompt, encode_prompts
-from basis_sharing.results.evaluation import Evaluation
-from common import DATA, MODELS, ROOT, TEST_TEXT, cost, machine, need_data, read, save
+from common import DATA, MODELS, ROOT, TEST_TEXT, VALID_TEXT, machine, need_data, read, save, verb
 
 TEXTS = {
     "WikiText-2": TEST_TEXT,
     "C4": f"c4:{DATA}/c4/c4_demo.jsonl.gz",
     "prose": f"{DATA}/calibration/warandpeace.txt.gz",
 }
-VALID = f"{DATA}/wikitext2/wiki.valid.raw"
 ROWS = ("plan", "refitted", "refined", "refitted and recovered", "refined and recovered")
-
-
-def verb(output: Path, *arguments: object) -> dict[str, float] | None:
-    """Run a verb of the program whose output is not there yet; return what it cost."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        return None
-    print("basis-sharing", *arguments, "-o", output, flush=True)
-    return cost(*arguments, "-o", output)
 
 
 def place(folder: Path, ratio: str, row: str) -> Path:
@@ -55,11 +41,8 @@ def place(folder: Path, ratio: str, row: str) -> Path:
 
 def window_nats(model: Any, tokenizer: Any, windows: int) -> dict[str, list[float]]:
     """Return the nats per token of every window of every text."""
-    found = {}
-    for name, text in TEXTS.items():
-        prepared = prepare_text(model, tokenizer, text, windows=windows, length=2048)
-        found[name] = list(measure(model, prepared).window_nats)
-    return found
+    found = evaluate(model, list(TEXTS.values()), tokenizer=tokenizer, evaluation_windows=windows, length=2048)
+    return {name: list(on.window_nats) for name, on in zip(TEXTS, found.perplexities, strict=True)}
 
 
 def samples(model: Any, tokenizer: Any) -> list[str]:
@@ -71,10 +54,7 @@ def samples(model: Any, tokenizer: Any) -> list[str]:
 
 def task_scores(model: Path, limit: int) -> dict[str, Any]:
     """Return the accuracy of a model in each of the paper's tasks, on the first examples, and their mean."""
-    command = [sys.executable, "-m", "basis_sharing", "eval", str(model), "--tasks", "paper", "--json"]
-    setting = ["--task-data", str(DATA / "zeroshot"), "--limit", str(limit), "--dtype", "bfloat16"]
-    told = subprocess.run([*command, *setting], check=True, stdout=subprocess.PIPE, text=True).stdout
-    results = Evaluation.model_validate_json(told).tasks
+    results = evaluate(model, tasks="paper", task_data=DATA / "zeroshot", limit=limit, dtype="bfloat16").tasks
     assert results is not None
     found = {score.task: score.accuracy for score in results.scores}
     return {"examples_per_task": limit, "accuracy": found, "mean": float(np.mean(list(found.values())))}
@@ -114,7 +94,45 @@ def draw(name: str, rows: dict[str, Any]) -> None:
     figure.savefig(ROOT / "docs" / "images" / f"{name}.png", dpi=150)
 
 
-def main() -> None:
+def budget(options: argparse.Namespace) -> tuple[str, float]:
+    """Return the unit of a recovery's length, and how many."""
+    return ("minutes", options.recover) if options.epochs is None else ("epochs", options.epochs)
+
+
+def steps_of(source: Path, folder: Path, ratio: str, options: argparse.Namespace) -> dict[str, tuple[object, ...]]:
+    """Make the plan for a ratio, and return the verb that makes the model of every row."""
+    text = ("--windows", options.windows, "--length", 2048, "--calibration", options.text)
+    kept, device = ("--dtype", "float32", "--work", options.work), ("--device", options.device)
+    plan = folder / f"{ratio}.json"
+    verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32", *device)
+    compress = ("compress", source, "--plan", plan, *text, *kept, *device)
+    unit, amount = budget(options)
+    recover = ("--calibration", options.text, f"--{unit}", amount, *device)
+    return {
+        "plan": (*compress, "--refit", "never"),
+        "refitted": compress,
+        "refined": (*compress, "--refine", options.refine),
+        "refitted and recovered": ("recover", place(folder, ratio, "refitted"), *recover),
+        "refined and recovered": ("recover", place(folder, ratio, "refined"), *recover),
+    }
+
+
+def measured(results: dict[str, Any], spent: Any, key: str, model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a row is worth, and what it cost, now or when it was made."""
+    small, tokenizer = load(model, dtype="float32", device=options.device)
+    nats = window_nats(small, tokenizer, options.evaluation_windows)
+    unit, amount = budget(options)
+    return {
+        "cost": spent or results["rows"].get(key, {}).get("cost"),
+        "asked": {"refine": options.refine, unit: amount, "threads": torch.get_num_threads()},
+        **against(nats, results["dense"]),
+        "texts": samples(small, tokenizer),
+        "window_nats": nats,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--windows", type=int, default=64)
@@ -122,20 +140,19 @@ def main() -> None:
     parser.add_argument("--refine", type=float, default=20)
     parser.add_argument("--recover", type=float, default=30)
     parser.add_argument("--epochs", type=float, help="of the recovery, instead of minutes")
-    parser.add_argument("--text", default=VALID, help="to calibrate and train on")
+    parser.add_argument("--text", default=VALID_TEXT, help="to calibrate and train on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", help="of the results, after the model's")
     parser.add_argument("--evaluation-windows", type=int, default=16)
     parser.add_argument("--task-limit", type=int, default=0)
     parser.add_argument("--rows", default=",".join(ROWS))
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "propagation")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "repair")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
-    options = parser.parse_args()
-    need_data()
-    threads = torch.get_num_threads()
-    source, chosen, name = MODELS[options.model](), options.rows.split(","), f"propagation-{options.model}"
-    if options.name:
-        name, options.output = f"{name}-{options.name}", options.output / options.name
+    return parser.parse_args()
+
+
+def begun(name: str, source: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the results so far, if they are of this setting, with those of the original."""
     results = read(name)
     setting = {
         "windows": options.windows,
@@ -144,56 +161,38 @@ def main() -> None:
     }
     if {key: results.get(key) for key in setting} != setting:
         results = {"rows": {}}
-    model, tokenizer = load_any(source, torch.float32)
-    model = model.to(options.device)
     if "dense" not in results:
+        model, tokenizer = load(source, dtype="float32", device=options.device)
         results["dense"] = window_nats(model, tokenizer, options.evaluation_windows)
         results["dense_texts"] = samples(model, tokenizer)
     results |= {"machine": machine(), **setting}
     save(name, results)
-    text = ("--windows", options.windows, "--length", 2048, "--calibration", options.text)
-    device = ("--device", options.device)
-    unit, budget = ("minutes", options.recover) if options.epochs is None else ("epochs", options.epochs)
-    folder = options.output / options.model
-    for ratio in options.ratios.split(","):
-        plan = folder / f"{ratio}.json"
-        kept = ("--dtype", "float32", "--work", options.work)
-        verb(plan, "plan", source, "--ratio", ratio, *text, *kept, "--calibration-dtype", "float32", *device)
-        compress = ("compress", source, "--plan", plan, *text, *kept, *device)
-        recover = ("--calibration", options.text, f"--{unit}", budget, *device)
-        folders = {row: place(folder, ratio, row) for row in ROWS}
-        steps = {
-            "plan": (*compress, "--refit", "never"),
-            "refitted": compress,
-            "refined": (*compress, "--refine", options.refine),
-            "refitted and recovered": ("recover", folders["refitted"], *recover),
-            "refined and recovered": ("recover", folders["refined"], *recover),
-        }
+    return results
+
+
+def main() -> None:
+    options = arguments()
+    need_data()
+    source, chosen, name = MODELS[options.model](), options.rows.split(","), f"repair-{options.model}"
+    if options.name:
+        name, options.output = f"{name}-{options.name}", options.output / options.name
+    results, folder, ratios = begun(name, source, options), options.output / options.model, options.ratios.split(",")
+    for ratio in ratios:
+        steps = steps_of(source, folder, ratio, options)
         for row in (row for row in ROWS if row in chosen):
-            known = results["rows"].get(f"{ratio} {row}")
-            spent = verb(folders[row], *steps[row])
-            if known is not None and spent is None:
+            key, model = f"{ratio} {row}", place(folder, ratio, row)
+            spent = verb(model, *steps[row])
+            if key in results["rows"] and spent is None:
                 continue
-            small = load_any(folders[row])[0].to(options.device)
-            nats = window_nats(small, tokenizer, options.evaluation_windows)
-            found = {
-                "cost": spent or (known or {}).get("cost"),
-                "asked": {"refine": options.refine, unit: budget, "threads": threads},
-                **against(nats, results["dense"]),
-                "texts": samples(small, tokenizer),
-                "window_nats": nats,
-            }
-            results["rows"][f"{ratio} {row}"] = found
+            results["rows"][key] = found = measured(results, spent, key, model, options)
             save(name, results)
-            print(ratio, row, {key: found[key] for key in (*TEXTS, "cost")}, flush=True)
+            print(key, {key: found[key] for key in (*TEXTS, "cost")}, flush=True)
     if options.task_limit:
         scored = results.setdefault("tasks", {})
-        asked = {"original": source} | {
-            f"{ratio} {row}": place(folder, ratio, row) for ratio in options.ratios.split(",") for row in chosen
-        }
-        for key, model_path in asked.items():
+        asked = {"original": source} | {f"{r} {row}": place(folder, r, row) for r in ratios for row in chosen}
+        for key, model in asked.items():
             if scored.get(key, {}).get("examples_per_task") != options.task_limit:
-                scored[key] = task_scores(model_path, options.task_limit)
+                scored[key] = task_scores(model, options.task_limit)
                 print(key, scored[key], flush=True)
                 save(name, results)
     draw(name, results["rows"])
