@@ -1,5 +1,7 @@
 """What an error of each projection costs, measured without gradients."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,27 +10,31 @@ import torch
 from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.calibration.sensitivity import measure_sensitivity
-from basis_sharing.linalg.truncation import truncate
+from basis_sharing.linalg.truncation import Member, truncate
 from basis_sharing.models.decoder import describe, weight
-from basis_sharing.models.family import Decoder
-from basis_sharing.recipe.presets import Weighting
+from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.run.progress import Progress
-from basis_sharing.weightings.weighting import Weigher
+from basis_sharing.weightings.sensitivity import Sensitivity
 from pico import PICO
 
 IDS = torch.randint(0, 256, (4, 48), generator=torch.Generator().manual_seed(0))
 
 
-def unscaled(model: Any, decoder: Decoder) -> Weigher:
+def unscaled(model: Any, decoder: Decoder) -> Sensitivity:
     store = MomentStore()
     for block, moments in sweep(model, decoder, IDS, Statistics(gram=True), dtype=torch.float32):
         store.put(block, moments)
-    return Weigher(Weighting.SENSITIVITY, moments=store, sensitivity={p.name: 1.0 for p in decoder.projections})
+    return Sensitivity(moments=store, sensitivity={p.name: 1.0 for p in decoder.projections})
+
+
+def members(model: Any, decoder: Decoder) -> Callable[[Projection], Member]:
+    weighting = unscaled(model, decoder)
+    return lambda projection: weighting.problem(model, [projection])[0]
 
 
 def measured(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, float]:
     decoder = describe(model)
-    return measure_sensitivity(model, decoder, unscaled(model, decoder), IDS, dtype=dtype)
+    return measure_sensitivity(model, decoder, members(model, decoder), IDS, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -50,13 +56,12 @@ def test_it_is_the_divergence_of_the_whole_model_per_unit_of_output_error(name: 
     """Against the model itself with the truncated weight, all blocks run, and the error counted token by token."""
     model = PICO[name]()
     decoder = describe(model)
-    weigher = unscaled(model, decoder)
-    found = measure_sensitivity(model, decoder, weigher, IDS, dtype=torch.float32)
+    member_of = members(model, decoder)
+    found = measure_sensitivity(model, decoder, member_of, IDS, dtype=torch.float32)
     ids = IDS[:2]
     reference = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
     for projection in decoder.projections[:: len(decoder.projections) // 6]:
-        (member,) = weigher.problem(model, [projection])
-        truncated = truncate([member])
+        truncated = truncate([member_of(projection)])
         rank = min(projection.d_in, projection.d_out) // 2
         approximation = truncated.basis[:, :rank] @ next(truncated.coefficients(rank))
         original = weight(model, projection).clone()
@@ -85,7 +90,7 @@ def test_what_is_read_with_less_weight_matters_less() -> None:
 def test_an_error_in_the_measurement_leaves_the_weights_as_they_were() -> None:
     model = PICO["llama"]()
     decoder = describe(model)
-    weigher = unscaled(model, decoder)
+    member_of = members(model, decoder)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     calls = 0
 
@@ -97,7 +102,7 @@ def test_an_error_in_the_measurement_leaves_the_weights_as_they_were() -> None:
 
     handle = model.lm_head.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="interrupted"):
-        measure_sensitivity(model, decoder, weigher, IDS, dtype=torch.float32)
+        measure_sensitivity(model, decoder, member_of, IDS, dtype=torch.float32)
     handle.remove()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
@@ -107,16 +112,15 @@ def test_events_name_every_projection_once() -> None:
     model = PICO["gpt2"]()
     decoder = describe(model)
     events: list[Progress] = []
-    measure_sensitivity(model, decoder, unscaled(model, decoder), IDS, dtype=torch.float32, progress=events.append)
+    measure_sensitivity(model, decoder, members(model, decoder), IDS, dtype=torch.float32, progress=events.append)
     assert [event.done for event in events] == list(range(1, len(decoder.projections) + 1))
 
 
 def test_losses_scale_with_it() -> None:
     model = PICO["llama"]()
     decoder = describe(model)
-    weigher = unscaled(model, decoder)
+    weighting = unscaled(model, decoder)
     projection = decoder.projections[3]
-    assert weigher.sensitivity is not None
-    scaled = Weigher(weigher.weighting, weigher.moments, sensitivity={**weigher.sensitivity, projection.name: 1e-3})
-    ours, theirs = (truncate(w.problem(model, [projection])).losses for w in (weigher, scaled))
+    scaled = replace(weighting, sensitivity={**weighting.sensitivity, projection.name: 1e-3})
+    ours, theirs = (truncate(w.problem(model, [projection])).losses for w in (weighting, scaled))
     assert torch.allclose(theirs, 1e-3 * ours, rtol=1e-8, atol=1e-12 * ours[0])

@@ -9,17 +9,16 @@ import pytest
 import torch
 
 import basis_sharing
-from basis_sharing.calibration.collect import calibrated
+from basis_sharing.costs.multiplications import Multiplications
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import memory_bytes, parameter_count
-from basis_sharing.planning.targets import head_multiplications, measured_prediction
+from basis_sharing.planning.trial import measured_prediction
 from basis_sharing.plans.plan import Plan, Prediction, dense_parameters
-from basis_sharing.recipe.presets import Weighting
-from basis_sharing.run.machine import Machine
-from basis_sharing.run.run import Subject
+from basis_sharing.run.run import Run
 from basis_sharing.treatments.factors.uniform import uniform_plan
+from basis_sharing.weightings.none import Unweighted
 from pico import PICO, pico_tokenizer
 
 TEXT = "Sharing a basis between layers saves parameters where their weight matrices have much in common. " * 40
@@ -29,6 +28,10 @@ TEXT = "Sharing a basis between layers saves parameters where their weight matri
 def text(tmp_path: Path) -> str:
     (tmp_path / "text.txt").write_text(TEXT)
     return str(tmp_path / "text.txt")
+
+
+def head_multiplications(model: Any) -> float:
+    return Multiplications().outside(model, describe(model))
 
 
 def run(model: Any, text: str, **settings: Any) -> tuple[Any, Any]:
@@ -74,6 +77,38 @@ def test_at_most_so_many_operations(name: str, share: float, text: str) -> None:
     limit = int(share * 2 * (dense_parameters(describe(model)) + head))
     _, result = run(model, text, max_flops=limit)
     assert 0.98 * limit < 2 * (result.after.projection_multiplications + head) <= limit
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_limits_on_bytes_and_operations_at_once(name: str, text: str) -> None:
+    """Each limit alone leads to a model that breaks the other one; together both are kept, for little more loss.
+
+    What one limit alone makes unavoidable bounds the loss from below.
+    """
+    dense = PICO[name]()
+    most_bytes = int(0.75 * memory_bytes(dense))
+    head = head_multiplications(dense)
+    _, alone = run(PICO[name](), text, max_bytes=most_bytes)
+    operations = 2 * (alone.after.projection_multiplications + head)
+    most_operations = int(0.97 * operations)
+    _, fast = run(PICO[name](), text, max_flops=most_operations)
+    assert alone.after.bytes_in_memory <= most_bytes < fast.after.bytes_in_memory
+    assert operations > most_operations
+    compressed, result = run(PICO[name](), text, max_bytes=most_bytes, max_flops=most_operations)
+    assert 0.95 * most_bytes < memory_bytes(compressed) == result.after.bytes_in_memory <= most_bytes
+    assert 0.85 * most_operations < 2 * (result.after.projection_multiplications + head) <= most_operations
+    assert result.prediction is not None
+    unavoidable = [other.prediction.loss for other in (alone, fast) if other.prediction is not None]
+    assert max(unavoidable) * (1 - 5e-3) <= result.prediction.loss <= 1.15 * max(unavoidable)
+
+
+def test_the_limit_that_cannot_be_met_is_the_one_that_is_named(text: str) -> None:
+    with pytest.raises(PlanError, match="--max-flops 10 cannot be met: the best possible"):
+        run(PICO["llama"](), text, max_bytes="10MiB", max_flops=10)
+    with pytest.raises(PlanError, match="--max-bytes 2,000 cannot be met: the best possible"):
+        run(PICO["llama"](), text, max_bytes="2k", max_flops="1G")
+    with pytest.raises(PlanError, match="--max-flops 1,000,000,000 and --max-bytes 10,485,760 are met by the"):
+        run(PICO["llama"](), text, max_bytes="10MiB", max_flops="1G")
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -166,9 +201,7 @@ def test_measuring_a_plan_puts_the_weights_back(name: str, text: str) -> None:
     plan = uniform_plan(decoder, method="svd", ratio=Fraction("0.4"), group_size=1, shared_roles=())
     plan = plan.model_copy(update={"prediction": Prediction(loss=0.5)})
     prepared = prepare_text(model, pico_tokenizer(), text, windows=4, length=64)
-    subject = Subject(None, model, pico_tokenizer(), None, decoder, decoder, work=None, machine=Machine())
-    with calibrated(Weighting.NONE, subject, None, lambda _: None) as weigher:
-        found = measured_prediction(plan, subject, weigher, prepared, lambda _: None)
+    found = measured_prediction(plan, Run(model, pico_tokenizer(), decoder, decoder), Unweighted(), prepared)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert found.loss == 0.5
     assert found.scale is not None

@@ -9,6 +9,8 @@ import pytest
 from basis_sharing.errors import RecipeError
 from basis_sharing.recipe.presets import PRESETS
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.target import LIMITS
+from basis_sharing.weightings.base import WEIGHTINGS
 
 
 def test_a_file_is_a_view_of_the_recipe(tmp_path: Path) -> None:
@@ -84,10 +86,18 @@ def test_one_target_is_enough(name: str) -> None:
     assert {other for other in TARGETS if getattr(recipe, other) is not None} == {name}
 
 
-@pytest.mark.parametrize(("one", "other"), list(combinations(TARGETS, 2)))
+@pytest.mark.parametrize(("one", "other"), [pair for pair in combinations(TARGETS, 2) if not set(pair) <= set(LIMITS)])
 def test_two_targets_are_refused(one: str, other: str) -> None:
     with pytest.raises(RecipeError, match=f"{one} and {other} are both given: choose one target"):
         Recipe.create(**{name: TARGETS[name] for name in (one, other)})
+
+
+@pytest.mark.parametrize("names", [pair for n in (2, 3) for pair in combinations(LIMITS, n)])
+def test_limits_may_be_combined(names: tuple[str, ...]) -> None:
+    recipe = Recipe.create(**{name: TARGETS[name] for name in names})
+    assert recipe.limits == {name: TARGETS[name] for name in names}
+    with pytest.raises(RecipeError, match="choose one target; only max_parameters, max_bytes, max_flops can be"):
+        Recipe.create(ratio=0.2, **{name: TARGETS[name] for name in names})
 
 
 def test_no_target_is_refused_with_all_there_are() -> None:
@@ -158,6 +168,7 @@ def test_what_is_no_percentage(written: object) -> None:
         ({"ratio": 0.2, "across_roles": False}, "--no-joint-roles"),
         ({"ratio": 0.2, "across_depth": False}, "--no-sharing"),
         ({"ratio": 0.2, "rank_multiple": 8}, "--rank-multiple"),
+        ({"ratio": 0.2, "treatments": ("factors", "more")}, "--treatments"),
     ],
 )
 def test_settings_of_the_planner_mean_nothing_to_fixed_methods(
@@ -179,6 +190,40 @@ def test_settings_of_fixed_methods_mean_nothing_to_the_planner(settings: dict[st
 def test_defaults_given_by_name_are_as_good_as_left_out() -> None:
     named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": 1, "max_bytes": None}
     assert Recipe.create(ratio=0.2, method="svd", **named) == Recipe.create(ratio=0.2, method="svd")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "loss"),
+        ({"gradients": False}, "sensitivity"),
+        ({"method": "svd"}, "none"),
+        ({"method": "fwsvd"}, "fisher"),
+        ({"method": "asvd"}, "mean-absolute"),
+        ({"method": "svd-llm"}, "second-moment"),
+        ({"method": "basis-sharing"}, "second-moment"),
+    ],
+)
+def test_the_weighting_is_that_of_the_method(settings: dict[str, object], name: str) -> None:
+    recipe = Recipe.create(ratio=0.2, **settings)
+    assert recipe.weighting == name
+    assert name in WEIGHTINGS
+    assert recipe.reads_text == (name != "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "parts"),
+    [
+        ("roles", "gate, up ,down", ("gate", "up", "down")),
+        ("share", "q,,k", ("q", "k")),
+        ("treatments", "factors", ("factors",)),
+        ("roles", ("gate",), ("gate",)),
+    ],
+)
+def test_names_may_be_written_with_commas(name: str, written: object, parts: tuple[str, ...]) -> None:
+    """Whichever part of the recipe they belong to: one part's way of reading them must not hide another's."""
+    method = {"method": "basis-sharing"} if name == "share" else {}
+    assert getattr(Recipe.create(ratio=0.2, **method, **{name: written}), name) == parts
 
 
 def test_the_stored_form() -> None:

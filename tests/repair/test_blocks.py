@@ -12,15 +12,15 @@ import torch
 
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.decoder import describe
-from basis_sharing.repair import blocks as propagating
+from basis_sharing.repair import block_training, blocks
 from basis_sharing.repair.block_training import BlockGain
-from basis_sharing.repair.blocks import propagate
-from basis_sharing.repair.segments import Schedule
-from basis_sharing.run import resume as waypoint
+from basis_sharing.repair.blocks import repair_blocks
+from basis_sharing.repair.segments import RepairSchedule
+from basis_sharing.run import resume
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 from basis_sharing.verbs import compress as pipeline
 from basis_sharing.verbs.compress import compress
 from pico import PICO, TEXT, pico_tokenizer
@@ -34,7 +34,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propagating, "_MOST_EPOCHS", 4)
+    monkeypatch.setattr(blocks, "_MOST_EPOCHS", 4)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +52,9 @@ def pair(name: str, text: Path, **settings: Any) -> tuple[Any, Any]:
     return model, original
 
 
-def refined(model: Any, original: Any, **changes: Any) -> tuple[Schedule, list[BlockGain]]:
+def refined(model: Any, original: Any, **changes: Any) -> tuple[RepairSchedule, list[BlockGain]]:
     settings = {"refit": False, "minutes": 0.1, "dtype": torch.float32, "seed": 0, **changes}
-    return propagate(model, original, describe(original), IDS, **settings)
+    return repair_blocks(model, original, describe(original), IDS, **settings)
 
 
 def output_error(model: Any, original: Any) -> float:
@@ -108,8 +108,6 @@ def test_the_original_and_the_embeddings_are_not_touched(text_file: Path) -> Non
 
 
 def test_a_block_that_training_makes_worse_is_left_as_it_was(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from basis_sharing.propagation import block_training
-
     model, original = pair("llama", text_file)
     before = {n: p.clone() for n, p in model.state_dict().items()}
     monkeypatch.setattr(block_training, "relative_adamw", lambda p, _: torch.optim.SGD(p, lr=1e6))
@@ -121,7 +119,7 @@ def test_a_block_that_training_makes_worse_is_left_as_it_was(text_file: Path, mo
 def test_more_minutes_mean_more_text_then_more_epochs(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, original = pair("llama", text_file)
     # What is timed takes one second each.
-    monkeypatch.setattr(propagating, "time", SimpleNamespace(monotonic=map(float, itertools.count()).__next__))
+    monkeypatch.setattr(blocks, "time", SimpleNamespace(monotonic=map(float, itertools.count()).__next__))
     found = [refined(copy.deepcopy(model), original, minutes=minutes)[0] for minutes in (0.3, 0.5, 1)]
     assert 16 <= found[0].segments < found[1].segments <= found[2].segments == len(IDS)
     assert found[0].epochs <= found[1].epochs < found[2].epochs == 4
@@ -131,7 +129,7 @@ def test_more_minutes_mean_more_text_then_more_epochs(text_file: Path, monkeypat
 def test_killed_half_way_it_ends_with_the_same_weights(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waypoint, "_SHARE", float("inf"))
+    monkeypatch.setattr(resume, "_SHARE", float("inf"))
     model, original = pair("llama", text_file)
     interrupted, whole = tmp_path / "interrupted", tmp_path / "whole"
     interrupted.mkdir()
@@ -143,7 +141,7 @@ def test_killed_half_way_it_ends_with_the_same_weights(
 
     with pytest.raises(Killed):
         refined(copy.deepcopy(model), original, folder=interrupted, progress=killing)
-    shutil.copy(interrupted / "schedule.json", whole)  # the pace is settled once
+    shutil.copy(interrupted / "schedule.json", whole)  # the pace is decided once
     ours, theirs, events = copy.deepcopy(model), copy.deepcopy(model), []
     assert refined(ours, original, folder=interrupted, progress=events.append) == refined(
         theirs, original, folder=whole
@@ -155,7 +153,7 @@ def test_killed_half_way_it_ends_with_the_same_weights(
 def test_training_in_several_processes_is_refused(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(ranks=Processes(0, 2)))
+    monkeypatch.setattr(pipeline, "machine_for", lambda *_: Machine(processes=Processes(0, 2)))
     with pytest.raises(RecipeError, match="--refine runs in one process"):
         compress(PICO["llama"](), 0.4, tokenizer=pico_tokenizer(), refine=1, calibration=str(text_file))
 
@@ -169,7 +167,7 @@ def test_too_few_minutes_are_refused_with_the_fewest(text_file: Path) -> None:
 def test_too_little_text_is_refused(text_file: Path) -> None:
     model, original = pair("llama", text_file)
     with pytest.raises(RecipeError, match=r"has 3 segments of 32 tokens, but .* needs 16"):
-        propagate(model, original, describe(original), IDS[:3], refit=False, minutes=1, dtype=torch.float32, seed=0)
+        repair_blocks(model, original, describe(original), IDS[:3], refit=False, minutes=1, dtype=torch.float32, seed=0)
 
 
 def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp_path: Path) -> None:
@@ -184,7 +182,7 @@ def test_a_compression_with_refinement_reports_it_and_loads(text_file: Path, tmp
         length=64,
         output=tmp_path / "out",
     )
-    done = result.propagation
+    done = result.repair
     assert done is not None
     assert len(done.before) == 5
     assert sum(done.after) < sum(done.before)
@@ -225,9 +223,9 @@ def test_a_compression_with_an_anchored_refit_reports_it(
 ) -> None:
     fixed = {"tokenizer": pico_tokenizer(), "calibration": str(text_file), "windows": 32, "length": 64}
     _, result = compress(PICO["llama"](), 0.4, output=tmp_path / "out", **fixed, **settings)
-    assert result.propagation is not None
-    assert result.propagation.refit
-    assert sum(result.propagation.refitted) <= sum(result.propagation.before)
+    assert result.repair is not None
+    assert result.repair.refit
+    assert sum(result.repair.refitted) <= sum(result.repair.before)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "The coefficients of each block were refitted, towards the original's states, on 32 segments" in card
     assert "without fine-tuning" in card
@@ -236,7 +234,7 @@ def test_a_compression_with_an_anchored_refit_reports_it(
 def test_where_the_text_is_too_short_the_method_says_so_and_who_asked_for_a_refit_is_refused(text_file: Path) -> None:
     settings = {"tokenizer": pico_tokenizer(), "calibration": str(text_file), "windows": 4, "length": 64}
     _, result = compress(PICO["llama"](), 0.4, **settings)
-    assert result.propagation is None
+    assert result.repair is None
     assert any(note.startswith("coefficients were not refitted") and "needs 16" in note for note in result.notes)
     with pytest.raises(RecipeError, match="4 segments of 64 tokens"):
         compress(PICO["llama"](), 0.4, refit="anchored", **settings)

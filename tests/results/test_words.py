@@ -41,7 +41,7 @@ def result(model: str = "llama", fingerprint: str | None = "abc", **settings: An
         after=SIZES,
         method=recipe.method,
         prediction=None,
-        groups=(),
+        entries=(),
         perplexity_before=(),
         perplexity_after=(),
         notes=(),

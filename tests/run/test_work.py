@@ -10,11 +10,11 @@ from basis_sharing.run.files import locked
 from basis_sharing.run.progress import Progress
 from basis_sharing.run.work import WorkFolder
 from basis_sharing.verbs.compress import compress
-from basis_sharing.verbs.plan import plan_model
+from basis_sharing.verbs.plan import plan
 from basis_sharing.verbs.study import study
 from pico import PICO, pico_tokenizer, save_with_texts, weight_bytes
 
-MEASURING = ("taping", "measuring", "calibrating")
+MEASURING = ("recording", "measuring", "calibrating")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def test_published_methods_plans_and_studies_use_what_the_planner_measured(space
     assert not run(space, tmp_path / "svd-llm", 0.2, method="svd-llm", work=work)
     stages: list[Progress] = []
     settings = {"calibration": str(space / "text.txt"), "windows": 4, "length": 64, "progress": stages.append}
-    plan_model(space / "model", 0.3, work=work, **settings)
+    plan(space / "model", 0.3, work=work, **settings)
     study(space / "model", 0.3, work=work, **settings)
-    assert not [event.stage for event in stages if event.stage.startswith("taping")]
+    assert not [event.stage for event in stages if event.stage.startswith("recording")]
 
 
 def test_fewer_roles_need_no_other_pass_over_the_text(space: Path, tmp_path: Path) -> None:

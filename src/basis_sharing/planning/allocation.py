@@ -144,7 +144,9 @@ def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Al
         except UnreachableError:
             continue
     if not choices:
-        raise PlanError("the limits cannot be met together, though each alone can: raise one of them.")
+        raise PlanError(
+            "no plan was found that meets the limits together, though each alone can be met: raise one of them."
+        )
     return min(choices, key=lambda choice: choice.loss)
 
 

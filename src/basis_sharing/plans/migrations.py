@@ -14,7 +14,7 @@ def migrated(data: dict[str, Any]) -> dict[str, Any]:
         ValueError: The version is not a positive integer or is newer than the current one, or a plan of version 1
             has no list of groups.
     """
-    version = data.get("version", 1)
+    version = data.get("version", 1 if "groups" in data else PLAN_VERSION)
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"its version is {version!r}; a positive integer is needed.")
     if version > PLAN_VERSION:
