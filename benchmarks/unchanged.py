@@ -108,8 +108,8 @@ def pico_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every case of the pico models."""
     torch.set_num_threads(1)
     (root / "text.txt").write_text(TEXT * 4)
-    common = {"calibration": str(root / "text.txt"), "windows": 24, "length": 64, "calibration_dtype": "float32"}
-    common["dtype"] = "float32"
+    common: dict[str, Any] = {"calibration": str(root / "text.txt"), "windows": 24, "length": 64}
+    common |= {"calibration_dtype": "float32", "dtype": "float32"}
     for name in PICO:
         model = save_pico(name, root / name)
         skeleton = PICO[name]()

@@ -4,7 +4,7 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import role_table, starting_point
 from basis_sharing.reports.tables.inspection import advice, inspection_table
 from basis_sharing.reports.terminal import printable
-from pico import PICO, save_pico
+from pico import PICO
 from samples import role_row
 
 ROWS = [role_row("q", 10 * 2**20), role_row("down", 30 * 2**20), role_row("embeddings", 60 * 2**20, False)]
@@ -38,14 +38,3 @@ def test_the_table_shows_both():
     assert "no: why" in text
     assert "8.0 MiB / 20.0 MiB" in text  # all roles together
     assert "Start with down" in text
-
-
-def test_the_verb_says_it_too(tmp_path, capsys):
-    folder = save_pico("llama", tmp_path / "model")
-    with pytest.raises(SystemExit):
-        main(["inspect", str(folder), "--json"])
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["start_with"] == ["gate", "up", "down"]
-    rows = {found["name"]: found for found in shown["rows"]}
-    assert rows["q"]["saved_bytes"] == {"0.2": 16384, "0.5": 40960}
-    assert rows["embeddings"]["saved_bytes"] == {"0.2": 0, "0.5": 0}
