@@ -4,8 +4,9 @@ from typing import Any
 
 from basis_sharing.benchmark.turns import paired_speed, spread
 from basis_sharing.models.sizes import RoleRow
-from basis_sharing.plans.plan import Plan, PlanGroup, Prediction
+from basis_sharing.plans.plan import Plan, Prediction
 from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.recovery import RecoverySettings
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
@@ -29,14 +30,15 @@ from basis_sharing.results.comparison import (
     TaskDifference,
     Verdict,
 )
-from basis_sharing.results.compression import CalibrationReport, CompressionResult, GroupReport
+from basis_sharing.results.compression import CalibrationReport, CompressionResult, EntryReport
+from basis_sharing.results.estimate import Estimate, StageEstimate
+from basis_sharing.results.forecast import Forecast, Point
 from basis_sharing.results.measures import Perplexity, Sizes
-from basis_sharing.results.recovery import RecoveryReport, RecoverySettings
+from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
+from basis_sharing.results.study import RoleAtRatio, RoleStudy, SharingStudy
 from basis_sharing.results.tasks import PairedDifference, TaskResults, TaskScore
-from basis_sharing.treatments.factors.study import RoleAtRatio, RoleStudy, SharingStudy
-from basis_sharing.verbs.estimate import Estimate, Stage
-from basis_sharing.verbs.plan import Forecast, Point
+from basis_sharing.runtime.format_basis_sharing import Factors
 
 DENSE_SECONDS = (0.2, 0.21, 0.22)
 WORKLOADS = (("prefill", "eager", 1), ("first token", "eager", 1), ("decode", "eager", 8), ("decode", "compiled", 8))
@@ -89,7 +91,7 @@ def compression(**changes: Any) -> CompressionResult:
         after=after,
         method="auto",
         prediction=prediction(),
-        groups=(group("model.layers.0.q", "model.layers.1.q"), group("model.layers.0.k")),
+        entries=(entry("model.layers.0.q", "model.layers.1.q"), entry("model.layers.0.k")),
         perplexity_before=(perplexity(2.0),),
         perplexity_after=(perplexity(2.1),),
         notes=tuple(f"Note {number}." for number in range(8)),
@@ -104,9 +106,9 @@ def prediction(**changes: Any) -> Prediction:
     return Prediction(loss=0.1, scale=1.25, scale_error=0.05, text="/data/wiki.txt").model_copy(update=changes)
 
 
-def group(*members: str) -> GroupReport:
-    """Return one executed group."""
-    return GroupReport(members=members, rank=8, form="pivoted", loss=0.1, relative_loss=0.2, ridge=0)
+def entry(*members: str) -> EntryReport:
+    """Return the report of one executed entry."""
+    return EntryReport(entry=Factors(members=members, rank=8, form="pivoted", loss=0.1), relative_loss=0.2, ridge=0)
 
 
 def comparison(**changes: Any) -> Comparison:
@@ -301,11 +303,11 @@ def recovery(**changes: Any) -> RecoveryReport:
 
 def plan(rank: int = 8, method: str = "auto") -> Plan:
     """Return a plan for two layers: q is shared across them, k and v of the first one with each other."""
-    groups = (
-        PlanGroup(members=("model.layers.0.q", "model.layers.1.q"), rank=rank, form="pivoted"),
-        PlanGroup(members=("model.layers.0.k", "model.layers.0.v"), rank=4),
+    entries = (
+        Factors(members=("model.layers.0.q", "model.layers.1.q"), rank=rank, form="pivoted"),
+        Factors(members=("model.layers.0.k", "model.layers.0.v"), rank=4),
     )
-    return Plan(method=method, ratio=0.3, prediction=prediction(), groups=groups)
+    return Plan(method=method, ratio=0.3, prediction=prediction(), entries=entries)
 
 
 def forecast(**changes: Any) -> Forecast:
@@ -329,8 +331,8 @@ def estimate() -> Estimate:
     """Return what a run of two stages will need."""
     return Estimate(
         stages=(
-            Stage(name="calibrate", seconds=20, memory=2**20),
-            Stage(name="plan", seconds=3 * 3600, memory=2**30),
+            StageEstimate(name="calibrate", seconds=20, memory=2**20),
+            StageEstimate(name="plan", seconds=3 * 3600, memory=2**30),
         ),
         resident=2**28,
         least_memory=2**31,

@@ -22,7 +22,6 @@ from basis_sharing.errors import CheckpointError, PlanError, RecipeError
 from basis_sharing.exports.dense import dense_model
 from basis_sharing.models.decoder import describe
 from basis_sharing.plans.plan import Plan
-from basis_sharing.reports.html import write_report
 from basis_sharing.reports.layout import REST, layout_of
 from basis_sharing.reports.rank_figure import rank_picture, sharing_picture
 from basis_sharing.results.compression import CompressionResult
@@ -225,7 +224,7 @@ def test_it_is_inspected_and_reported(space: Path, tmp_path: Path, capsys: pytes
         main(["inspect", str(space / "beside")])
     assert stop.value.code == 0
     assert f"{result_of(space / 'beside').after.bytes_in_memory:,}" in capsys.readouterr().out
-    write_report(space / "beside", output=tmp_path / "report.html")
+    basis_sharing.report(space / "beside", output=tmp_path / "report.html")
     assert "</html>" in (tmp_path / "report.html").read_text()
 
 

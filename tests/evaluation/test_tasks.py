@@ -251,7 +251,7 @@ def test_task_names() -> None:
 def rolling(model: Any, text: str) -> float:
     from lm_eval.api.instance import Instance
 
-    with harness.quiet():
+    with harness.silenced():
         wrapped = harness.wrap(model, pico_tokenizer(), 1)
         request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
         (found,) = wrapped.loglikelihood_rolling([request])

@@ -10,7 +10,7 @@ import torch
 
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
-from basis_sharing.results.evaluation import Evaluation
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.measures import Perplexity
 from pico import PICO, pico_tokenizer, save_pico
 
@@ -95,7 +95,7 @@ def test_several_texts_have_one_perplexity_each(tmp_path: Path, text: Path) -> N
     with pytest.raises(ValueError, match="evaluated on 2 texts"):
         found.perplexity
     found.write(tmp_path / "evaluation.json")
-    assert Evaluation.read(tmp_path / "evaluation.json") == found
+    assert EvaluationResult.read(tmp_path / "evaluation.json") == found
 
 
 def test_tasks_and_texts_are_measured_by_one_call(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

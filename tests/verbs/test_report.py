@@ -41,7 +41,7 @@ from basis_sharing.results.comparison import (
     Verdict,
 )
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
-from basis_sharing.results.evaluation import Evaluation
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.tasks import CachedScore, TaskResults, TaskScore
 from pico import save_pico
@@ -457,12 +457,12 @@ def test_unknown_kinds_are_refused(root: Path, tmp_path: Path) -> None:
 
 def test_an_evaluation_brings_its_task_scores(root: Path, tmp_path: Path) -> None:
     scored = tasks(own(root / "planned").model_fingerprint, (True, False))
-    Evaluation(model="m", perplexities=(), tasks=scored, versions={}).write(tmp_path / "e.json")
+    EvaluationResult(model="m", perplexities=(), tasks=scored, versions={}).write(tmp_path / "e.json")
     report(root / "planned", [tmp_path / "e.json"], output=tmp_path / "e.html")
     scored.write(tmp_path / "t.json")
     report(root / "planned", [tmp_path / "t.json"], output=tmp_path / "t.html")
     assert (tmp_path / "e.html").read_bytes() == (tmp_path / "t.html").read_bytes()
-    Evaluation(model="m", perplexities=(), versions={}).write(tmp_path / "f.json")
+    EvaluationResult(model="m", perplexities=(), versions={}).write(tmp_path / "f.json")
     assert "holds perplexities only" in refused(tmp_path, root / "planned", tmp_path / "f.json")
 
 

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from basis_sharing.cli import measuring_options as measuring
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
 
 
 def bench(
@@ -21,7 +21,7 @@ def bench(
     seed: measuring.PromptSeed = 0,
     output: measuring.ResultFile = None,
     overwrite: measuring.Overwrite = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Measure how fast models are and how much memory they need, side by side.
 

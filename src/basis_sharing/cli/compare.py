@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from basis_sharing.cli import measuring_options as measuring
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
 
 if TYPE_CHECKING:
     from basis_sharing.results.comparison import Limits
@@ -23,9 +23,9 @@ def compare(
     disagreements: measuring.Disagreements = 10,
     dtype: measuring.Dtype = "auto",
     device: measuring.Device = None,
-    max_kl: options.MaxKl = None,
-    max_perplexity_increase: options.MaxIncrease = None,
-    min_agreement: options.MinAgreement = None,
+    max_kl: arguments.MaxKl = None,
+    max_perplexity_increase: arguments.MaxIncrease = None,
+    min_agreement: arguments.MinAgreement = None,
     max_drift: measuring.MaxDrift = None,
     tasks: measuring.Tasks = None,
     task_data: measuring.TaskData = None,
@@ -34,7 +34,7 @@ def compare(
     baseline: measuring.Baseline = None,
     output: measuring.ResultFile = None,
     overwrite: measuring.Overwrite = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compare two models: perplexity, agreement, where they disagree most, and what they write.
 

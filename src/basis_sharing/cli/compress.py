@@ -6,24 +6,24 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.errors import MemoryBudgetError
 from basis_sharing.recipe.recipe import Recipe
 
 
-@options.settings_options(recipe_file=True)
+@arguments.settings_options(recipe_file=True)
 def compress(
-    model: options.ModelArgument,
-    output: Annotated[Path, options.output_option("Folder for the compressed model.", "DIR")],
-    settings: options.Given,
-    work: options.Work = None,
-    device: options.Device = None,
-    max_memory: options.MaxMemory = None,
-    overwrite: options.OverwriteFolder = False,
+    model: arguments.ModelArgument,
+    output: Annotated[Path, arguments.output_option("Folder for the compressed model.", "DIR")],
+    settings: arguments.Given,
+    work: arguments.Work = None,
+    device: arguments.Device = None,
+    max_memory: arguments.MaxMemory = None,
+    overwrite: arguments.OverwriteFolder = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the run will need, time, memory and disk, and stop.")
     ] = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compress a model and write it as a folder that transformers loads.
 

@@ -1,7 +1,7 @@
 """``basis-sharing evaluate``."""
 
-from basis_sharing.cli import measuring_options as measuring
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
 
 
 def evaluate(
@@ -16,7 +16,7 @@ def evaluate(
     task_data: measuring.TaskData = None,
     limit: measuring.TaskLimit = None,
     no_cache: measuring.NoCache = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Measure perplexity and bits per byte of a model, dense or compressed, or its accuracy on zero-shot tasks.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import measuring_options as measuring
+from basis_sharing.cli import measuring_arguments as measuring
 from basis_sharing.exports.base import EXPORTS
 
 _FORMS = "; ".join(f"{name}: {form.summary}" for name, form in EXPORTS.items())

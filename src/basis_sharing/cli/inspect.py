@@ -1,10 +1,10 @@
 """``basis-sharing inspect``."""
 
-from basis_sharing.cli import measuring_options as measuring
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
 
 
-def inspect(model: measuring.Model, as_json: options.AsJson = False) -> None:
+def inspect(model: measuring.Model, as_json: arguments.AsJson = False) -> None:
     """Show what a model consists of: where its memory goes, which parts can be compressed, and what that is worth.
 
     Reads the configuration only, no weights; of a compressed model it shows what the compression did:

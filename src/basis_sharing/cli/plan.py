@@ -6,28 +6,28 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.recipe.recipe import Recipe
 
 _DEFAULT_RATIO = "0.2"
 _OTHER_VERBS = ("plan", "method", "group_size", "share", "refit", "refine")
 
 
-@options.settings_options(without=_OTHER_VERBS, recipe_file=True)
+@arguments.settings_options(without=_OTHER_VERBS, recipe_file=True)
 def plan(
-    model: options.ModelArgument,
-    settings: options.Given,
+    model: arguments.ModelArgument,
+    settings: arguments.Given,
     output: Annotated[
-        Path, options.output_option("File for the plan (JSON); the curve goes beside it as .png.", "FILE")
+        Path, arguments.output_option("File for the plan (JSON); the curve goes beside it as .png.", "FILE")
     ] = Path("plan.json"),
     baselines: Annotated[
         str, typer.Option(help="Published methods whose expected loss is computed as well, or none.", metavar="NAMES")
     ] = "basis-sharing,svd-llm,asvd,fwsvd,svd",
-    work: options.Work = None,
-    device: options.Device = None,
-    max_memory: options.MaxMemory = None,
+    work: arguments.Work = None,
+    device: arguments.Device = None,
+    max_memory: arguments.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that exists.")] = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Plan a compression and show what it will cost, without compressing anything.
 
@@ -36,7 +36,7 @@ def plan(
 
         basis-sharing plan ./llama --ratio 0.3 -o llama-30.json
     """
-    recipe = Recipe.create(**options.with_target(settings, _DEFAULT_RATIO))
+    recipe = Recipe.create(**arguments.with_target(settings, _DEFAULT_RATIO))
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.forecast_figure import draw_forecast

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.recipe.recovery import RecoverySettings
 
@@ -15,11 +15,11 @@ class RecoverOptions(Evaluation, RecoverySettings):
     """The settings of a recovery, and of the evaluation before and after."""
 
 
-@options.settings_options(RecoverOptions)
+@arguments.settings_options(RecoverOptions)
 def recover(
     model: Annotated[Path, typer.Argument(help="The folder of a compressed model.", metavar="DIR")],
-    output: Annotated[Path, options.output_option("Folder for the recovered model.", "DIR")],
-    settings: options.Given,
+    output: Annotated[Path, arguments.output_option("Folder for the recovered model.", "DIR")],
+    settings: arguments.Given,
     original: Annotated[
         str | None,
         typer.Option(
@@ -28,9 +28,9 @@ def recover(
             show_default=False,
         ),
     ] = None,
-    device: options.Device = None,
-    overwrite: options.OverwriteFolder = False,
-    as_json: options.AsJson = False,
+    device: arguments.Device = None,
+    overwrite: arguments.OverwriteFolder = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Train a compressed model for a while: a better model of the same structure and size.
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from basis_sharing.cli import measuring_options as measuring
+from basis_sharing.cli import measuring_arguments as measuring
 
 
 def report(

@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.recipe.target import TARGETS
 
 
-@options.settings_options(without=(*TARGETS, "roles", "evaluate"))
+@arguments.settings_options(without=(*TARGETS, "roles", "evaluate"))
 def rollout(
-    model: options.ModelArgument,
-    output: Annotated[Path, options.output_option("Folder for all steps; an interrupted rollout is resumed.", "DIR")],
-    settings: options.Given,
-    max_perplexity_increase: options.MaxIncrease = None,
-    max_kl: options.MaxKl = None,
-    min_agreement: options.MinAgreement = None,
+    model: arguments.ModelArgument,
+    output: Annotated[Path, arguments.output_option("Folder for all steps; an interrupted rollout is resumed.", "DIR")],
+    settings: arguments.Given,
+    max_perplexity_increase: arguments.MaxIncrease = None,
+    max_kl: arguments.MaxKl = None,
+    min_agreement: arguments.MinAgreement = None,
     ratios: Annotated[
         str, typer.Option(help="Fractions of parameters to remove, one step each.", metavar="R,R,...")
     ] = "0.1,0.2,0.3,0.4,0.5",
@@ -26,9 +26,9 @@ def rollout(
         str, typer.Option(help="Text to compare on, as for calibration.", metavar="TEXT")
     ] = "python-docs:heldout",
     no_benchmark: Annotated[bool, typer.Option("--no-benchmark", help="Do not measure speed and memory.")] = False,
-    device: options.Device = None,
+    device: arguments.Device = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another rollout in the folder.")] = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compress step by step, compare every step with the original, and keep the last one within your limits.
 

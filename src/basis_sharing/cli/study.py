@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.recipe.recipe import Recipe
 
 _STUDIED = ("gradients", "dtype", "calibration", "windows", "length", "seed", "calibration_dtype")
 
 
-@options.settings_options(without=tuple(name for name in Recipe.model_fields if name not in _STUDIED))
+@arguments.settings_options(without=tuple(name for name in Recipe.model_fields if name not in _STUDIED))
 def study(
-    model: options.ModelArgument,
-    output: Annotated[Path, options.output_option("Folder for sharing.json and sharing.png.", "DIR")],
-    settings: options.Given,
+    model: arguments.ModelArgument,
+    output: Annotated[Path, arguments.output_option("Folder for sharing.json and sharing.png.", "DIR")],
+    settings: arguments.Given,
     ratio: Annotated[
         str, typer.Option(help="Fraction of the parameters removed that table and maps show.", metavar="R")
     ] = "0.4",
@@ -28,11 +28,11 @@ def study(
             show_default=False,
         ),
     ] = None,
-    work: options.Work = None,
-    device: options.Device = None,
-    max_memory: options.MaxMemory = None,
+    work: arguments.Work = None,
+    device: arguments.Device = None,
+    max_memory: arguments.MaxMemory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier study.")] = False,
-    as_json: options.AsJson = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Study which layers may share a basis: every role, every pair of layers, ratios 0.2 to 0.7.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from basis_sharing.calibration.windows import EvaluationText, window_length
-from basis_sharing.evaluation.outcome import comparison_of
+from basis_sharing.evaluation.assembly import comparison_of
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.evaluation.samples import encode_prompts
 from basis_sharing.evaluation.sides import (

@@ -15,7 +15,7 @@ _SEED = 1234  # the harness's default; required although nothing is sampled with
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskRun:
     """The results of the harness on one task.
 
     Attributes:
@@ -118,7 +118,7 @@ def wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int], None]) -> Measured:
+def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int], None]) -> TaskRun:
     """Return the results of a model on a task, without solved examples in the prompt.
 
     Args:
@@ -155,7 +155,7 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
     samples = results["samples"][task.task_name]
     filter_name = samples[0]["filter"]
     ending = f",{filter_name}"
-    return Measured(
+    return TaskRun(
         version=str(results["versions"][task.task_name]),
         means={
             name.removesuffix(ending): value
@@ -168,7 +168,7 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Suppress the log and the progress bars of the harness and of datasets within the context."""
     import datasets
     from lm_eval.api import model, task

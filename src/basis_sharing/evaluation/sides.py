@@ -11,9 +11,9 @@ from torch import Tensor
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.errors import NumericalError, RecipeError, ResultError
 from basis_sharing.evaluation.agreement import divergence, summarize
+from basis_sharing.evaluation.measuring import Loading
 from basis_sharing.evaluation.perplexity import from_losses, prepare_text, window_logits, window_loss
 from basis_sharing.evaluation.samples import continue_prompt
-from basis_sharing.evaluation.settings import Loading
 from basis_sharing.evaluation.verdict import Missing
 from basis_sharing.results.comparison import Agreement, Comparison, Continuation, Limits
 from basis_sharing.results.measures import Perplexity

@@ -91,7 +91,7 @@ def evaluate_tasks(
         raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
     harness.require()
     scored = _scored_model(model, tokenizer, dtype, device)
-    with tempfile.TemporaryDirectory() as folder, harness.quiet():
+    with tempfile.TemporaryDirectory() as folder, harness.silenced():
         prepared = _from_hub(names) if data is None else _from_folder(names, data, Path(folder))
         scores, notes = _scores(scored, prepared, limit, cache, progress)
     if limit is not None:

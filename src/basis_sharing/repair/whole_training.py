@@ -62,7 +62,7 @@ class TrainingSchedule:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """The outcome of a training.
 
     Attributes:
@@ -133,7 +133,9 @@ class Recovery:
         for name, parameter in self.parameters.items():
             parameter.copy_(kept[name])
 
-    def run(self, schedule: TrainingSchedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
+    def run(
+        self, schedule: TrainingSchedule, rate: float, *, relative: bool, seed: int, folder: Path
+    ) -> TrainingOutcome:
         """Train, and leave the best state in the model.
 
         Args:
@@ -176,7 +178,7 @@ class Recovery:
         keeper.restore()
         self.model.eval()
         self.model.config.use_cache = use_cache  # the Trainer turns it off
-        return Outcome(keeper.best, keeper.slowed, keeper.diverged)
+        return TrainingOutcome(keeper.best, keeper.slowed, keeper.diverged)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)

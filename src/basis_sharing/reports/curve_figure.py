@@ -15,7 +15,7 @@ _LOGARITHMIC_FROM = 3.0
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One point of the curve.
 
     Attributes:
@@ -37,7 +37,7 @@ class Point:
 
 def points_of(
     result: CompressionResult, measured: Sequence[tuple[Perplexity, Perplexity]], *, label: str, own: bool = True
-) -> list[Point]:
+) -> list[CurvePoint]:
     """Return the measurements of a compression, and the expectation of its plan, as points of the curve.
 
     Args:
@@ -47,18 +47,20 @@ def points_of(
         own: Whether the report is about it; only then the expectation is included.
     """
     size = result.after.parameters
-    points = [Point(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured]
+    points = [
+        CurvePoint(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured
+    ]
     prediction = result.prediction
     if prediction is not None and own:
         spread = None
         if prediction.scale is not None and prediction.scale_error is not None:
             low, high = (prediction.scale + sign * prediction.scale_error for sign in (-1, 1))
             spread = _multiple(prediction.loss * low), _multiple(prediction.loss * high)
-        points.append(Point("expected by the plan", size, _multiple(prediction.nats_per_token), None, spread))
+        points.append(CurvePoint("expected by the plan", size, _multiple(prediction.nats_per_token), None, spread))
     return points
 
 
-def curve_picture(original: int, points: Sequence[Point]) -> Picture:
+def curve_picture(original: int, points: Sequence[CurvePoint]) -> Picture:
     """Return the picture of perplexity against size.
 
     Args:
@@ -100,7 +102,7 @@ def curve_picture(original: int, points: Sequence[Point]) -> Picture:
     )
 
 
-def _draw_measured(axes: Any, original: int, points: Sequence[Point], number: int, divisor: float) -> None:
+def _draw_measured(axes: Any, original: int, points: Sequence[CurvePoint], number: int, divisor: float) -> None:
     """Draw the measurements on the text with this ``number``, with a line from the original to the report's model."""
     colour, marker = OKABE_ITO[number % len(OKABE_ITO)], _MARKERS[number % len(_MARKERS)]
     for p in (p for p in points if p.own):
@@ -120,7 +122,7 @@ def _draw_measured(axes: Any, original: int, points: Sequence[Point], number: in
         axes.annotate(label, place, (-9, 0), textcoords="offset points", ha="right", va="center", weight=weight)
 
 
-def _draw_expected(axes: Any, point: Point, divisor: float) -> None:
+def _draw_expected(axes: Any, point: CurvePoint, divisor: float) -> None:
     """Draw the expectation of the plan with its standard error."""
     place = point.parameters / divisor
     if point.spread is not None:

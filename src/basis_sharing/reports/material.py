@@ -13,7 +13,7 @@ from basis_sharing.results.base import kind_of
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
-from basis_sharing.results.evaluation import Evaluation
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.tasks import TaskResults
@@ -110,7 +110,7 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
 
 
 def _tasks_in(file: Path) -> TaskResults:
-    evaluation = Evaluation.read(file)
+    evaluation = EvaluationResult.read(file)
     if evaluation.tasks is None:
         raise ResultError(
             f"{file} holds perplexities only, and a report shows those of a comparison: give the results of "

@@ -7,7 +7,7 @@ from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.tasks import TaskResults
 
 
-class Evaluation(Result):
+class EvaluationResult(Result):
     """Perplexities and task scores of one model.
 
     Attributes:

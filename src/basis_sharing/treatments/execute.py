@@ -10,7 +10,7 @@ from basis_sharing.plans.plan import Plan
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.treatments.base import TREATMENTS, Outcome, Treatment
-from basis_sharing.treatments.files import read_outcome, write_outcome
+from basis_sharing.treatments.outcome_files import read_outcome, write_outcome
 from basis_sharing.weightings.base import Weighting
 
 

@@ -17,7 +17,7 @@ from basis_sharing.benchmark.memory import can_measure, peak_memory
 from basis_sharing.benchmark.rounds import time_rounds
 from basis_sharing.checkpoint.loading import load_any
 from basis_sharing.errors import RecipeError
-from basis_sharing.evaluation.settings import check_least, torch_dtype
+from basis_sharing.evaluation.measuring import check_least, torch_dtype
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.models.source import dtype_name, load_config, resolve, stored_bytes
 from basis_sharing.recipe.amounts import fraction

@@ -6,10 +6,10 @@ from typing import Any
 
 from basis_sharing.calibration.corpora import parse_source
 from basis_sharing.errors import RecipeError
+from basis_sharing.evaluation.measuring import Loading, Scoring, check_least
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
-from basis_sharing.evaluation.settings import Loading, Scoring, check_least
 from basis_sharing.recipe.model import DtypeName
-from basis_sharing.results.evaluation import Evaluation
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.versions import software_versions
@@ -29,7 +29,7 @@ def evaluate(
     limit: int | None = None,
     cache: bool = True,
     progress: ProgressCallback = silent,
-) -> Evaluation:
+) -> EvaluationResult:
     """Measure perplexity and bits per byte of a model, dense or compressed, or its accuracy on zero-shot tasks.
 
     Args:
@@ -62,7 +62,7 @@ def evaluate(
         scored = scoring.score(model, loading, progress) if scoring.asked else None
         measured = _perplexities(model, texts, evaluation_windows, length, loading, progress) if texts else ()
     name = str(model) if isinstance(model, (str, Path)) else type(model).__name__
-    return Evaluation(model=name, perplexities=measured, tasks=scored, versions=software_versions())
+    return EvaluationResult(model=name, perplexities=measured, tasks=scored, versions=software_versions())
 
 
 def _checked_texts(

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from basis_sharing.checkpoint.loading import load_any
-from basis_sharing.evaluation.settings import torch_dtype
+from basis_sharing.evaluation.measuring import torch_dtype
 from basis_sharing.recipe.model import DtypeName
 from basis_sharing.run.machine import choose
 

@@ -28,7 +28,7 @@ from basis_sharing.models.source import (
 )
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
-from basis_sharing.repair.whole_training import Outcome, Recovery, TrainingSchedule
+from basis_sharing.repair.whole_training import Recovery, TrainingOutcome, TrainingSchedule
 from basis_sharing.reports.card import write_result
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport
@@ -268,7 +268,7 @@ class _Train:
         self._teacher = None
         model.to(self._stored)
 
-    def _reported(self, recovery: Recovery, schedule: TrainingSchedule, outcome: Outcome) -> RecoveryReport:
+    def _reported(self, recovery: Recovery, schedule: TrainingSchedule, outcome: TrainingOutcome) -> RecoveryReport:
         return RecoveryReport(
             settings=self._settings,
             fingerprint=self._text.fingerprint,

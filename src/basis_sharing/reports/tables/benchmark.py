@@ -9,7 +9,7 @@ from basis_sharing.results.words import change
 def benchmark_tables(result: BenchmarkResult) -> list[Table]:
     """Return the tables of sizes, peaks of memory if they were measured, and speeds of all models."""
     memory = memory_table(result)
-    return [size_table(result), *([memory] if memory is not None else []), speed_table(result)]
+    return [models_table(result), *([memory] if memory is not None else []), speed_table(result)]
 
 
 def against_first(result: BenchmarkResult, index: int) -> BenchmarkResult:
@@ -17,7 +17,7 @@ def against_first(result: BenchmarkResult, index: int) -> BenchmarkResult:
     return result.model_copy(update={"models": (result.models[0], result.models[index])})
 
 
-def size_table(result: BenchmarkResult) -> Table:
+def models_table(result: BenchmarkResult) -> Table:
     """Return the parameters and bytes of every model."""
     first = result.models[0]
     rows = tuple(

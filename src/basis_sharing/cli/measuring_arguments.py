@@ -1,4 +1,4 @@
-"""The options of the verbs that measure models, in addition to those of :mod:`~basis_sharing.cli.options`."""
+"""The options of the verbs that measure models, in addition to those of :mod:`~basis_sharing.cli.arguments`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
 from basis_sharing.errors import RecipeError
 from basis_sharing.recipe.model import DTYPES, DtypeName
 
@@ -120,7 +120,7 @@ Disagreements = Annotated[
     int, typer.Option(help="Number of positions to show where the models disagree most.", metavar="N")
 ]
 MaxDrift = Annotated[
-    str | None, options.limit("How much the perplexity of B may be above that in the baseline, e.g. 1%.", "P")
+    str | None, arguments.limit("How much the perplexity of B may be above that in the baseline, e.g. 1%.", "P")
 ]
 Baseline = Annotated[
     Path | None,
