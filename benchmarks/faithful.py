@@ -32,7 +32,7 @@ IN_BF16 = RecipeKeywords(ratio=0.2, calibration_dtype="bfloat16")
 ROWS = (
     Row("basis-sharing, 20 %", {**BASIS_SHARING, "ratio": 0.2}, 84_893_760, 72.730),
     Row("svd-llm, 20 %", {**SVD_LLM, "ratio": 0.2}, 84_873_600, 65.915),
-    Row("basis-sharing, Mistral share table, 20 %", {**BASIS_SHARING, "ratio": 0.2, "share": "mistral"}),
+    Row("basis-sharing, Mistral share table, 20 %", {**BASIS_SHARING, "ratio": 0.2, "share": ("mistral",)}),
     Row("basis-sharing without refit, 40 %", {**BASIS_SHARING, "ratio": 0.4, "refit": "never"}),
     Row("svd-llm, 40 %", {**SVD_LLM, "ratio": 0.4}),
     Row("basis-sharing, 40 %", {**BASIS_SHARING, "ratio": 0.4, "refit": "always"}),
