@@ -16,9 +16,14 @@ _MOST_EXTRAPOLATION = 3.0
 
 
 def costs_of(target: Target, model: Any) -> list[Cost]:
-    """Return the currencies that a target limits; parameters if it limits none."""
+    """Return the currencies that a target limits; parameters if it limits none, or only the loss.
+
+    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, where
+    these are limited, since a shared basis saves them before it saves multiplications.
+    """
     itemsize = model.dtype.itemsize
-    named = [cost(itemsize) for cost in COSTS.values() if cost.limit in target.limits]
+    by_limit = {cost.limit: cost for cost in COSTS.values()}
+    named = [by_limit[limit](itemsize) for limit in target.limits]
     return named or [Parameters(itemsize)]
 
 

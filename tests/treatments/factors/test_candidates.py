@@ -1,6 +1,5 @@
 """Candidates: what may share, and what each possible group is measured to lose."""
 
-from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -9,163 +8,130 @@ import numpy as np
 import pytest
 import torch
 
-from basis_sharing.calibration.backward import backward_sweep
-from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.costs.base import shapes_of
+from basis_sharing.costs.bytes import Bytes
+from basis_sharing.costs.multiplications import Multiplications
+from basis_sharing.costs.parameters import Parameters
 from basis_sharing.linalg.truncation import truncate
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
-from basis_sharing.plans.plan import most_rank, stored_parameters
-from basis_sharing.recipe.presets import Weighting
+from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.progress import Progress
+from basis_sharing.runtime.format_basis_sharing import most_rank
+from basis_sharing.treatments.base import Search
 from basis_sharing.treatments.factors import candidates
-from basis_sharing.treatments.factors.candidates import (
-    Candidate,
-    Candidates,
-    find_candidates,
-    pays,
-    separate_losses,
-    stored_and_lost,
-)
-from basis_sharing.weightings.weighting import Weigher
+from basis_sharing.treatments.factors.candidates import Group, factor_candidates, find_groups, group_of, pays
+from basis_sharing.treatments.factors.options import all_ranks
+from basis_sharing.weightings.loss import Loss
+from measured import loss_weighting, repeated
 from pico import PICO
-
-IDS = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0))
-
-
-def weigher_of(model: Any, decoder: Decoder) -> Weigher:
-    store = MomentStore()
-    for block, moments in backward_sweep(model, decoder, IDS, dtype=torch.float32):
-        store.put(block, moments)
-    return Weigher(Weighting.LOSS, moments=store)
 
 
 @cache
-def measured(name: str, across_roles: bool = True, across_depth: bool = True) -> tuple[Any, Decoder, Weigher, Any]:
+def prepared(name: str) -> tuple[Any, Decoder, Loss]:
     model = PICO[name]()
     decoder = describe(model)
-    weigher = weigher_of(model, decoder)
-    found = find_candidates(model, decoder, weigher, across_roles=across_roles, across_depth=across_depth)
-    return model, decoder, weigher, found
+    return model, decoder, loss_weighting(model, decoder)
 
 
-def repeated(blocks: Sequence[int]) -> tuple[Any, Decoder, Weigher]:
-    """A model in which some blocks have the same weights, inputs and gradients."""
+def search(name: str, **planning: Any) -> Search:
+    return Search(*prepared(name), Parameters(), Planning(**planning))
+
+
+@cache
+def measured(name: str, across_roles: bool = True, across_depth: bool = True) -> list[Group]:
+    return find_groups(search(name, across_roles=across_roles, across_depth=across_depth))
+
+
+def with_equal_blocks(*blocks: int, across_roles: bool = True) -> tuple[Decoder, list[Group]]:
+    """Return the groups of a model in which some blocks have the same weights, inputs and gradients."""
     model = PICO["llama"]()
-    first, *others = blocks
-    for block in others:
-        model.model.layers[block].load_state_dict(model.model.layers[first].state_dict())
     decoder = describe(model)
-    store = MomentStore()
-    found = dict(backward_sweep(model, decoder, IDS, dtype=torch.float32))
-    for block, moments in found.items():
-        if block in others:
-            moments = {n.replace(f".{first}.", f".{block}."): moment for n, moment in found[first].items()}
-        store.put(block, moments)
-    return model, decoder, Weigher(Weighting.LOSS, moments=store)
+    weighting = repeated(model, decoder, blocks)
+    return decoder, find_groups(
+        Search(model, decoder, weighting, Parameters(), Planning(across_roles=across_roles)),
+    )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "gemma3", "mixtral", "opt"])
-def test_every_lane_can_be_covered_in_every_partition(name: str) -> None:
-    _, decoder, _, found = measured(name)
-    covered = []
-    for lane in found.lanes:
-        for partition in lane.partitions:
-            mine = []
-            for part in partition:
-                for start in range(lane.length):
-                    mine += [p.name for p in found.groups[lane.segments[part][start, start + 1]].members]
-            assert len(set(mine)) == len(mine)
-            assert set(mine) == {p.name for p in projections_of(lane, found)}
-        covered += mine
-    assert sorted(covered) == sorted(p.name for p in decoder.projections)
-
-
-def projections_of(lane: Any, found: Candidates) -> set[Any]:
-    return {
-        p
-        for part in lane.partitions[0]
-        for block in range(lane.length)
-        for p in found.groups[lane.segments[part][block, block + 1]].members
-    }
+def private(groups: list[Group]) -> dict[str, Group]:
+    return {group.scope[0].name: group for group in groups if len(group.scope) == 1}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
 def test_losses_are_those_of_the_factors(name: str) -> None:
-    model, _, weigher, found = measured(name)
-    for candidate in found.groups:
-        expected = truncate(weigher.problem(model, candidate.members)).losses.numpy()
-        assert len(candidate.losses) == most_rank(list(candidate.members)) + 1 == len(expected)
-        assert np.allclose(candidate.losses, expected, rtol=1e-5, atol=1e-9 * expected[0])
-        assert candidate.losses[-1] == 0
-        assert (np.diff(candidate.losses) <= 1e-12 * expected[0]).all()
+    model, _, weighting = prepared(name)
+    for group in measured(name):
+        expected = truncate(weighting.problem(model, group.scope)).losses.numpy()
+        assert len(group.losses) == most_rank(shapes_of(group.scope)) + 1 == len(expected)
+        assert np.allclose(group.losses, expected, rtol=1e-5, atol=1e-9 * expected[0])
+        assert group.losses[-1] == 0
+        assert (np.diff(group.losses) <= 1e-12 * expected[0]).all()
 
 
-def test_partitions_of_three_roles_and_of_two() -> None:
-    _, _, _, found = measured("llama")
-    sizes = {lane.partitions[0]: len(lane.partitions) for lane in found.lanes}
-    assert sorted(sizes.values()) == [1, 1, 2, 5]
-    joint = {tuple(p.role for p in c.members) for c in found.groups if len({p.block for p in c.members}) == 1}
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_candidates_are_the_groups_with_the_ranks_to_choose_from(form: str, multiple: int) -> None:
+    asked = search("llama", form=form, rank_multiple=multiple)
+    groups = {group.scope: group for group in find_groups(asked)}
+    found = factor_candidates(asked)
+    assert {candidate.scope for candidate in found} == set(groups)
+    for candidate in found:
+        ranks = [option.rank for option in candidate.options]  # type: ignore[attr-defined]
+        assert len(ranks) == len(candidate.losses)
+        assert all(rank % multiple == 0 for rank in ranks)
+        assert {option.form for option in candidate.options} <= {form}  # type: ignore[attr-defined]
+        assert {option.members for option in candidate.options} <= {tuple(p.name for p in candidate.scope)}
+        assert candidate.losses.tolist() == groups[candidate.scope].losses[ranks].tolist()
+
+
+def test_all_ways_to_divide_three_roles_and_two() -> None:
+    groups = measured("llama")
+    joint = {tuple(p.role for p in g.scope) for g in groups if len({p.block for p in g.scope}) == 1}
     assert {("q", "k", "v"), ("q", "k"), ("q", "v"), ("k", "v"), ("gate", "up")} < joint
-    assert all(len({p.input for p in c.members}) == 1 for c in found.groups)
+    assert all(len({p.input for p in group.scope}) == 1 for group in groups)
 
 
 def test_members_are_in_depth_order() -> None:
-    model, decoder, weigher = repeated((2, 3))
-    found = find_candidates(model, decoder, weigher)
+    decoder, groups = with_equal_blocks(2, 3)
     order = {p: i for i, p in enumerate(decoder.projections)}
-    for candidate in found.groups:
-        positions = [order[p] for p in candidate.members]
+    for group in groups:
+        positions = [order[p] for p in group.scope]
         assert positions == sorted(positions)
-    assert any(len({p.block for p in c.members}) == 2 and len({p.role for p in c.members}) > 1 for c in found.groups)
+    assert any(len({p.block for p in g.scope}) == 2 and len({p.role for p in g.scope}) > 1 for g in groups)
 
 
 @pytest.mark.parametrize(("across_roles", "across_depth"), [(False, True), (True, False), (False, False)])
 def test_what_may_not_share_does_not(across_roles: bool, across_depth: bool) -> None:
     for name in ("llama", "gpt2"):
-        _, decoder, _, found = measured(name, across_roles, across_depth)
-        for candidate in found.groups:
-            assert across_roles or len({p.role for p in candidate.members}) == 1
-            assert across_depth or len({p.block for p in candidate.members}) == 1
+        groups = measured(name, across_roles, across_depth)
+        for group in groups:
+            assert across_roles or len({p.role for p in group.scope}) == 1
+            assert across_depth or len({p.block for p in group.scope}) == 1
         if not across_roles and not across_depth:
-            assert len(found.groups) == len(decoder.projections)
-
-
-@pytest.mark.parametrize(("across_roles", "across_depth"), [(True, False), (False, True), (False, False)])
-def test_restricted_candidates_are_those_measured_without(across_roles: bool, across_depth: bool) -> None:
-    *_, everything = measured("llama")
-    *_, fewer = measured("llama", across_roles, across_depth)
-    found = everything.restricted(across_roles=across_roles, across_depth=across_depth)
-    for ours, theirs in zip(found.lanes, fewer.lanes, strict=True):
-        assert set(ours.partitions) == set(theirs.partitions)
-        for part, segments in theirs.segments.items():
-            assert ours.segments[part].keys() == segments.keys()
-            for place, index in segments.items():
-                mine, other = found.groups[ours.segments[part][place]], fewer.groups[index]
-                assert mine.members == other.members
-                np.testing.assert_allclose(mine.losses, other.losses, rtol=1e-9, atol=1e-15)
+            assert len(groups) == len(prepared(name)[1].projections)
 
 
 def test_blocks_with_the_same_weights_get_a_segment_of_half_the_size() -> None:
-    model, decoder, weigher = repeated((2, 3))
-    found = find_candidates(model, decoder, weigher, across_roles=False)
-    private = {c.members[0]: c for c in found.groups if len(c.members) == 1}
-    shared = [c for c in found.groups if tuple(p.block for p in c.members) == (2, 3)]
-    assert {c.members[0].role for c in shared} == {"q", "k", "v", "o", "gate", "up", "down"}
-    for candidate in shared:
-        alone = private[candidate.members[0]].losses
-        assert np.allclose(candidate.losses[: len(alone)], 2 * alone, rtol=1e-5, atol=1e-7 * alone[0])
+    _, groups = with_equal_blocks(2, 3, across_roles=False)
+    alone = private(groups)
+    shared = [group for group in groups if tuple(p.block for p in group.scope) == (2, 3)]
+    assert {group.scope[0].role for group in shared} == {"q", "k", "v", "o", "gate", "up", "down"}
+    for group in shared:
+        losses = alone[group.scope[0].name].losses
+        assert np.allclose(group.losses[: len(losses)], 2 * losses, rtol=1e-5, atol=1e-7 * losses[0])
 
 
 def test_segments_grow_over_many_equal_blocks() -> None:
     """To 2, 3 and 4 of 5 blocks: longer runs double in length, or are made of two."""
-    model, decoder, weigher = repeated(range(5))
-    found = find_candidates(model, decoder, weigher, across_roles=False)
-    for lane in found.lanes:
-        for segments in lane.segments.values():
-            expected = {(start, stop) for stop in range(1, 6) for start in range(stop)} - {(0, 5)}
-            assert set(segments) == expected
-            for (start, stop), index in segments.items():
-                assert tuple(p.block for p in found.groups[index].members) == tuple(range(start, stop))
+    _, groups = with_equal_blocks(*range(5), across_roles=False)
+    runs: dict[str, list[tuple[int, ...]]] = {}
+    for group in groups:
+        runs.setdefault(group.scope[0].role, []).append(tuple(p.block for p in group.scope))
+    expected = {tuple(range(start, stop)) for stop in range(1, 6) for start in range(stop)} - {tuple(range(5))}
+    assert set(runs) == {"q", "k", "v", "o", "gate", "up", "down"}
+    for found in runs.values():
+        assert set(found) == expected
+        assert len(found) == len(expected)
 
 
 @pytest.mark.parametrize("blocks", range(1, 100))
@@ -177,29 +143,33 @@ def test_segments_of_every_length_can_grow_from_their_halves(blocks: int) -> Non
     assert blocks == 1 or max(lengths) > blocks / 1.51
 
 
-def test_lanes_end_where_shapes_change() -> None:
+def test_nothing_is_shared_where_shapes_change() -> None:
     model = PICO["llama"]()
-    up = model.model.layers[2].mlp
+    mlp = model.model.layers[2].mlp
     for name in ("gate_proj", "up_proj"):
-        old = getattr(up, name)
+        old = getattr(mlp, name)
         new = torch.nn.Linear(64, 48, bias=False)
         new.weight.data.copy_(old.weight.data[:48])
-        setattr(up, name, new)
-    up.down_proj = torch.nn.Linear(48, 64, bias=False)
+        setattr(mlp, name, new)
+    mlp.down_proj = torch.nn.Linear(48, 64, bias=False)
     decoder = describe(model)
-    found = find_candidates(model, decoder, weigher_of(model, decoder))
-    assert sorted(lane.length for lane in found.lanes) == [1, 1, 2, 2, 2, 2, 5, 5]
-    assert all(len({p.d_in for p in c.members}) == 1 for c in found.groups)
+    groups = find_groups(Search(model, decoder, loss_weighting(model, decoder), Parameters()))
+    assert all(len({p.d_in for p in group.scope}) == 1 for group in groups)
+    for group in groups:
+        if group.scope[0].role in ("gate", "up", "down"):
+            blocks = {p.block for p in group.scope}
+            assert 2 not in blocks or blocks == {2}
 
 
 def test_events_count_up_to_their_total() -> None:
-    model, decoder, weigher, _ = measured("llama")
+    model, decoder, weighting = prepared("llama")
     for across_depth, expected in (
         (True, ["measuring candidates", "measuring shared candidates"]),
         (False, ["measuring candidates"]),
     ):
         events: list[Progress] = []
-        find_candidates(model, decoder, weigher, across_depth=across_depth, progress=events.append)
+        planning = Planning(across_depth=across_depth)
+        find_groups(Search(model, decoder, weighting, Parameters(), planning, progress=events.append))
         assert list(dict.fromkeys(event.stage for event in events)) == expected
         for stage in expected:
             mine = [event for event in events if event.stage == stage]
@@ -207,50 +177,51 @@ def test_events_count_up_to_their_total() -> None:
             assert {event.total for event in mine} == {len(mine)}
 
 
+def test_what_is_known_is_not_measured_again() -> None:
+    model, decoder, weighting = prepared("gpt2")
+    curves: dict[tuple[str, ...], Any] = {}
+    first = find_groups(Search(model, decoder, weighting, Parameters(), curves=curves))
+    assert all(key[0] == "factors" for key in curves)
+    assert {("factors", *(p.name for p in group.scope)) for group in first} <= set(curves)
+    events: list[Progress] = []
+    again = find_groups(Search(None, decoder, Loss(), Parameters(), curves=curves, progress=events.append))
+    assert events == []
+    assert [group.scope for group in again] == [group.scope for group in first]
+    assert all((a.losses == b.losses).all() for a, b in zip(again, first, strict=True))
+
+
 def test_a_group_with_everything_in_common_pays_and_one_with_nothing_does_not() -> None:
-    _, _, _, found = measured("llama")
-    private = {c.members[0].name: c for c in found.groups if len(c.members) == 1}
-    a, b = (private[f"model.layers.{i}.mlp.down_proj"] for i in (0, 1))
-    members = (*a.members, *b.members)
-    prices = candidates._prices(found)
+    alone = private(measured("llama"))
+    a, b = (alone[f"model.layers.{i}.mlp.down_proj"] for i in (0, 1))
+    scope = (*a.scope, *b.scope)
+    options = all_ranks(scope, "pivoted")
+    prices = candidates.prices_of(measured("llama"))
     energies = np.concatenate([-np.diff(a.losses), -np.diff(b.losses)])
-    nothing = np.append(np.sort(energies).cumsum()[::-1], 0.0)[: most_rank(list(members)) + 1]
-    assert pays(Candidate(members, a.losses + b.losses), [a, b], prices)
-    assert not pays(Candidate(members, nothing), [a, b], prices)
+    nothing = np.append(np.sort(energies).cumsum()[::-1], 0.0)[: most_rank(shapes_of(scope)) + 1]
+    everything = np.append(a.losses + b.losses, np.zeros(len(nothing) - len(a.losses)))
+    assert pays(group_of(scope, everything, Parameters(), options), [a, b], prices)
+    assert not pays(group_of(scope, nothing, Parameters(), options), [a, b], prices)
 
 
 def test_prices_span_the_targets_people_ask_for() -> None:
-    _, decoder, _, found = measured("llama")
-    private = [stored_and_lost(c) for c in found.groups if len(c.members) == 1]
-    dense = sum(p.d_in * p.d_out for p in decoder.projections)
-    prices = candidates._prices(found)
+    groups = measured("llama")
+    alone = list(private(groups).values())
+    dense = sum(group.dense for group in alone)
+    prices = candidates.prices_of(groups)
     assert (np.diff(prices) > 0).all()
-    kept = [sum(x[(y + price * x).argmin()] for x, y in private) / dense for price in prices]
+    kept = [sum(g.costs[(g.losses[1:] + price * g.costs).argmin()] for g in alone) / dense for price in prices]
     assert kept[0] > 0.85
     assert kept[-1] < 0.3
     assert all(after <= before for before, after in pairwise(kept))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_stored_parameters_are_those_of_the_pivoted_form(name: str) -> None:
-    _, _, _, found = measured(name)
-    for candidate in found.groups:
-        costs, lost = stored_and_lost(candidate)
-        d_in, outputs = candidate.members[0].d_in, sum(p.d_out for p in candidate.members)
-        ranks = range(1, len(candidate.losses))
-        assert costs.tolist() == [stored_parameters(d_in, outputs, rank, "pivoted") for rank in ranks]
-        assert lost.tolist() == candidate.losses[1:].tolist()
-
-
-def test_separate_losses_are_those_of_the_best_split_of_a_cost() -> None:
-    """Never above any split into ranks, and exact at the ends."""
-    _, _, _, found = measured("llama")
-    private = {c.members[0].name: c for c in found.groups if len(c.members) == 1}
-    pieces = [private[f"model.layers.{i}.mlp.up_proj"] for i in (0, 1)]
-    (x, y), (u, w) = (stored_and_lost(piece) for piece in pieces)
-    costs, lost = np.array([(x[i] + u[j], y[i] + w[j]) for i in range(len(x)) for j in range(len(u))]).T
-    assert (separate_losses(pieces, costs) <= lost + 1e-12).all()
-    least = x[0] + u[0]
-    assert separate_losses(pieces, np.array([least]))[0] == pytest.approx(y[0] + w[0])
-    assert separate_losses(pieces, np.array([least - 1.0]))[0] == np.inf
-    assert separate_losses(pieces, np.array([1e9]))[0] == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("cost", [Parameters(), Bytes(), Multiplications()])
+def test_groups_are_priced_in_the_currency_of_the_target(cost: Any) -> None:
+    model, decoder, weighting = prepared("llama")
+    for group in find_groups(Search(model, decoder, weighting, cost, Planning(across_depth=False))):
+        assert len(group.costs) == len(group.options) == len(group.losses) - 1
+        assert group.dense == cost.dense(group.scope)
+        for rank in {1, 2, len(group.costs) // 2, len(group.costs)} - {0}:
+            option = group.options[rank - 1]
+            assert option.rank == rank
+            assert group.costs[rank - 1] == cost.of(group.scope, option)
