@@ -18,7 +18,7 @@ _MOST_EXTRAPOLATION = 3.0
 def costs_of(target: Target, model: Any) -> list[Cost]:
     """Return the currencies that a target limits; parameters if it limits none, or only the loss.
 
-    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, where
+    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, if
     these are limited, since a shared basis saves them before it saves multiplications.
     """
     itemsize = model.dtype.itemsize
