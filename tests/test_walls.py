@@ -101,6 +101,11 @@ def test_loading_a_compressed_folder_imports_only_what_it_needs() -> None:
     assert set(ast.literal_eval(own)) == {"runtime"}
 
 
+def test_reading_plans_and_results_imports_no_torch() -> None:
+    modules = "basis_sharing.plans.plan, basis_sharing.results.compression"
+    assert run(f"import sys, {modules}; print({{'torch', 'transformers'}} & set(sys.modules))") == "set()"
+
+
 def test_preparing_text_imports_no_template_engine() -> None:
     modules = "{'matplotlib', 'jinja2', 'typer'} & set(sys.modules) - before"
     before = "import sys, transformers.modeling_utils; before = set(sys.modules)"

@@ -2,11 +2,8 @@
 
 from typing import Any
 
-import torch
-
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.runtime.format_basis_sharing import Stored
 
 
@@ -27,9 +24,15 @@ class Bytes(Cost):
 
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the bytes of the model outside the weights of the compressible projections."""
+        from basis_sharing.models.sizes import memory_bytes  # torch, which reading a plan does not need
+
         return memory_bytes(model) - self.dense(decoder.projections)
 
 
 def size_of(tensor: Stored, itemsize: int) -> Any:
     """Return the bytes of a tensor, in a model whose numbers take ``itemsize`` bytes."""
-    return numbers(tensor) * (itemsize if tensor.dtype == "model" else getattr(torch, tensor.dtype).itemsize)
+    if tensor.dtype == "model":
+        return numbers(tensor) * itemsize
+    import torch
+
+    return numbers(tensor) * getattr(torch, tensor.dtype).itemsize

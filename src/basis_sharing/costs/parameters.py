@@ -4,7 +4,6 @@ from typing import Any
 
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.sizes import parameter_count
 
 
 @register
@@ -24,4 +23,6 @@ class Parameters(Cost):
 
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the parameters of the model outside the weights of the compressible projections."""
+        from basis_sharing.models.sizes import parameter_count  # torch, which reading a plan does not need
+
         return parameter_count(model) - self.dense(decoder.projections)
