@@ -34,7 +34,7 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/faithful.py
 	$(BIN)/python benchmarks/speed.py --windows 8 --evaluation-windows 2
 	$(BIN)/python benchmarks/ablation.py --evaluation-windows 8
-	$(BIN)/python benchmarks/propagation.py --evaluation-windows 8
+	$(BIN)/python benchmarks/repair.py --evaluation-windows 8
 	$(BIN)/python benchmarks/planning_cost.py --windows 4
 	$(BIN)/python benchmarks/second_pass.py --ratios 0.4 --windows 16
 	$(BIN)/python benchmarks/adoption.py

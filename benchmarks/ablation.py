@@ -13,7 +13,8 @@ import argparse
 import copy
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,102 +23,102 @@ from typing import Any
 import numpy as np
 import torch
 
-from basis_sharing.calibration.collect import Calibration, calibrated
-from basis_sharing.calibration.windows import EvaluationText, calibration_windows
+from basis_sharing.calibration.text import CalibrationText
+from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.cli.console import progress_bars
-from basis_sharing.evaluation.perplexity import measure, prepare_text
-from basis_sharing.linalg.truncation import Truncation, losses
-from basis_sharing.models.decoder import describe
-from basis_sharing.models.families import needs_bos
-from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, resolve
-from basis_sharing.planning.from_recipe import fixed_plan, planner_for
+from basis_sharing.costs.parameters import Parameters
+from basis_sharing.evaluation.perplexity import measure
+from basis_sharing.linalg.truncation import losses
 from basis_sharing.planning.planner import Planner
-from basis_sharing.plans.plan import Plan
-from basis_sharing.recipe.presets import PRESETS, Weighting
-from basis_sharing.recipe.recipe import Form, Recipe
-from basis_sharing.run.machine import Machine
+from basis_sharing.planning.published import published_plan
+from basis_sharing.planning.stage import known_curves, planner_for
+from basis_sharing.plans.plan import Plan, spans_blocks
+from basis_sharing.recipe.model import DtypeName
+from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.progress import ProgressCallback
-from basis_sharing.run.run import Subject
-from basis_sharing.run.work import WorkFolder
-from basis_sharing.runtime.surgery import install_factors, projection_parameters
-from basis_sharing.treatments.factors.solve import factorize
-from basis_sharing.treatments.factors.uniform import uniform_plan
-from basis_sharing.weightings.weighting import Weigher
-from common import DATA, MODELS, ROOT, TEST_TEXT, machine, need_data, read, save
+from basis_sharing.run.run import Run
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.surgery import projection_parameters
+from basis_sharing.treatments.base import install
+from basis_sharing.treatments.execute import execute
+from basis_sharing.treatments.factors.treatment import FactorsTreatment
+from basis_sharing.weightings.base import WEIGHTINGS, Weighting
+from basis_sharing.weightings.fisher import Fisher
+from basis_sharing.weightings.stage import Collect
+from common import MODELS, ROOT, TEST_TEXT, VALID_TEXT, calibration_on, evaluation_on, machine, read, real_model, save
 
 RATIOS = ("0.1", "0.2", "0.3", "0.4", "0.5")
 SHARING_RATIOS = ("0.2", "0.3", "0.4", "0.5", "0.6", "0.7")
 FISHER_WINDOWS = 8
-VARIANTS = (
-    "auto",
-    "auto without sharing across layers",
-    "auto without joint roles",
-    "auto without any sharing",
-    "auto without allocation",
-    "auto without pivoting",
-    "auto without gradients",
-    "svd-llm",
-    "basis-sharing",
-    "asvd",
-    "fwsvd",
-    "svd",
-)
+UNIFORM = "auto without allocation"
+VARIANTS = {
+    "auto": Planning(),
+    "auto without sharing across layers": Planning(across_depth=False),
+    "auto without joint roles": Planning(across_roles=False),
+    "auto without any sharing": Planning(across_depth=False, across_roles=False),
+    UNIFORM: Planning(),
+    "auto without pivoting": Planning(form="plain"),
+    "auto without gradients": Planning(gradients=False),
+    **{method: Planning(method=method) for method in ("svd-llm", "basis-sharing", "asvd", "fwsvd", "svd")},
+}
 
 
 @dataclass
 class Bench:
     """The model, its statistics, and what has been computed from them so far."""
 
-    subject: Subject
-    calibration: Calibration
-    short_calibration: Calibration
+    run: Run
+    calibration: CalibrationText
+    short_calibration: CalibrationText
     text: EvaluationText
     algebra: torch.device
-    progress: ProgressCallback
-    planners: dict[bool, Planner] = field(default_factory=dict)
-    weighers: dict[Weighting, Weigher] = field(default_factory=dict)
-    decompositions: dict[tuple[str, ...], Truncation] = field(default_factory=dict)
-    decomposed_for: Weighting | None = None
+    planners: dict[str, Planner] = field(default_factory=dict)
+    collected: dict[str, Collect] = field(default_factory=dict)
+    treatment: FactorsTreatment = field(default_factory=FactorsTreatment)
+    treated_for: Weighting | None = None
 
-    @property
-    def model(self) -> Any:
-        """The original."""
-        return self.subject.model
-
-    @property
-    def decoder(self) -> Decoder:
-        """Its decoder."""
-        return self.subject.decoder
-
-    def weigher(self, weighting: Weighting) -> Weigher:
-        """Return the weigher of a weighting, measured when it is first asked for and kept in the work folder."""
-        if weighting not in self.weighers:
+    def collect(self, variant: str) -> Collect:
+        """Return the statistics of a row's weighting, measured when asked for first, and kept in the work folder."""
+        name = VARIANTS[variant].weighting
+        if name not in self.collected:
             # Gradients of all weights take their time.
-            calibration = self.short_calibration if weighting == Weighting.FISHER else self.calibration
-            with calibrated(weighting, self.subject, calibration, self.progress) as weigher:
-                self.weighers[weighting] = replace(weigher, device=self.algebra)
-        return self.weighers[weighting]
+            text = self.short_calibration if name == Fisher.name else self.calibration
+            collect = Collect(WEIGHTINGS[name], text)
+            collect.run(self.run)
+            collect.weighting.device = self.algebra
+            self.collected[name] = collect
+        return self.collected[name]
 
-    def planner(self, *, gradients: bool = True, roles: bool = True, depth: bool = True, form: Form) -> Planner:
-        """Return a planner with these ingredients."""
-        if gradients not in self.planners:
-            weigher = self.weigher(Weighting.LOSS if gradients else Weighting.SENSITIVITY)
-            recipe = Recipe.create(ratio=0.5, gradients=gradients)
-            self.planners[gradients] = planner_for(recipe, self.subject, weigher, self.calibration, self.progress)
-        planner = self.planners[gradients]
-        candidates = planner.candidates.restricted(across_roles=roles, across_depth=depth)
-        return replace(planner, candidates=candidates, form=form)
+    def plan(self, variant: str, ratio: Fraction) -> Plan:
+        """Return the plan of a row."""
+        planning = VARIANTS[variant]
+        if not planning.preset.planned:
+            return published_plan(planning, ratio, self.run.decoder)
+        collect = self.collect(variant)
+        if variant == UNIFORM:
+            return self._with_losses(published_plan(planning, ratio, self.run.decoder), collect.weighting)
+        if variant not in self.planners:
+            with known_curves(self.run, collect.weighting, self.calibration) as curves:
+                self.planners[variant] = planner_for(planning, Parameters(), self.run, collect, curves)
+        return self.planners[variant].at_ratio(float(ratio))
 
-    def compressed(self, plan: Plan, weigher: Weigher) -> Any:
+    def _with_losses(self, plan: Plan, weighting: Weighting) -> Plan:
+        """Return a plan with what its groups should lose."""
+        entries = []
+        for entry in plan.entries:
+            assert isinstance(entry, Factors)
+            problem = weighting.problem(self.run.model, [self.run.decoder.by_name[name] for name in entry.members])
+            entries.append(replace(entry, loss=losses(problem)[entry.rank].item()))
+        return plan.model_copy(update={"entries": tuple(entries)})
+
+    def compressed(self, plan: Plan, weighting: Weighting) -> Any:
         """Return the model that a plan makes; rows with one weighting share their decompositions."""
-        if self.decomposed_for != weigher.weighting:
-            self.decompositions, self.decomposed_for = {}, weigher.weighting
-        model = copy.deepcopy(self.model)
-        for outcome in factorize(
-            self.model, self.decoder, plan, weigher, remembered=self.decompositions, progress=self.progress
-        ):
-            install_factors(model, outcome.factors)
+        if self.treated_for is not weighting:
+            self.treatment, self.treated_for = FactorsTreatment(remembered={}), weighting
+        run, treatments = self.run, {Factors.kind: self.treatment}
+        model = copy.deepcopy(run.model)
+        for outcome in execute(run.model, run.decoder, plan, weighting, treatments=treatments, progress=run.progress):
+            install(model, outcome)
         return model
 
     def window_nats(self, model: Any, known: Sequence[float] = ()) -> list[float]:
@@ -125,89 +126,50 @@ class Bench:
         left = replace(self.text, input_ids=self.text.input_ids[len(known) :])
         if not len(left.input_ids):
             return list(known)
-        device = self.subject.machine.device
-        return [*known, *measure(model, left, device=device, progress=self.progress).window_nats]
-
-    def plan(self, variant: str, ratio: Fraction) -> tuple[Plan, Weigher]:
-        """Return the plan of a row and the weigher that executes it."""
-        loss = Weighting.LOSS
-        if variant in PRESETS and variant != "auto":
-            weigher = self.weigher(PRESETS[variant].weighting)
-            return fixed_plan(Recipe.create(ratio=float(ratio), method=variant), self.decoder), weigher
-        if variant == "auto without gradients":
-            planner = self.planner(gradients=False, form="pivoted")
-            return planner.at_ratio(float(ratio)), self.weigher(Weighting.SENSITIVITY)
-        if variant == "auto without allocation":
-            return self._uniform(ratio), self.weigher(loss)
-        planner = self.planner(
-            roles=variant not in ("auto without joint roles", "auto without any sharing"),
-            depth=variant not in ("auto without sharing across layers", "auto without any sharing"),
-            form="plain" if variant == "auto without pivoting" else "pivoted",
-        )
-        return planner.at_ratio(float(ratio)), self.weigher(loss)
-
-    def _uniform(self, ratio: Fraction) -> Plan:
-        """Return private factors with the same rank for every projection of a shape, and what they should lose."""
-        plan = uniform_plan(self.decoder, method="auto", ratio=ratio, group_size=1, shared_roles=(), form="pivoted")
-        known = {p.name: p for p in self.decoder.projections}
-        weigher = self.weigher(Weighting.LOSS)
-        groups = []
-        for group in plan.groups:
-            problem = weigher.problem(self.model, [known[name] for name in group.members])
-            groups.append(group.model_copy(update={"loss": losses(problem)[group.rank].item()}))
-        return plan.model_copy(update={"groups": tuple(groups)})
+        device, progress = self.run.machine.device, self.run.progress
+        return [*known, *measure(model, left, device=device, progress=progress).window_nats]
 
 
+@contextmanager
 def bench_for(
     name: str,
     windows: int,
     evaluation_windows: int | None,
     *,
     work: Path,
+    dtype: DtypeName = "float32",
     device: str = "cpu",
     algebra: str | None = None,
     progress: ProgressCallback,
-) -> Bench:
-    """Load a model of ``MODELS`` and both texts."""
-    source = resolve(MODELS[name]())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-
-    def calibration(count: int) -> Calibration:
-        text = calibration_windows(
-            f"{DATA}/wikitext2/wiki.valid.raw",
-            tokenizer=tokenizer,
-            windows=count,
-            length=2048,
-            seed=2023,
-            vocab_size=model.config.get_text_config().vocab_size,
-            bos=needs_bos(model.config.model_type),
-            progress=progress,
+) -> Iterator[Bench]:
+    """Open a model of ``MODELS``, and load both texts; ``dtype`` is that of the calibration pass."""
+    with real_model(name, work=work, device=device, progress=progress) as run:
+        long, short = (calibration_on(run, VALID_TEXT, n, dtype) for n in (windows, min(windows, FISHER_WINDOWS)))
+        yield Bench(
+            run, long, short, evaluation_on(run, TEST_TEXT, evaluation_windows), torch.device(algebra or device)
         )
-        return Calibration(text, torch.float32)
 
-    prepared = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    decoder, known = describe(model), fingerprint(source)
-    kept, place = WorkFolder(work, known, "float32"), Machine(torch.device(device))
-    subject = Subject(source, model, tokenizer, known, whole=decoder, decoder=decoder, work=kept, machine=place)
-    short = calibration(min(windows, FISHER_WINDOWS))
-    return Bench(subject, calibration(windows), short, prepared, torch.device(algebra or device), progress)
+
+def expected_loss(plan: Plan) -> float:
+    """Return what the entries of a plan are expected to lose."""
+    return sum(entry.loss or 0.0 for entry in plan.entries)
 
 
 def run_row(bench: Bench, variant: str, ratio: str, known: Sequence[float]) -> tuple[dict[str, Any], list[float]]:
     """Compress, and return what was found and the nats per token of every window, of which the first are known."""
     start = time.monotonic()
-    plan, weigher = bench.plan(variant, Fraction(ratio))
+    plan, weighting = bench.plan(variant, Fraction(ratio)), bench.collect(variant).weighting
     planned = time.monotonic()
-    model = bench.compressed(plan, weigher)
+    model = bench.compressed(plan, weighting)
     factorized = time.monotonic()
     window_nats = bench.window_nats(model, known)
     row = {
         "method": variant,
         "ratio": float(ratio),
-        "parameters": projection_parameters(model, [p.name for p in bench.decoder.projections]),
-        "multiplications": plan.multiplications(bench.decoder),
-        "shared_groups": sum(len(group.members) > 1 for group in plan.groups),
-        "expected_loss": sum(group.loss or 0.0 for group in plan.groups) if variant.startswith("auto") else None,
+        "parameters": projection_parameters(model, [p.name for p in bench.run.decoder.projections]),
+        "multiplications": plan.multiplications(bench.run.decoder),
+        "shared_groups": sum(len(entry.members) > 1 for entry in plan.entries),
+        "expected_loss": expected_loss(plan) if variant.startswith("auto") else None,
         "seconds": {
             "plan": planned - start,
             "factorize": factorized - planned,
@@ -272,18 +234,17 @@ def sharing_gains(bench: Bench) -> list[dict[str, Any]]:
     found = []
     for ratio in SHARING_RATIOS:
         plans = {
-            variant: bench.plan(variant, Fraction(ratio))[0]
+            variant: bench.plan(variant, Fraction(ratio))
             for variant in ("auto", "auto without sharing across layers", "auto without any sharing")
         }
-        block = {p.name: p.block for p in bench.decoder.projections}
-        role = {p.name: p.role for p in bench.decoder.projections}
+        decoder = bench.run.decoder
         across = Counter(
-            role[name]
-            for group in plans["auto"].groups
-            if len({block[name] for name in group.members}) > 1
-            for name in group.members
+            decoder.by_name[name].role
+            for entry in plans["auto"].entries
+            if spans_blocks(entry, decoder)
+            for name in entry.members
         )
-        expected = {variant: sum(group.loss or 0.0 for group in plan.groups) for variant, plan in plans.items()}
+        expected = {variant: expected_loss(plan) for variant, plan in plans.items()}
         found.append({"ratio": float(ratio), "expected_loss": expected, "projections_shared_across_layers": across})
     return found
 
@@ -319,6 +280,39 @@ def draw(name: str, rows: Sequence[dict[str, Any]]) -> None:
     figure.savefig(images / f"ablation-{name}.png", dpi=150)
 
 
+def measured(bench: Bench, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[float]]:
+    """Measure the rows that are not known yet; return all rows, and the dense model's nats per token."""
+    name = f"ablation-{options.model}"
+    text = bench.calibration
+    setting: dict[str, Any] = {"windows": len(text.input_ids), "calibration": text.windows.fingerprint}
+    earlier = read(name)
+    if {key: earlier.get(key) for key in setting} != setting:
+        earlier = {}
+    setting |= {"sharing": earlier["sharing"]} if "sharing" in earlier else {}
+    dense = bench.window_nats(bench.run.model, earlier.get("dense_window_nats", ()))
+    rows = {(row["method"], row["ratio"]): row for row in earlier.get("rows", [])}
+    keep(name, setting, rows.values(), dense)
+    # One weighting after the other, so that its decompositions serve all ratios.
+    chosen = [variant for variant in VARIANTS if variant in options.rows.split(",")]
+    for variant, ratio in [(variant, ratio) for variant in chosen for ratio in options.ratios.split(",")]:
+        known = rows.get((variant, float(ratio)), {}).get("window_nats", ())
+        if len(known) >= len(bench.text.input_ids):
+            continue
+        rows[variant, float(ratio)] = row = against_dense(*run_row(bench, variant, ratio, known), dense)
+        print({key: value for key, value in row.items() if key != "window_nats"}, flush=True)
+        keep(name, setting, rows.values(), dense)
+    keep(name, {**setting, "sharing": sharing_gains(bench)}, rows.values(), dense)
+    return list(rows.values()), dense
+
+
+def keep(name: str, setting: dict[str, Any], rows: Iterable[dict[str, Any]], dense: Sequence[float]) -> None:
+    """Write what is known so far."""
+    order = list(VARIANTS)
+    listed = sorted(rows, key=lambda r: (r["ratio"], order.index(r["method"])))
+    prediction = prediction_quality(listed, dense)
+    save(name, {"machine": machine(), **setting, "prediction": prediction, "dense_window_nats": dense, "rows": listed})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="smollm2")
@@ -330,48 +324,12 @@ def main() -> None:
     parser.add_argument("--ratios", default=",".join(RATIOS))
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
-    need_data()
-    name = f"ablation-{options.model}"
-    with progress_bars() as progress:
-        bench = bench_for(
-            options.model,
-            options.windows,
-            options.evaluation_windows,
-            work=options.work,
-            device=options.device,
-            algebra=options.algebra,
-            progress=progress,
-        )
-        setting = {
-            "windows": len(bench.calibration.windows.input_ids),
-            "calibration": bench.calibration.windows.fingerprint,
-        }
-        earlier = read(name)
-        if {key: earlier.get(key) for key in setting} != setting:
-            earlier = {}
-        setting |= {"sharing": earlier["sharing"]} if "sharing" in earlier else {}
-        dense = bench.window_nats(bench.model, earlier.get("dense_window_nats", ()))
-        rows = {(row["method"], row["ratio"]): row for row in earlier.get("rows", [])}
-        keep(name, setting, rows.values(), dense)
-        # One weighting after the other, so that its decompositions serve all ratios.
-        chosen = [variant for variant in VARIANTS if variant in options.rows.split(",")]
-        for variant, ratio in [(variant, ratio) for variant in chosen for ratio in options.ratios.split(",")]:
-            known = rows.get((variant, float(ratio)), {}).get("window_nats", ())
-            if len(known) >= len(bench.text.input_ids):
-                continue
-            rows[variant, float(ratio)] = row = against_dense(*run_row(bench, variant, ratio, known), dense)
-            print({key: value for key, value in row.items() if key != "window_nats"}, flush=True)
-            keep(name, setting, rows.values(), dense)
-        keep(name, {**setting, "sharing": sharing_gains(bench)}, rows.values(), dense)
-    draw(options.model, list(rows.values()))
-    print(prediction_quality(list(rows.values()), dense))
-
-
-def keep(name: str, setting: dict[str, Any], rows: Iterable[dict[str, Any]], dense: Sequence[float]) -> None:
-    """Write what is known so far."""
-    listed = sorted(rows, key=lambda r: (r["ratio"], VARIANTS.index(r["method"])))
-    prediction = prediction_quality(listed, dense)
-    save(name, {"machine": machine(), **setting, "prediction": prediction, "dense_window_nats": dense, "rows": listed})
+    place = {"work": options.work, "device": options.device, "algebra": options.algebra}
+    windows = (options.windows, options.evaluation_windows)
+    with progress_bars() as progress, bench_for(options.model, *windows, **place, progress=progress) as bench:
+        rows, dense = measured(bench, options)
+    draw(options.model, rows)
+    print(prediction_quality(rows, dense))
 
 
 if __name__ == "__main__":

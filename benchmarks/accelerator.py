@@ -8,8 +8,6 @@ the same energy. Speeds are ``bench``'s, multiples of the dense model's in turns
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,12 +16,11 @@ from typing import Any
 
 import torch
 
-from basis_sharing import compress
+from basis_sharing import bench, compress
 from basis_sharing.linalg.truncation import Weighted, truncate
 from basis_sharing.linalg.whitening import cholesky_whitening
 from basis_sharing.run.progress import Progress
-from basis_sharing.verbs.bench import bench
-from common import ROOT, machine, save
+from common import VALID_TEXT, machine, random_llama, save
 
 RATIOS = (0.2, 0.5)
 SHAPE = {
@@ -31,22 +28,7 @@ SHAPE = {
     "intermediate_size": 11008,
     "num_attention_heads": 32,
     "vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
 }
-
-
-def make_model(folder: Path, layers: int) -> None:
-    """Write a random LLaMA in bf16, in a process of its own; it is made on the card."""
-    code = (
-        "import json, sys, torch\nsys.path.insert(0, sys.argv[1])\n"
-        "from pico import pico_tokenizer\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
-        "torch.manual_seed(0)\ntorch.set_default_dtype(torch.bfloat16)\n"
-        "with torch.device('cuda'):\n    model = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[3])))\n"
-        "model.save_pretrained(sys.argv[2], max_shard_size='2GB')\npico_tokenizer().save_pretrained(sys.argv[2])\n"
-    )
-    config = json.dumps({**SHAPE, "num_hidden_layers": layers})
-    subprocess.run([sys.executable, "-c", code, str(ROOT / "tests"), str(folder), config], check=True)
 
 
 class Stages:
@@ -89,10 +71,10 @@ def compressed(source: Path, output: Path, ratio: float, windows: int, work: Pat
         work=work,
         windows=windows,
         length=2048,
-        calibration=str(ROOT.parent / "shared" / "data" / "wikitext2" / "wiki.valid.raw"),
+        calibration=VALID_TEXT,
         progress=stages,
     )
-    return {**stages.total(), "ratio": result.ratio_reached, "groups": len(result.groups)}
+    return {**stages.total(), "ratio": result.ratio_reached, "groups": len(result.entries)}
 
 
 def synchronized(action: Any, repeats: int = 3) -> tuple[float, Any]:
@@ -188,7 +170,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
-        make_model(room / "dense", options.layers)
+        random_llama(room / "dense", {**SHAPE, "num_hidden_layers": options.layers}, dtype="bfloat16", device="cuda")
         for ratio in RATIOS:
             told = compressed(room / "dense", room / f"{ratio}", ratio, options.windows, room / "work")
             result["compress"][str(ratio)] = told

@@ -8,26 +8,17 @@ two cores.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
-from common import DATA, ROOT, TEST_TEXT, machine, need_data, save, smollm2
+from common import DATA, ROOT, TEST_TEXT, VALID_TEXT, machine, need_data, save, smollm2, verb
 
 METHODS = ("basis-sharing", "auto")
 RATIOS = ("0.2", "0.4")
 BENCHES = 3
-
-
-def verb(result: Path, *arguments: object) -> None:
-    """Run a verb of the program whose result is not there yet."""
-    if not result.exists():
-        print("basis-sharing", *arguments, flush=True)
-        subprocess.run([sys.executable, "-m", "basis_sharing", *map(str, arguments)], check=True)
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -76,38 +67,26 @@ def main() -> None:
     options = parser.parse_args()
     need_data()
     model, output = smollm2(), options.output
-    output.mkdir(parents=True, exist_ok=True)
-    folders = [output / f"{method}-{ratio.removeprefix('0.')}0" for ratio in RATIOS for method in METHODS]
     choices = [(method, ratio) for ratio in RATIOS for method in METHODS]
+    folders = [output / f"{method}-{ratio.removeprefix('0.')}0" for method, ratio in choices]
     for folder, (method, ratio) in zip(folders, choices, strict=True):
         # Both without a refit: the paper's makes 40 % worse on this model (benchmarks/faithful.py).
-        calibration = ("--calibration", f"{DATA}/wikitext2/wiki.valid.raw", "--windows", options.windows)
-        dtypes = ("--dtype", "float32", "--calibration-dtype", "float32")
         target = ("--ratio", ratio, "--method", method, "--refit", "never")
-        verb(folder, "compress", model, "-o", folder, *target, *calibration, *dtypes, "--work", options.work)
+        calibration = ("--calibration", VALID_TEXT, "--windows", options.windows)
+        dtypes = ("--dtype", "float32", "--calibration-dtype", "float32")
+        verb(folder, "compress", model, *target, *calibration, *dtypes, "--work", options.work)
     for folder in folders:
-        file = folder.with_suffix(".compare.json")
+        text = ("--text", TEST_TEXT, "--evaluation-windows", options.evaluation_windows, "--dtype", "float32")
         tasks = ("--tasks", "paper", "--task-data", DATA / "zeroshot", "--limit", options.limit)
-        text = ("--text", TEST_TEXT, "--windows", options.evaluation_windows, "--dtype", "float32")
-        verb(file, "compare", model, folder, *text, *tasks, "-o", file)
+        verb(folder.with_suffix(".compare.json"), "compare", model, folder, *text, *tasks)
     benches = [output / f"bench-{number + 1}.json" for number in range(BENCHES)]
     for file in benches:
         amount = ("--prompt-tokens", 256, "--new-tokens", 16, "--repeats", 3, "--threads", options.threads)
         memory = () if file == benches[0] else ("--no-memory",)
-        verb(file, "bench", model, *folders, "--dtype", "float32", *amount, *memory, "-o", file)
+        verb(file, "bench", model, *folders, "--dtype", "float32", *amount, *memory)
     for folder in folders:
-        page = folder.with_suffix(".html")
-        verb(
-            page,
-            "report",
-            folder,
-            "-o",
-            page,
-            "--results",
-            folder.with_suffix(".compare.json"),
-            "--results",
-            benches[0],
-        )
+        results = ("--results", folder.with_suffix(".compare.json"), "--results", benches[0])
+        verb(folder.with_suffix(".html"), "report", folder, *results)
     setting = {"windows": options.windows, "examples_per_task": options.limit, "threads": options.threads}
     save("adoption-smollm2", {"machine": machine(), **setting, "models": list(map(told, folders)), **speeds(benches)})
 

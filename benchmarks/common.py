@@ -8,24 +8,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from basis_sharing.calibration.windows import EvaluationText, calibration_windows
+from basis_sharing.calibration.text import CalibrationText, calibration_text
+from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.evaluation.perplexity import prepare_text
-from basis_sharing.models.decoder import describe
-from basis_sharing.models.family import Decoder
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
+from basis_sharing.models.source import resolve
+from basis_sharing.recipe.calibration import Calibration
+from basis_sharing.recipe.model import DtypeName, ModelSettings
+from basis_sharing.run.machine import Machine
+from basis_sharing.run.progress import ProgressCallback, silent
+from basis_sharing.run.run import Run, opened
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 CALIBRATION = f"{DATA}/wikitext2/smollm2_calibration_windows.npz"
+VALID_TEXT = f"{DATA}/wikitext2/wiki.valid.raw"
 TEST_TEXT = f"wikitext2:{DATA}/wikitext2/wiki.test.raw"
 
 
@@ -67,26 +72,50 @@ def cost(*arguments: object) -> dict[str, float]:
     return {"seconds": time.monotonic() - start, "peak_mib": usage.ru_maxrss / 1024}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The real model in fp32, the given calibration windows and the test text."""
+def verb(output: Path, *arguments: object) -> dict[str, float] | None:
+    """Run a verb of the program whose output is not there yet; return what it cost."""
+    if output.exists():
+        return None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    print("basis-sharing", *arguments, "-o", output, flush=True)
+    return cost(*arguments, "-o", output)
 
-    model: Any
-    decoder: Decoder
-    input_ids: torch.Tensor
-    text: EvaluationText
 
-
-def load_setting(windows: int, evaluation_windows: int) -> Setting:
-    """Load the model and the first windows of the calibration and of the test text."""
-    need_data()
-    source = resolve(smollm2())
-    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-    calibration = calibration_windows(
-        CALIBRATION, tokenizer=tokenizer, windows=windows, length=2048, seed=0, vocab_size=model.config.vocab_size
+def random_llama(folder: Path, config: dict[str, Any], *, dtype: str = "float32", device: str = "cpu") -> None:
+    """Write a LLaMA with random weights, made on a device in a process of its own."""
+    code = (
+        "import json, sys, torch\nsys.path.insert(0, sys.argv[1])\n"
+        "from pico import pico_tokenizer\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "torch.manual_seed(0)\ntorch.set_default_dtype(getattr(torch, sys.argv[4]))\n"
+        "with torch.device(sys.argv[5]):\n    model = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[3])))\n"
+        "model.save_pretrained(sys.argv[2], max_shard_size='1GB')\npico_tokenizer().save_pretrained(sys.argv[2])\n"
     )
-    text = prepare_text(model, tokenizer, TEST_TEXT, windows=evaluation_windows, length=2048)
-    return Setting(model, describe(model), calibration.input_ids, text)
+    config = {**config, "max_position_embeddings": 2048, "tie_word_embeddings": False}
+    arguments = [str(ROOT / "tests"), str(folder), json.dumps(config), dtype, device]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+
+
+@contextmanager
+def real_model(
+    name: str = "smollm2", *, work: Path | None = None, device: str = "cpu", progress: ProgressCallback = silent
+) -> Iterator[Run]:
+    """Open a model of ``MODELS`` in fp32, as the program does it."""
+    need_data()
+    source, machine = resolve(MODELS[name]()), Machine(torch.device(device))
+    settings = ModelSettings(dtype="float32")
+    with opened(settings, None, source=source, work=work, machine=machine, progress=progress) as run:
+        yield run
+
+
+def calibration_on(run: Run, text: str, windows: int, dtype: DtypeName = "float32") -> CalibrationText:
+    """Return windows of 2048 tokens to calibrate on."""
+    settings = Calibration(calibration=text, windows=windows, length=2048, calibration_dtype=dtype)
+    return calibration_text(settings, run)
+
+
+def evaluation_on(run: Run, text: str, windows: int | None) -> EvaluationText:
+    """Return windows of 2048 tokens to measure perplexity on."""
+    return prepare_text(run.model, run.tokenizer, text, windows=windows, length=2048)
 
 
 def need_data() -> None:

@@ -15,7 +15,7 @@ from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.models.decoder import weight
 from basis_sharing.plans.plan import dense_parameters
-from common import load_setting, machine, save
+from common import TEST_TEXT, evaluation_on, machine, real_model, save
 
 
 def rounded(W: Tensor) -> Tensor:
@@ -29,14 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--evaluation-windows", type=int, default=8)
     windows = parser.parse_args().evaluation_windows
-    setting = load_setting(1, windows)
-    with progress_bars() as progress:
-        dense = measure(setting.model, setting.text, progress=progress)
-        for projection in setting.decoder.projections:
-            W = weight(setting.model, projection)
+    with progress_bars() as progress, real_model(progress=progress) as run:
+        text = evaluation_on(run, TEST_TEXT, windows)
+        dense = measure(run.model, text, progress=progress)
+        for projection in run.decoder.projections:
+            W = weight(run.model, projection)
             W.copy_(rounded(W))
-        found = measure(setting.model, setting.text, progress=progress)
-    parameters, outputs = dense_parameters(setting.decoder), sum(p.d_out for p in setting.decoder.projections)
+        found = measure(run.model, text, progress=progress)
+    parameters, outputs = dense_parameters(run.decoder), sum(p.d_out for p in run.decoder.projections)
     result = {
         "machine": machine(),
         "windows": windows,

@@ -7,27 +7,14 @@ one.
 """
 
 import argparse
-import copy
+import tempfile
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-import torch
-from rich.progress import track
-
-from basis_sharing.calibration.forward import sweep
-from basis_sharing.calibration.moments import MomentStore, Statistics
-from basis_sharing.evaluation.perplexity import measure
-from basis_sharing.models.decoder import weight
-from basis_sharing.models.families import family_of
-from basis_sharing.models.family import Decoder
-from basis_sharing.recipe.presets import Weighting
-from basis_sharing.recipe.recipe import Form
-from basis_sharing.runtime.surgery import install_factors, projection_parameters
-from basis_sharing.treatments.factors.solve import factorize, refit
-from basis_sharing.treatments.factors.uniform import uniform_plan
-from basis_sharing.weightings.weighting import Weigher
-from common import load_setting, machine, read, save
+from basis_sharing import compress, evaluate, load
+from basis_sharing.cli.console import progress_bars
+from basis_sharing.recipe.recipe import RecipeKeywords
+from common import CALIBRATION, TEST_TEXT, machine, need_data, read, save, smollm2
 
 
 @dataclass(frozen=True)
@@ -35,37 +22,24 @@ class Row:
     """One setting, and what the authors' code gives for it where that is known."""
 
     name: str
-    ratio: Fraction
-    group_size: int
-    table: str = "llama"
-    refit: bool = False
-    form: Form = "plain"
-    dtype: torch.dtype = torch.float32
+    settings: RecipeKeywords
     parameters: int | None = None
     perplexity: float | None = None
 
 
-FIFTH, TWO_FIFTHS = Fraction(1, 5), Fraction(2, 5)
+BASIS_SHARING, SVD_LLM = RecipeKeywords(method="basis-sharing"), RecipeKeywords(method="svd-llm")
+IN_BF16 = RecipeKeywords(ratio=0.2, calibration_dtype="bfloat16")
 ROWS = (
-    Row("basis-sharing, 20 %", FIFTH, 2, parameters=84_893_760, perplexity=72.730),
-    Row("svd-llm, 20 %", FIFTH, 1, parameters=84_873_600, perplexity=65.915),
-    Row("basis-sharing, Mistral share table, 20 %", FIFTH, 2, table="mistral"),
-    Row("basis-sharing without refit, 40 %", TWO_FIFTHS, 2),
-    Row("svd-llm, 40 %", TWO_FIFTHS, 1),
-    Row("basis-sharing, 40 %", TWO_FIFTHS, 2, refit=True),
-    Row("basis-sharing, 20 %, calibrated in bf16", FIFTH, 2, dtype=torch.bfloat16),
-    Row("basis-sharing, 20 %, calibrated in bf16, pivoted", FIFTH, 2, dtype=torch.bfloat16, form="pivoted"),
-    Row("svd-llm, 20 %, calibrated in bf16, pivoted", FIFTH, 1, dtype=torch.bfloat16, form="pivoted"),
+    Row("basis-sharing, 20 %", {**BASIS_SHARING, "ratio": 0.2}, 84_893_760, 72.730),
+    Row("svd-llm, 20 %", {**SVD_LLM, "ratio": 0.2}, 84_873_600, 65.915),
+    Row("basis-sharing, Mistral share table, 20 %", {**BASIS_SHARING, "ratio": 0.2, "share": ("mistral",)}),
+    Row("basis-sharing without refit, 40 %", {**BASIS_SHARING, "ratio": 0.4, "refit": "never"}),
+    Row("svd-llm, 40 %", {**SVD_LLM, "ratio": 0.4}),
+    Row("basis-sharing, 40 %", {**BASIS_SHARING, "ratio": 0.4, "refit": "always"}),
+    Row("basis-sharing, 20 %, calibrated in bf16", {**BASIS_SHARING, **IN_BF16}),
+    Row("basis-sharing, 20 %, calibrated in bf16, pivoted", {**BASIS_SHARING, **IN_BF16, "form": "pivoted"}),
+    Row("svd-llm, 20 %, calibrated in bf16, pivoted", {**SVD_LLM, **IN_BF16, "form": "pivoted"}),
 )
-
-
-def moments_of(model: Any, decoder: Decoder, ids: torch.Tensor, dtype: torch.dtype) -> MomentStore:
-    """Return the second moments of all inputs."""
-    store = MomentStore()
-    blocks = sweep(model, decoder, ids, Statistics(gram=True), dtype=dtype)
-    for block, moments in track(blocks, "calibrating", total=len(decoder.blocks)):
-        store.put(block, moments)
-    return store
 
 
 def main() -> None:
@@ -74,51 +48,43 @@ def main() -> None:
     parser.add_argument("--evaluation-windows", type=int, default=40)
     parser.add_argument("--rows", default="")
     options = parser.parse_args()
-    setting = load_setting(options.windows, options.evaluation_windows)
-    model, decoder, ids, text = setting.model, setting.decoder, setting.input_ids, setting.text
-    names = [p.name for p in decoder.projections]
-    originals = {p.name: weight(model, p) for p in decoder.projections}
+    need_data()
+    original, tokenizer = load(smollm2(), dtype="float32", device="cpu")
 
-    dense = measure(model, text).perplexity
-    print(
-        f"dense: {projection_parameters(model, names):,} parameters in the linears, perplexity {dense:.3f}", flush=True
-    )
-    result: dict[str, Any] = {"machine": machine(), "windows": len(ids), "dense": dense}
+    def perplexity(model: Any) -> float:
+        windows = options.evaluation_windows
+        found = evaluate(model, TEST_TEXT, tokenizer=tokenizer, evaluation_windows=windows, length=2048)
+        return found.perplexity.perplexity
+
+    dense = perplexity(original)
+    print(f"dense: perplexity {dense:.3f}", flush=True)
+    common: RecipeKeywords = {
+        "calibration": CALIBRATION,
+        "windows": options.windows,
+        "length": 2048,
+        "dtype": "float32",
+        "calibration_dtype": "float32",
+    }
     rows = {row["name"]: row for row in read("faithful").get("rows", [])}
-    moments: dict[torch.dtype, MomentStore] = {}
-    for row in ROWS:
-        if options.rows not in row.name:
-            continue
-        table = family_of(row.table)
-        assert table is not None
-        plan = uniform_plan(
-            decoder,
-            method="basis-sharing",
-            ratio=row.ratio,
-            group_size=row.group_size,
-            shared_roles=table.shared_roles,
-            form=row.form,
-        )
-        if row.dtype not in moments:
-            moments[row.dtype] = moments_of(model, decoder, ids, row.dtype)
-        compressed = copy.deepcopy(model)
-        weigher = Weigher(Weighting.SECOND_MOMENT, moments=moments[row.dtype])
-        for outcome in factorize(model, decoder, plan, weigher):
-            install_factors(compressed, outcome.factors)
-        if row.refit:
-            refit(compressed, decoder, plan, originals, moments_of(compressed, decoder, ids, row.dtype))
-        perplexity = measure(compressed, text).perplexity
-        rows[row.name] = {
-            "name": row.name,
-            "parameters": projection_parameters(compressed, names),
-            "perplexity": perplexity,
-            "times_dense": perplexity / dense,
-            "authors_parameters": row.parameters,
-            "authors_perplexity": row.perplexity,
-            "difference": None if row.perplexity is None else perplexity / row.perplexity - 1,
-        }
-        print(rows[row.name], flush=True)
-        save("faithful", {**result, "rows": [rows[known.name] for known in ROWS if known.name in rows]})
+    with tempfile.TemporaryDirectory() as work, progress_bars() as progress:
+        for row in (row for row in ROWS if options.rows in row.name):
+            settings: RecipeKeywords = {**common, **row.settings}
+            model, result = compress(smollm2(), work=work, device="cpu", progress=progress, **settings)
+            assert result.calibration is not None
+            found = perplexity(model)
+            rows[row.name] = {
+                "name": row.name,
+                "parameters": result.after.projection_parameters,
+                "perplexity": found,
+                "times_dense": found / dense,
+                "authors_parameters": row.parameters,
+                "authors_perplexity": row.perplexity,
+                "difference": None if row.perplexity is None else found / row.perplexity - 1,
+            }
+            print(rows[row.name], flush=True)
+            listed = [rows[known.name] for known in ROWS if known.name in rows]
+            about = {"machine": machine(), "windows": result.calibration.windows, "dense": dense}
+            save("faithful", {**about, "rows": listed})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, machine, read, save
+from common import machine, random_llama, read, save
 
 LAYERS = (8, 16, 32, 64)
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -36,8 +36,8 @@ LIMIT = 4 * 2**30
 TEXT = "The quick brown fox jumps over the lazy dog, and so does every other animal. "
 CHILD = """
 import json, sys, threading, time
+from basis_sharing import compress
 from basis_sharing.run.machine import taken_memory
-from basis_sharing.verbs.compress import compress
 
 peak, stage, stages, running = [0], ["loading"], {}, [True]
 
@@ -56,18 +56,9 @@ print(json.dumps({"stages": stages, "ratio": result.ratio_reached}))
 """
 
 
-def make_model(folder: Path, layers: int | None, shape: dict[str, int], vocabulary: int) -> int:
-    """Write a random LLaMA in fp32, in a process of its own; return the bytes of its weights."""
-    code = (
-        "import json, sys, torch\nsys.path.insert(0, sys.argv[1])\n"
-        "from pico import pico_tokenizer\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
-        "torch.manual_seed(0)\nmodel = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[3])))\n"
-        "model.save_pretrained(sys.argv[2], max_shard_size='1GB')\npico_tokenizer().save_pretrained(sys.argv[2])\n"
-    )
-    config = {**shape, "vocab_size": vocabulary, "max_position_embeddings": 2048, "tie_word_embeddings": False}
-    if layers is not None:
-        config["num_hidden_layers"] = layers
-    subprocess.run([sys.executable, "-c", code, str(ROOT / "tests"), str(folder), json.dumps(config)], check=True)
+def make_model(folder: Path, shape: dict[str, int], vocabulary: int) -> int:
+    """Write a random LLaMA in fp32; return the bytes of its weights."""
+    random_llama(folder, {**shape, "vocab_size": vocabulary})
     files = list(folder.glob("*.safetensors"))
     for path in files:
         forget_pages(path)
@@ -118,6 +109,35 @@ def compressed(settings: dict[str, Any], group: Path | None = None) -> dict[str,
     return {**json.loads(done.stdout.splitlines()[-1]), "seconds": time.monotonic() - start}
 
 
+def flat(root: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Compress models of several depths, and compare their peaks."""
+    folders = {"model": str(root / "model"), "output": str(root / "out"), "overwrite": True}
+    budget = {"windows": 16, "length": 128, "max_memory": "800MiB", "roles": "q,k,v", "calibration_dtype": "float32"}
+    rows = []
+    for layers in LAYERS:
+        size = make_model(root / "model", {**SMALL, "num_hidden_layers": layers}, 1024)
+        row = compressed({"ratio": 0.3, **folders, **budget, **common})
+        row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
+        rows.append(row)
+        print(f"{layers} layers, {size / 2**20:,.0f} MiB: peak {row['peak'] / 2**20:,.0f} MiB", flush=True)
+    peaks = [row["peak"] for row in rows]
+    spread = max(peaks) / min(peaks) - 1
+    print(f"largest peak {spread:.1%} above the smallest", flush=True)
+    return {"layers": rows, "spread": spread}
+
+
+def larger_than_memory(root: Path, common: dict[str, Any]) -> dict[str, Any]:
+    """Compress a model in a control group that has less memory than its weights take."""
+    size = make_model(root / "large", LARGE, 32000)
+    folders = {"model": str(root / "large"), "output": str(root / "small")}
+    budget = {"windows": 4, "length": 256, "max_memory": "4GiB", "roles": "q", "across_depth": False}
+    with control_group(LIMIT) as group:
+        row = compressed({"ratio": 0.3, **folders, **budget, **common}, group)
+    peak = max(row["stages"].values())
+    print(f"{size / 2**30:.1f} GiB within {LIMIT / 2**30:.0f} GiB: peak {peak / 2**20:,.0f} MiB", flush=True)
+    return {"large": {"bytes": size, "limit": LIMIT, "peak": peak, **row}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=("small", "large"), default=None)
@@ -127,30 +147,11 @@ def main() -> None:
         root = Path(name)
         (root / "text.txt").write_text(4000 * TEXT)
         common = {"calibration": str(root / "text.txt"), "device": "cpu"}
-        found = {**read("memory"), "machine": machine()}
+        found: dict[str, Any] = {"machine": machine()}
         if options.part != "large":
-            rows = []
-            for layers in LAYERS:
-                size = make_model(root / "model", layers, SMALL, 1024)
-                folders = {"model": str(root / "model"), "output": str(root / "out"), "overwrite": True}
-                budget = {"windows": 16, "length": 128, "max_memory": "800MiB", "roles": "q,k,v"}
-                budget["calibration_dtype"] = "float32"
-                row = compressed({"ratio": 0.3, **folders, **budget, **common})
-                row = {"layers": layers, "bytes": size, "peak": max(row["stages"].values()), **row}
-                rows.append(row)
-                print(f"{layers} layers, {size / 2**20:,.0f} MiB: peak {row['peak'] / 2**20:,.0f} MiB", flush=True)
-            peaks = [row["peak"] for row in rows]
-            found |= {"layers": rows, "spread": max(peaks) / min(peaks) - 1}
-            print(f"largest peak {found['spread']:.1%} above the smallest", flush=True)
+            found |= flat(root, common)
         if options.part != "small":
-            size = make_model(root / "large", None, LARGE, 32000)
-            folders = {"model": str(root / "large"), "output": str(root / "small")}
-            budget = {"windows": 4, "length": 256, "max_memory": "4GiB", "roles": "q", "across_depth": False}
-            with control_group(LIMIT) as group:
-                row = compressed({"ratio": 0.3, **folders, **budget, **common}, group)
-            peak = max(row["stages"].values())
-            found["large"] = {"bytes": size, "limit": LIMIT, "peak": peak, **row}
-            print(f"{size / 2**30:.1f} GiB within {LIMIT / 2**30:.0f} GiB: peak {peak / 2**20:,.0f} MiB", flush=True)
+            found |= larger_than_memory(root, common)
     save("memory", {**read("memory"), **found})
 
 

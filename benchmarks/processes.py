@@ -1,25 +1,24 @@
 """Several processes at one compression: the same plan and factors, and what it saves.
 
 ``python benchmarks/processes.py`` (ten minutes on two cores). The attention of SmolLM2-135M is compressed at 30 % by
-one process with all cores, by two and by four. Processes must be equal, products of factors are compared, and the seconds
+one process with all cores, by two and by four. Ranks must be equal, products of factors are compared, and the seconds
 are multiples of those of one process. The text is short: this is about agreement and division, not about quality.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from basis_sharing.evaluation.perplexity import load
-from basis_sharing.results.compression import RESULT_FILE
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
-from basis_sharing.runtime.surgery import product_of
+from basis_sharing import load
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult, EntryReport
+from basis_sharing.runtime.layers_basis_sharing import kind_of
 from common import machine, save, smollm2
 
 PROCESSES = (1, 2, 4)
@@ -39,30 +38,43 @@ def compress(processes: int, output: Path) -> float:
     return time.monotonic() - start
 
 
+def ranks(entries: Sequence[EntryReport]) -> list[tuple[tuple[str, ...], str]]:
+    """Return the members and the rank of every entry."""
+    return [(report.members, report.entry.label) for report in entries]
+
+
+def difference(ours: Any, theirs: Any, entries: Sequence[EntryReport]) -> float:
+    """Return the largest relative difference between what projections of two models multiply by."""
+    found = [0.0]
+    for entry in (report.entry for report in entries):
+        for name in entry.members:
+            W, other = (kind_of(entry).weight(model.get_submodule(name)) for model in (ours, theirs))
+            found.append((torch.linalg.norm(W - other) / torch.linalg.norm(W)).item())
+    return max(found)
+
+
 def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
+        one: Any = None
+        first: tuple[EntryReport, ...] = ()
         for processes in PROCESSES:
             output = Path(name) / str(processes)
             seconds = compress(processes, output)
-            groups = json.loads((output / RESULT_FILE).read_text(encoding="utf-8"))["groups"]
-            rows.append({"processes": processes, "seconds": seconds, "groups": groups})
-        one = load(Path(name) / "1")[0]
-        for row in rows:
-            other = load(Path(name) / str(row["processes"]))[0]
-            differences = [0.0]
-            for path, module in one.named_modules():
-                if isinstance(module, FactorizedLinear):
-                    ours, theirs = product_of(one, path), product_of(other, path)
-                    differences.append((torch.linalg.norm(ours - theirs) / torch.linalg.norm(ours)).item())
-            row["largest_relative_difference"] = max(differences)
-            row["times_one_process"] = row["seconds"] / rows[0]["seconds"]
-            row["same_ranks"] = [(g["members"], g["rank"]) for g in row["groups"]] == [
-                (g["members"], g["rank"]) for g in rows[0]["groups"]
-            ]
-    for row in rows:
-        row["groups"] = len(row["groups"])
-        print(row)
+            entries = CompressionResult.read(output / RESULT_FILE).entries
+            model, _ = load(output, device="cpu")
+            if one is None:
+                one, first = model, entries
+            row = {
+                "processes": processes,
+                "seconds": seconds,
+                "groups": len(entries),
+                "largest_relative_difference": difference(one, model, first),
+                "times_one_process": seconds / (rows[0]["seconds"] if rows else seconds),
+                "same_ranks": ranks(entries) == ranks(first),
+            }
+            rows.append(row)
+            print(row, flush=True)
     save("processes", {"machine": machine(), "settings": SETTINGS, "rows": rows})
 
 

@@ -9,32 +9,51 @@ are multiples of the original's on the same windows.
 
 import argparse
 import math
-import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ablation import Bench, bench_for
-from basis_sharing.calibration.backward import backward_sweep
-from basis_sharing.calibration.moments import MomentStore
+from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.cli.console import progress_bars
-from basis_sharing.evaluation.perplexity import measure, prepare_text
-from basis_sharing.planning.from_recipe import planner_for
+from basis_sharing.costs.parameters import Parameters
+from basis_sharing.evaluation.perplexity import measure
+from basis_sharing.planning.planner import Planner
+from basis_sharing.planning.space import search_space
 from basis_sharing.plans.plan import Plan
-from basis_sharing.recipe.presets import Weighting
-from basis_sharing.recipe.recipe import Recipe
-from basis_sharing.run.machine import default_dtype
-from basis_sharing.weightings.weighting import Weigher
-from common import DATA, ROOT, TEST_TEXT, machine, need_data, read, save
+from basis_sharing.recipe.planning import Planning
+from basis_sharing.treatments.base import Search
+from basis_sharing.weightings.base import Weighting
+from basis_sharing.weightings.loss import Loss
+from common import DATA, ROOT, TEST_TEXT, evaluation_on, machine, read, save
 
 TEXTS = {"WikiText-2": TEST_TEXT, "C4": f"c4:{DATA}/c4/c4_demo.jsonl.gz"}
 
 
-def planned(bench: Bench, weigher: Weigher, ratio: str) -> Plan:
+def planned(bench: Bench, weighting: Weighting, ratio: str) -> Plan:
     """Return the best plan without sharing."""
-    recipe = Recipe.create(ratio=float(ratio), across_roles=False, across_depth=False)
-    subject = replace(bench.subject, work=None)
-    return planner_for(recipe, subject, weigher, bench.calibration, bench.progress).at_ratio(float(ratio))
+    run, planning = bench.run, Planning(across_roles=False, across_depth=False)
+    search = Search(run.model, run.decoder, weighting, Parameters(), planning, progress=run.progress)
+    return Planner(run.decoder, search_space(search), planning.method, planning.gradients).at_ratio(float(ratio))
+
+
+def nats(bench: Bench, texts: Mapping[str, EvaluationText], model: Any) -> dict[str, float]:
+    """Return the nats per token of a model on every text."""
+    return {name: measure(model, text, progress=bench.run.progress).nats_per_token for name, text in texts.items()}
+
+
+def passes(bench: Bench, texts: Mapping[str, EvaluationText], ratio: str) -> dict[str, dict[str, float]]:
+    """Return the nats per token of every row on every text."""
+    first = bench.collect("auto").weighting
+    small = bench.compressed(planned(bench, first, ratio), first)
+    rows = {"first pass": nats(bench, texts, small)}
+    # What the compressed model reads, and how its loss changes.
+    with Loss.collected(replace(bench.run, model=small, work=None), bench.calibration) as second:
+        again = planned(bench, second, ratio)
+        rows["ranks of the second pass"] = nats(bench, texts, bench.compressed(again, first))
+        rows["second pass"] = nats(bench, texts, bench.compressed(again, second))
+    return rows
 
 
 def main() -> None:
@@ -44,46 +63,18 @@ def main() -> None:
     parser.add_argument("--evaluation-windows", type=int, default=8)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation")
     options = parser.parse_args()
-    need_data()
     results = {**read("second-pass"), "machine": machine(), "windows": options.windows}
-    with tempfile.TemporaryDirectory() as room, progress_bars() as progress:
-        bench = bench_for("smollm2", options.windows, options.evaluation_windows, work=options.work, progress=progress)
-        bench.calibration = replace(bench.calibration, dtype=default_dtype())
-        texts = {
-            name: prepare_text(
-                bench.model, bench.subject.tokenizer, text, windows=options.evaluation_windows, length=2048
-            )
-            for name, text in TEXTS.items()
-        }
-
-        def nats(model: Any) -> dict[str, float]:
-            return {name: measure(model, text, progress=progress).nats_per_token for name, text in texts.items()}
-
-        def measured(model: Any) -> Weigher:
-            """Return the weigher of what a compressed model reads and how its loss changes."""
-            found = backward_sweep(
-                model,
-                bench.decoder,
-                bench.calibration.windows.input_ids,
-                dtype=bench.calibration.dtype,
-                progress=progress,
-            )
-            store = MomentStore(Path(room))
-            store.fill(found)
-            return Weigher(Weighting.LOSS, moments=store)
-
-        dense, first = nats(bench.model), bench.weigher(Weighting.LOSS)
+    windows = (options.windows, options.evaluation_windows)
+    with (
+        progress_bars() as progress,
+        bench_for("smollm2", *windows, work=options.work, dtype="auto", progress=progress) as bench,
+    ):
+        texts = {name: evaluation_on(bench.run, text, windows[1]) for name, text in TEXTS.items()}
+        dense = nats(bench, texts, bench.run.model)
         for ratio in options.ratios.split(","):
-            small = bench.compressed(planned(bench, first, ratio), first)
-            rows = {"first pass": nats(small)}
-            second = measured(small)
-            again = planned(bench, second, ratio)
-            rows["ranks of the second pass"] = nats(bench.compressed(again, first))
-            bench.decompositions.clear()
-            rows["second pass"] = nats(bench.compressed(again, second))
-            bench.decompositions.clear()
             results[ratio] = {
-                row: {text: math.exp(found[text] - dense[text]) for text in TEXTS} for row, found in rows.items()
+                row: {text: math.exp(found[text] - dense[text]) for text in TEXTS}
+                for row, found in passes(bench, texts, ratio).items()
             }
             print(ratio, results[ratio], flush=True)
             save("second-pass", results)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from basis_sharing.models.source import load_model, load_tokenizer, resolve
+from basis_sharing import load
 from common import machine, read, save, smollm2
 
 PROMPTS, PROMPT_TOKENS = 8, 128
@@ -109,9 +109,9 @@ def main() -> None:
         answer(options.engine, options.compiled)
         return
     with tempfile.TemporaryDirectory() as name, ExitStack() as engines:
-        source, dense = resolve(smollm2()), Path(name) / "dense"
-        load_model(source, torch.float32).save_pretrained(dense)
-        load_tokenizer(source).save_pretrained(dense)
+        dense = Path(name) / "dense"
+        for part in load(smollm2(), dtype="float32", device="cpu"):
+            part.save_pretrained(dense)
         running = []
         for index, folder in enumerate([dense, *options.folders]):
             engine = Engine(str(folder), options.threads, options.compiled, Path(name) / f"{index}.log")

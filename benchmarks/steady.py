@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from basis_sharing.results.benchmark import BenchmarkResult
-from common import machine, save, smollm2
+from common import cost, machine, save, smollm2
 
 DISTURBANCE = "import torch; torch.set_num_threads(1); x = torch.randn(512, 512)\nwhile True: x @ x"
 
@@ -34,7 +34,7 @@ def run(models: list[Path], file: Path, options: argparse.Namespace) -> Benchmar
     """Run ``bench`` once."""
     amount = ("--prompt-tokens", options.prompt_tokens, "--new-tokens", options.new_tokens, "--batch-sizes", "1,4")
     command = ("bench", *models, "--dtype", "float32", *amount, "--threads", options.threads, "--no-memory", "-o", file)
-    subprocess.run([sys.executable, "-m", "basis_sharing", *map(str, command)], check=True)
+    cost(*command)
     return BenchmarkResult.read(file)
 
 

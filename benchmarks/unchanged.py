@@ -49,7 +49,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "basis-sharing, refitted": {"ratio": 0.4, "method": "basis-sharing"},
     "basis-sharing, pivoted": {"ratio": 0.3, "method": "basis-sharing", "form": "pivoted"},
 }
-REAL = ("auto", "auto without gradients", "svd", "fwsvd", "asvd", "svd-llm", "basis-sharing", "basis-sharing, refitted")
+REAL: dict[str, dict[str, Any]] = {
+    "auto of k and v": {"roles": ("k", "v")},
+    "auto of k and v without gradients": {"roles": ("k", "v"), "gradients": False},
+    **{method: {"method": method} for method in ("svd", "fwsvd", "asvd", "svd-llm", "basis-sharing")},
+}
 
 
 def of_weights(folder: Path) -> str:
@@ -108,8 +112,8 @@ def pico_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every case of the pico models."""
     torch.set_num_threads(1)
     (root / "text.txt").write_text(TEXT * 4)
-    common = {"calibration": str(root / "text.txt"), "windows": 24, "length": 64, "calibration_dtype": "float32"}
-    common["dtype"] = "float32"
+    common: dict[str, Any] = {"calibration": str(root / "text.txt"), "windows": 24, "length": 64}
+    common |= {"calibration_dtype": "float32", "dtype": "float32"}
     for name in PICO:
         model = save_pico(name, root / name)
         skeleton = PICO[name]()
@@ -131,9 +135,9 @@ def pico_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def real_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every case of the real model."""
     torch.set_num_threads(2)
-    common = {"windows": 16, "length": 512, "calibration_dtype": "float32", "dtype": "float32", "work": root / "work"}
-    for case in REAL:
-        settings = {**SETTINGS[case], "ratio": max(0.2, SETTINGS[case]["ratio"] if "refitted" in case else 0.2)}
+    common: dict[str, Any] = {"ratio": 0.2, "windows": 4, "length": 512, "refit": "never", "work": root / "work"}
+    common |= {"calibration_dtype": "float32", "dtype": "float32"}
+    for case, settings in REAL.items():
         yield f"SmolLM2: {case}", compressed(smollm2(), {**common, **settings}, root)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from basis_sharing import compress
 from basis_sharing.cli.console import out, progress_bars
-from basis_sharing.reports.tables import compression_table
+from basis_sharing.reports.tables.compression import compression_summary
+from basis_sharing.reports.terminal import printable
 
 OUTPUT = Path("demo-output")
 PROMPT = "In Python, a dictionary is"
@@ -52,7 +53,7 @@ def main() -> None:
             overwrite=True,
             progress=progress,
         )
-    out.print(compression_table(result))
+    out.print(printable(*compression_summary(result)))
     out.print("  The text python-docs:heldout was not used for calibration.\n")
     for name, folder, file in (("original", gguf.parent, gguf.name), ("compressed, fresh process", OUTPUT, "")):
         out.rule(name, align="left")

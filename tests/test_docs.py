@@ -1,6 +1,7 @@
 """The documentation names only what exists: verbs, flags, files."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -15,14 +16,24 @@ import typer
 import yaml
 
 from basis_sharing.cli.main import app
+from basis_sharing.plans.plan import Plan
+from basis_sharing.runtime.format_basis_sharing import FORMAT_VERSION, FormatError, entries_of_config, entry_from
+from basis_sharing.runtime.layers_basis_sharing import decode_pivots
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 ROOT_TEXTS = [ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "SECURITY.md")]
 TEXTS = [*ROOT_TEXTS, *sorted(DOCS.glob("*.md"))]
+WITH_OUR_COMMANDS = [path for path in TEXTS if not path.name.startswith("adding-")]
+"""Pages about additions have commands of their own, which tests/test_contributing.py runs."""
 GROUP: Any = typer.main.get_command(app)
 FLAGS = {
-    verb: {flag for p in command.params if p.param_type_name == "option" for flag in (*p.opts, *p.secondary_opts)}
+    verb: {
+        flag
+        for p in command.params
+        if p.param_type_name == "option" and not p.hidden
+        for flag in (*p.opts, *p.secondary_opts)
+    }
     | {"--help", "-h"}
     for verb, command in GROUP.commands.items()
 }
@@ -62,6 +73,8 @@ def mistakes(markdown: str) -> list[str]:
     found = []
     for command in commands(markdown):
         _, verb, *rest = shlex.split(command, comments=True)
+        if rest and f"{verb} {rest[0]}" in FLAGS:
+            verb, *rest = f"{verb} {rest[0]}", *rest[1:]
         if verb.startswith("-"):
             continue
         if verb not in FLAGS:
@@ -75,7 +88,7 @@ def mistakes(markdown: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", WITH_OUR_COMMANDS, ids=lambda path: path.name)
 def test_commands_and_flags_exist(path: Path) -> None:
     assert mistakes(path.read_text(encoding="utf-8")) == []
 
@@ -101,10 +114,12 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 def test_every_verb_has_a_page_with_all_its_flags() -> None:
     pages = load_hooks().pages()
-    assert set(pages) == {"cli/index.md", *(f"cli/{verb}.md" for verb in FLAGS)}
+    names = {verb: verb.replace(" ", "-") for verb in FLAGS}
+    assert set(pages) == {"api.md", "cli/index.md", *(f"cli/{name}.md" for name in names.values())}
     for verb, flags in FLAGS.items():
-        page = pages[f"cli/{verb}.md"]
-        assert f"({verb}.md)" in pages["cli/index.md"]
+        page = pages[f"cli/{names[verb]}.md"]
+        assert f"[`{verb}`]({names[verb]}.md)" in pages["cli/index.md"]
+        assert f"basis-sharing {verb} " in page
         assert [flag for flag in flags - {"--help", "-h"} if f"`{flag}`" not in page] == []
         assert mistakes(page) == []
 
@@ -133,6 +148,36 @@ def test_every_word_of_the_glossary_is_linked_to_its_page() -> None:
     rows = re.findall(r"(?m)^\| (?!word \|)[^-].*\|$", (DOCS / "glossary.md").read_text(encoding="utf-8"))
     assert len(rows) > 15
     assert [row for row in rows if not re.search(r"\| \[[^\]]+\]\([a-z-]+\.md(#[a-z0-9-]+)?\) \|$", row)] == []
+
+
+def json_blocks(page: str) -> list[Any]:
+    """Return what the JSON blocks of a page hold."""
+    found = re.findall(r"(?ms)^```json\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"))
+    return [json.loads(block) for block in found]
+
+
+def test_the_files_on_the_page_of_the_format_are_read(tmp_path: Path) -> None:
+    checkpoint, reserved, old, plan = json_blocks("checkpoint-format.md")
+    config = checkpoint["quantization_config"]
+    entries = entries_of_config(config)
+    assert config["format_version"] == FORMAT_VERSION
+    assert [entry.to_dict() for entry in entries] == config["entries"]
+    assert len(decode_pivots(config["entries"][0]["pivots"], 64, config["entries"][0]["rank"])[0]) == 55
+    assert entries_of_config(old)[0] == entries[1]
+    with pytest.raises(FormatError, match="update basis-sharing"):
+        entry_from(reserved)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan), encoding="utf-8")
+    assert json.loads(Plan.read(path).model_dump_json()) == plan
+    path.write_text(json.dumps({name: plan[name] for name in ("version", "method", "ratio", "entries")}))
+    assert Plan.read(path).entries == Plan.model_validate(plan).entries
+
+
+def test_three_files_travel() -> None:
+    text = (DOCS / "checkpoint-format.md").read_text(encoding="utf-8")
+    runtime = ROOT / "src" / "basis_sharing" / "runtime"
+    named = set(re.findall(r"(?m)^\| `(\w+_basis_sharing\.py)` \|", text))
+    assert named == {path.name for path in runtime.glob("*_basis_sharing.py")}
 
 
 def test_building_the_pages_does_not_import_torch() -> None:

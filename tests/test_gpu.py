@@ -38,7 +38,7 @@ def test_blocks_of_a_model_in_main_memory_visit_the_gpu(settings: dict[str, Any]
         model, result = basis_sharing.compress(str(tmp_path / "model"), device=device, **options)
         assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
         found[device] = result
-    assert [group.rank for group in found["cuda"].groups] == [group.rank for group in found["cpu"].groups]
+    assert [e.entry.rank for e in found["cuda"].entries] == [e.entry.rank for e in found["cpu"].entries]
     before, after = (
         [getattr(result, name)[0].nats_per_token for result in found.values()]
         for name in ("perplexity_before", "perplexity_after")

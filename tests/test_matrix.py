@@ -1,4 +1,4 @@
-"""One matrix: every family through every path a compressed model takes."""
+"""One matrix: every family, method and treatment through every path a compressed model takes."""
 
 import copy
 import json
@@ -15,17 +15,26 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import basis_sharing
+import toy  # noqa: F401 - registers itself
 from basis_sharing.models.decoder import describe
-from basis_sharing.plans.plan import Plan, PlanGroup
-from basis_sharing.recipe.presets import Weighting
+from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.presets import PRESETS
 from basis_sharing.results.compression import CompressionResult
-from basis_sharing.runtime.modeling_basis_sharing import FORMS, FactorizedLinear
-from basis_sharing.runtime.surgery import install_factors
-from basis_sharing.treatments.factors.solve import factorize
-from basis_sharing.weightings.weighting import Weigher
+from basis_sharing.runtime.format_basis_sharing import FORMS, Factors
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.treatments.base import TREATMENTS, install
+from basis_sharing.treatments.execute import execute
+from basis_sharing.weightings.none import Unweighted
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
+WAYS: dict[str, dict[str, Any]] = {
+    **{form: {"method": "basis-sharing", "form": form} for form in FORMS},
+    **{f"method {name}": {"method": name} for name in PRESETS},
+    **{f"treatment {name}": {"method": "auto", "treatments": (name,)} for name in TREATMENTS},
+    "all treatments": {"method": "auto", "treatments": tuple(TREATMENTS)},
+}
+FEW = ("llama", "gpt2")  # tied embeddings and pivots of several roles; Conv1D and biases
 
 
 @torch.no_grad()
@@ -36,19 +45,18 @@ def logits(model: Any) -> torch.Tensor:
 class Compressed:
     """A pico model, compressed and saved by us."""
 
-    def __init__(self, name: str, form: str, root: Path) -> None:
-        self.name, self.form = name, form
+    def __init__(self, name: str, way: str, root: Path) -> None:
+        self.name, self.way = name, way
         self.dense = save_pico(name, root / f"{name}-dense")
-        self.folder = root / f"{name}-{form}"
+        self.folder = root / f"{name}-{way.replace(' ', '-')}"
         self.model, self.result = basis_sharing.compress(
             self.dense,
             ratio=0.3,
-            method="basis-sharing",
             windows=6,
             length=64,
             calibration_dtype="float32",
-            form=form,
             output=self.folder,
+            **WAYS[way],
         )
         self.logits = logits(self.model)
 
@@ -57,10 +65,19 @@ class Compressed:
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
-        return [group.members for group in self.result.groups]
+        """Members of every entry."""
+        return [entry.members for entry in self.result.entries]
+
+    @property
+    def shared(self) -> list[tuple[str, ...]]:
+        """Members of all factors."""
+        return [entry.members for entry in self.result.entries if entry.entry.kind == "factors"]
 
 
-CASES = [(name, form) for name in PICO for form in FORMS]
+CASES = [
+    *[(name, form) for name in PICO for form in FORMS],
+    *[(name, way) for name in FEW for way in WAYS if way not in FORMS],
+]
 _CACHE: dict[tuple[str, str], Compressed] = {}
 
 
@@ -79,13 +96,17 @@ def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
         assert all(model.get_submodule(name).basis.weight is basis for name in members)
 
 
-def test_something_is_shared_and_everything_is_compressed(case: Compressed) -> None:
-    assert any(len(members) > 1 for members in case.groups)
-    decoder = describe(PICO[case.name]())
-    compressed = {name for members in case.groups for name in members}
-    assert compressed == {projection.name for projection in decoder.projections}
+def test_the_ratio_is_reached_by_the_ways_that_were_asked_for(case: Compressed) -> None:
+    settings, entries = WAYS[case.way], [entry.entry for entry in case.result.entries]
+    planned = settings["method"] == "auto"
     assert 0.3 <= case.result.ratio_reached < 0.36
-    assert {group.form for group in case.result.groups} == {case.form}
+    assert {entry.kind for entry in entries} <= set(settings.get("treatments", ("factors",)))
+    factors = [entry for entry in entries if isinstance(entry, Factors)]
+    assert {entry.form for entry in factors} <= {settings.get("form", "pivoted" if planned else "plain")}
+    if not planned:
+        assert any(len(members) > 1 for members in case.groups) == (settings["method"] == "basis-sharing")
+        compressed = {name for members in case.groups for name in members}
+        assert compressed == {projection.name for projection in describe(PICO[case.name]()).projections}
     assert torch.isfinite(case.logits).all()
     assert not torch.equal(case.logits, logits(PICO[case.name]()))
 
@@ -94,7 +115,7 @@ def test_reload_is_bit_equal_and_shared(case: Compressed) -> None:
     loaded = case.load()
     assert type(loaded).__name__ == type(PICO[case.name]()).__name__
     assert torch.equal(logits(loaded), case.logits)
-    assert_shared(loaded, case.groups)
+    assert_shared(loaded, case.shared)
 
 
 def test_resave_with_other_shard_sizes(case: Compressed, tmp_path: Path) -> None:
@@ -102,7 +123,7 @@ def test_resave_with_other_shard_sizes(case: Compressed, tmp_path: Path) -> None
     assert len(list((tmp_path / "one").glob("*.safetensors"))) > 1
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
     assert torch.equal(logits(again), case.logits)
-    assert_shared(again, case.groups)
+    assert_shared(again, case.shared)
     again.save_pretrained(tmp_path / "two")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "two")), case.logits)
     assert tensors_on_disk(tmp_path / "two") == tensors_on_disk(case.folder)
@@ -116,11 +137,12 @@ def test_sharing_survives_casts_and_copies(case: Compressed) -> None:
         copy.deepcopy(loaded).to(torch.bfloat16),
         copy.deepcopy(loaded).half(),
     ):
-        assert_shared(variant, case.groups)
+        assert_shared(variant, case.shared)
     assert torch.equal(logits(copy.deepcopy(loaded)), case.logits)
     half = case.load(dtype=torch.bfloat16)
-    assert_shared(half, case.groups)
-    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert_shared(half, case.shared)
+    own = {f"{e.owner}.{name}" for e in (e.entry for e in case.result.entries) for name in e.tensors}
+    assert {p.dtype for name, p in half.named_parameters() if name not in own} == {torch.bfloat16}
     close = (logits(half).float() - case.logits).abs() <= 0.15 * case.logits.abs().max()
     # Rounding may send single tokens to another expert; everywhere else it may not change much.
     assert close.all() or (case.name == "mixtral" and close.all(-1).float().mean() > 0.8)
@@ -146,14 +168,11 @@ def test_full_rank_is_lossless(case: Compressed) -> None:
     model = PICO[case.name]()
     expected = logits(model)
     decoder = describe(model)
-    groups = tuple(
-        PlanGroup(members=members, rank=next(p.d_in for p in decoder.projections if p.name == members[0]))
-        for members in case.groups
-    )
-    plan = Plan(method="svd", ratio=0.5, groups=groups)
-    for outcome in list(factorize(model, decoder, plan, Weigher(Weighting.NONE))):
-        install_factors(model, outcome.factors)
-    assert sum(isinstance(module, FactorizedLinear) for module in model.modules()) == len(decoder.projections)
+    groups = tuple(Factors(members=members, rank=decoder.by_name[members[0]].d_in) for members in case.shared)
+    for outcome in list(execute(model, decoder, Plan(method="svd", ratio=0.5, entries=groups), Unweighted())):
+        install(model, outcome)
+    factorized = sum(isinstance(module, FactorizedLinear) for module in model.modules())
+    assert factorized == sum(map(len, case.shared))
     assert torch.allclose(logits(model), expected, atol=1e-4 * expected.abs().max().item())
 
 
@@ -178,10 +197,15 @@ def test_accounting_equals_disk_and_memory(case: Compressed) -> None:
         for tensor in (*loaded.parameters(), *loaded.buffers())
     }
     assert after.bytes_in_memory == sum(storages.values())
+    expected = {name: shape for entry in case.result.entries for name, shape in entry.entry.on_disk().items()}
+    for name, shape in expected.items():
+        assert all(size in (None, found) for size, found in zip(shape, on_disk[name], strict=True)), name
     members = {name for group in case.groups for name in group}
-    factors = [name for name in on_disk if name.removesuffix(".weight").removesuffix(".basis") in members]
-    assert len(factors) == len(members) + len(case.groups)
-    assert after.projection_parameters == sum(torch.Size(on_disk[name]).numel() for name in factors)
+    stored = {name for name in on_disk if name.rpartition(".")[0].removesuffix(".basis") in members}
+    assert {name for name in stored if not name.endswith(".bias")} == set(expected)
+    projections = [p for p in describe(PICO[case.name]()).projections if p.name not in members]
+    dense = sum(p.d_in * p.d_out for p in projections)
+    assert after.projection_parameters == dense + sum(torch.Size(on_disk[name]).numel() for name in expected)
     assert case.result.before.parameters == sum(p.numel() for p in PICO[case.name]().parameters())
 
 
@@ -226,7 +250,8 @@ for name in names:
 
 
 def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_path: Path) -> None:
-    cases = [Compressed(*key, tmp_path) for key in CASES]
+    keys = [key for key in CASES if set(WAYS[key[1]].get("treatments", ("factors",))) == {"factors"}]
+    cases = [Compressed(*key, tmp_path) for key in keys]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     environment["OMP_NUM_THREADS"] = "1"  # as here: sums of experts depend on the number of threads
     environment.pop("PYTHONPATH", None)
@@ -243,4 +268,4 @@ def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_pat
         assert torch.equal(torch.load(f"{case.folder}.pt"), case.logits), case.folder.name
         again = AutoModelForCausalLM.from_pretrained(f"{case.folder}-again")
         assert torch.equal(logits(again), case.logits)
-        assert_shared(again, case.groups)
+        assert_shared(again, case.shared)

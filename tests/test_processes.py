@@ -15,7 +15,8 @@ from basis_sharing.errors import OutputError
 from basis_sharing.models.family import Projection
 from basis_sharing.results.compression import RESULT_FILE
 from basis_sharing.run.processes import Processes
-from basis_sharing.treatments.factors.solve import _owners
+from basis_sharing.runtime.format_basis_sharing import entry_from
+from basis_sharing.treatments.execute import _owners
 from basis_sharing.verbs.compress import compress
 from pico import save_with_texts, weight_bytes
 
@@ -28,11 +29,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 WORKER = """
 import os, sys
-from basis_sharing.calibration import forward as sweep
+from basis_sharing.calibration import backward
 from basis_sharing.cli.main import main
 
 fatal = int(os.environ.get("DIES_AT_BLOCK", "-1"))
-run_block, calls = sweep.run_block, [0]
+run_block, calls = backward.run_block, [0]
 
 def dying(*arguments):
     calls[0] += 1
@@ -41,7 +42,6 @@ def dying(*arguments):
     return run_block(*arguments)
 
 if fatal >= 0:
-    from basis_sharing.calibration import backward
     backward.run_block = dying
 main(sys.argv[1:])
 """
@@ -49,7 +49,7 @@ main(sys.argv[1:])
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_with_texts(tmp_path_factory.mktemp("ranks"))
+    return save_with_texts(tmp_path_factory.mktemp("processes"))
 
 
 def arguments(space: Path, output: Path, **settings: Any) -> list[str]:
@@ -90,8 +90,9 @@ def test_two_processes_make_what_one_makes(method: str, space: Path) -> None:
     settings: dict[str, Any] = {**SETTINGS, **METHODS[method]}
     _, result = compress(str(space / "model"), output=space / method, calibration=str(space / "text.txt"), **settings)
     theirs = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-    assert bool(theirs["propagation"]) == (settings.get("method", "auto") == "auto")
-    assert [(tuple(g["members"]), g["rank"]) for g in theirs["groups"]] == [(g.members, g.rank) for g in result.groups]
+    assert bool(theirs["repair"]) == (settings.get("method", "auto") == "auto")
+    entries = [entry_from(about["entry"]) for about in theirs["entries"]]
+    assert [(e.members, e.rank) for e in entries] == [(e.members, e.entry.rank) for e in result.entries]
     one, two = (load_file(path / "model.safetensors") for path in (space / method, folder))
     assert one.keys() == two.keys()
     for name, tensor in one.items():
@@ -149,7 +150,7 @@ def test_groups_are_divided_by_the_work_they_are() -> None:
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    ranks = Processes.current()
+    processes = Processes.current()
     tensor = torch.ones(3)
     processes.add_up(tensor)
     assert torch.equal(tensor, torch.ones(3))

@@ -43,8 +43,8 @@ def test_parameters_agree_with_the_authors_code_to_the_unit(gguf: Path) -> None:
         )
         assert round((1 - plan.removed_fraction(decoder)) * dense) == parameters
         if method == "basis-sharing":
-            assert len(plan.groups) == 135
-            ranks = {roles[group.members[0]]: group.rank for group in plan.groups}
+            assert len(plan.entries) == 135
+            ranks = {roles[entry.owner]: entry.rank for entry in plan.entries}
             assert ranks == {"q": 307, "k": 184, "v": 184, "gate": 388, "up": 388, "o": 230, "down": 335}
 
 
@@ -86,7 +86,7 @@ def test_from_a_gguf_file_to_compressed_folders_and_back(gguf: Path, tmp_path: P
     assert before["perplexity"] < after["perplexity"] < 10 * before["perplexity"]
     assert planned["perplexity_after"][0]["perplexity"] < 0.7 * after["perplexity"]
 
-    evaluate = ("-m", "basis_sharing", "eval", folder, "--text=python-docs:heldout", "--windows=3")
-    (again,) = json.loads(run(*evaluate, "--length=256", "--json"))
+    evaluate = ("-m", "basis_sharing", "eval", folder, "--text=python-docs:heldout", "--evaluation-windows=3")
+    (again,) = json.loads(run(*evaluate, "--length=256", "--json"))["perplexities"]
     assert again == after
     assert run("-c", GENERATE, folder).split() == ["torch.float32", "8"]

@@ -15,7 +15,7 @@ import torch
 from basis_sharing.blocks import states
 from basis_sharing.cli.main import main
 from basis_sharing.errors import OutputError, PlanError
-from basis_sharing.run import resume as waypoint
+from basis_sharing.run import resume
 from basis_sharing.run.durable import flush
 from basis_sharing.run.progress import Progress
 from basis_sharing.verbs.compress import compress
@@ -58,8 +58,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def every_waypoint_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waypoint, "_SHARE", float("inf"))
+def every_resume_point_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "_SHARE", float("inf"))
 
 
 def run(space: Path, output: Path, method: str, **changes: Any) -> Counter[str]:
@@ -100,7 +100,9 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_bytes(
     assert not {event.stage for event in events} & set(earlier)
 
 
-@pytest.mark.parametrize("stage", ["recording block inputs", "measuring the loss", "measuring gradients", "factorizing"])
+@pytest.mark.parametrize(
+    "stage", ["recording block inputs", "measuring the loss", "measuring gradients", "factorizing"]
+)
 def test_what_a_stage_has_done_is_not_done_again(stage: str, space: Path, tmp_path: Path) -> None:
     output, seen = tmp_path / "out", []
     with pytest.raises(Killed):

@@ -1,8 +1,8 @@
-"""Errors a user can act on: every message says what is wrong and what to do about it."""
+"""Errors that a user can act on: every message says what is wrong and how to correct it."""
 
 
 class BasisSharingError(Exception):
-    """Base of all errors raised on purpose; the command line prints the message and exits with 2."""
+    """Base class of all errors of this package; the command line prints the message and exits with code 2."""
 
 
 class RecipeError(BasisSharingError):
@@ -22,19 +22,19 @@ class PlanError(BasisSharingError):
 
 
 class NumericalError(BasisSharingError):
-    """Non-finite numbers where the mathematics needs finite ones."""
+    """A computation gives NaN or infinity."""
 
 
 class MemoryBudgetError(BasisSharingError):
-    """The memory that a run may take is too small for it."""
+    """The memory budget of a run is too small."""
 
 
 class CheckpointError(BasisSharingError):
-    """A compressed checkpoint is damaged, contradicts itself or is too new for this version."""
+    """A compressed checkpoint is damaged, inconsistent or too new for this version."""
 
 
 class OutputError(BasisSharingError):
-    """The result cannot be written where it was asked for."""
+    """The output cannot be written."""
 
 
 class ResultError(BasisSharingError):

@@ -3,7 +3,7 @@ import torch
 
 from basis_sharing import compress
 from basis_sharing.benchmark.ideal import holds_stacked_experts, work_of
-from basis_sharing.evaluation.perplexity import load
+from basis_sharing.checkpoint.loading import load_any
 from pico import PICO, build, save_pico
 
 TOKENS = 16
@@ -48,7 +48,7 @@ def test_a_shared_basis_is_counted_at_every_use(tmp_path):
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     settings = {"method": "basis-sharing", "calibration": str(text), "windows": 4, "length": 64}
     _, result = compress(save_pico("llama", tmp_path / "model"), 0.3, output=folder, **settings)
-    dense, small = (work_of(load(path)[0], prompt()) for path in (tmp_path / "model", folder))
+    dense, small = (work_of(load_any(path)[0], prompt()) for path in (tmp_path / "model", folder))
     before, after = result.before, result.after
     saved = before.projection_multiplications - after.projection_multiplications
     assert dense.prefill_multiply_adds - small.prefill_multiply_adds == TOKENS * saved

@@ -230,7 +230,8 @@ def test_damaged_pivots(space: Workspace) -> None:
 
 
 def test_too_large_evaluation_settings(space: Workspace) -> None:
-    assert "--windows 0" in space.refused("eval", space.model, "--windows", 0)
+    assert "--evaluation-windows 0" in space.refused("eval", space.model, "--evaluation-windows", 0)
+    assert "is called --evaluation-windows here" in space.refused("eval", space.model, "--windows", 3)
     assert "unknown dtype" in space.refused("eval", space.model, "--dtype", "int8")
 
 
@@ -253,7 +254,7 @@ def test_inspect_and_eval_speak_json(space: Workspace) -> None:
     assert shown["family"] == "llama"
     assert {row["name"] for row in shown["rows"]} >= {"q", "k", "v", "o", "gate", "up", "down", "embeddings"}
     assert space.run("eval", space.model, "--text", space.text, "--length", 64, "--json") == 0
-    (found,) = json.loads(space.capsys.readouterr().out)
+    (found,) = json.loads(space.capsys.readouterr().out)["perplexities"]
     assert found["perplexity"] > 1
 
 

@@ -41,7 +41,7 @@ class Space:
 
     def run(self, *arguments: object) -> tuple[int, str, str]:
         """Compare with good defaults; return the exit code, and what was printed where."""
-        settings = ("--text", self.text, "--length=64", "--windows=4", "--new-tokens=4")
+        settings = ("--text", self.text, "--length=64", "--evaluation-windows=4", "--new-tokens=4")
         return self.raw("compare", self.a, self.b, *settings, *arguments)
 
     def refused(self, *arguments: object) -> str:
@@ -141,7 +141,7 @@ def test_baselines_that_cannot_be_used(space: Space) -> None:
         f"{other} does not give the tokens that {space.out} was measured on: the text or the model's tokenizer is "
         "another one; give the text of then with --text, or make a new baseline."
     )
-    for option in ("--windows=3", "--length=64", "--dtype=float32", "--new-tokens=3", f"--prompts={other}"):
+    for option in ("--evaluation-windows=3", "--length=64", "--dtype=float32", "--new-tokens=3", f"--prompts={other}"):
         name = option.split("=")[0]
         assert space.refused("--baseline", space.out, space.b, option) == (
             f"{name} has no meaning with --baseline, which says what is measured: leave one out."
@@ -213,7 +213,12 @@ def test_a_prompt_that_is_too_long(space: Space) -> None:
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("--windows=0", "--windows 0 is too small: at least 1 is needed."),
+        ("--evaluation-windows=0", "--evaluation-windows 0 is too small: at least 1 is needed."),
+        (
+            "--windows=3",
+            "--windows is called --evaluation-windows here: --windows are the windows a model is calibrated on.",
+        ),
+        ("--device=tpu", "unknown device 'tpu': choose from auto, cpu, cuda, mps."),
         ("--length=1", "--length 1 is too small: at least 2 is needed."),
         ("--new-tokens=0", "--new-tokens 0 is too small: at least 1 is needed."),
         ("--disagreements=-1", "--disagreements -1 is too small: at least 0 is needed."),

@@ -38,11 +38,13 @@ def test_table_then_json_from_the_cache(space: Workspace) -> None:
     assert "bits/byte" not in shown
     assert space.run(*arguments, "--json") == 0
     found = json.loads(space.capsys.readouterr().out)
-    assert (found["kind"], found["scores"][0]["examples"]) == ("tasks", 3)
+    assert (found["kind"], found["perplexities"]) == ("evaluation", [])
+    found = found["tasks"]
+    assert found["scores"][0]["examples"] == 3
     assert sorted(found["scores"][0]["correct"]) in (["0", "0", "1"], ["0", "1", "1"])
     assert found["notes"] == ["kept from an earlier run (--no-cache measures again): piqa."]
     assert space.run(*arguments, "--json", "--no-cache") == 0
-    assert json.loads(space.capsys.readouterr().out)["notes"] == []
+    assert json.loads(space.capsys.readouterr().out)["tasks"]["notes"] == []
     assert space.snapshot() == before
 
 
@@ -55,7 +57,7 @@ def test_tasks_and_text_together(space: Workspace) -> None:
     assert "Zero-shot accuracy of" in shown
     assert space.run(*arguments, "--json") == 0
     found = json.loads(space.capsys.readouterr().out)
-    assert found["perplexity"][0]["perplexity"] > 1
+    assert found["perplexities"][0]["perplexity"] > 1
     assert found["tasks"]["scores"][0]["task"] == "piqa"
 
 

@@ -100,8 +100,8 @@ def test_files_of_results_that_cannot_be_used(space: Space) -> None:
     other = space.root / "other.json"
     other.write_text('{"kind": "weather", "schema_version": 1}')
     assert space.refused(space.small, "--results", other) == (
-        f"error: {other} holds the results of a weather; a report shows those of: comparison, benchmark, tasks, "
-        "compression, rollout."
+        f"error: {other} holds the results of a weather; a report shows those of: comparison, benchmark, "
+        "evaluation, tasks, compression, rollout."
     )
     other.write_text('{"kind": "comparison", "schema_version": 9}')
     assert "has schema version 9" in space.refused(space.small, "--results", other)

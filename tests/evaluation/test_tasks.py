@@ -16,6 +16,7 @@ import torch
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.evaluation import harness
+from basis_sharing.evaluation.score_cache import default_folder
 from basis_sharing.evaluation.task_data import write_task
 from basis_sharing.evaluation.tasks import PAPER, evaluate_tasks, task_names
 from basis_sharing.results.tasks import TaskResults
@@ -158,21 +159,24 @@ class Loads:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import basis_sharing.evaluation.tasks as module
 
-        self.count, original = 0, module.load
+        self.count, original = 0, module.load_any
 
         def load(*arguments: Any) -> Any:
             self.count += 1
             return original(*arguments)
 
-        monkeypatch.setattr(module, "load", load)
+        monkeypatch.setattr(module, "load_any", load)
 
 
-def test_a_comparison_pairs_examples_and_says_whose_note_it_is(tmp_path: Path, data: Path) -> None:
+def test_a_comparison_pairs_examples_and_says_whose_note_it_is(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     one, other = save_pico("llama", tmp_path / "one"), save_pico("llama", tmp_path / "other", dtype=torch.bfloat16)
-    text, cache = tmp_path / "text.txt", tmp_path / "cache"
+    text, cache = tmp_path / "text.txt", default_folder()
     text.write_text("The quick brown fox jumps over the lazy dog. " * 10)
     evaluate_tasks(one, ["arc_easy"], data=data, cache=cache, limit=3)
-    settings: dict[str, Any] = {"tasks": ["arc_easy"], "task_data": data, "task_cache": cache, "task_limit": 3}
+    settings: dict[str, Any] = {"tasks": ["arc_easy"], "task_data": data, "limit": 3}
     found = compare(one, other, text=str(text), length=64, prompts=(), **settings)
     (task,) = found.tasks
     assert task.task == "arc_easy"
@@ -247,7 +251,7 @@ def test_task_names() -> None:
 def rolling(model: Any, text: str) -> float:
     from lm_eval.api.instance import Instance
 
-    with harness.quiet():
+    with harness.silenced():
         wrapped = harness.wrap(model, pico_tokenizer(), 1)
         request = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
         (found,) = wrapped.loglikelihood_rolling([request])
@@ -266,12 +270,12 @@ def test_perplexity_and_the_rolling_log_likelihood(tmp_path: Path) -> None:
     theirs = rolling(model, text)
 
     np.savez(tmp_path / "bos.npz", input_ids=np.array([[tokenizer.bos_token_id, *ids]]))
-    same = basis_sharing.evaluate(model, str(tmp_path / "bos.npz"), tokenizer=tokenizer, length=len(ids) + 1)
+    same = basis_sharing.evaluate(model, str(tmp_path / "bos.npz"), tokenizer=tokenizer, length=len(ids) + 1).perplexity
     assert same.tokens == len(ids)
     assert -same.nats_per_token * same.tokens == pytest.approx(theirs, rel=1e-6)
 
     (tmp_path / "text.txt").write_text(text)
-    ours = basis_sharing.evaluate(model, str(tmp_path / "text.txt"), tokenizer=tokenizer, length=len(ids))
+    ours = basis_sharing.evaluate(model, str(tmp_path / "text.txt"), tokenizer=tokenizer, length=len(ids)).perplexity
     assert ours.tokens == len(ids) - 1
 
     def terms(context: list[int]) -> list[float]:

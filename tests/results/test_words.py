@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 
 from basis_sharing.cli.main import main
+from basis_sharing.plans.plan import Prediction
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.measures import Sizes
 from basis_sharing.results.words import (
     amount_of_bytes,
+    asked_and_reached,
     change,
     command_line,
+    condensed,
+    expectation,
     how_to_repeat,
     without_folders,
 )
@@ -131,5 +135,26 @@ def test_amounts() -> None:
     assert amount_of_bytes(1023) == "1023 bytes"
     assert amount_of_bytes(1536) == "1.5 KiB"
     assert amount_of_bytes(5 * 2**30) == "5.0 GiB"
-    assert change(100, 82) == "\u221218.0 %"
+    assert change(100, 82) == "-18.0 %"
     assert change(100, 105) == "+5.0 %"
+
+
+def test_what_was_expected_says_how_it_was_scaled() -> None:
+    assert expectation(Prediction(loss=0.1)) == (
+        "The plan expected +0.1000 nats per token, 1.105 x the perplexity, from its calibration text alone, not scaled "
+        "by a measurement."
+    )
+    assert expectation(Prediction(loss=0.1, scale=2, text="t")).endswith("scaled by 2.00, one plan measured on t.")
+    assert expectation(Prediction(loss=1e4)).startswith("The plan expected +10000.0000 nats per token")
+
+
+def test_what_was_asked_and_reached() -> None:
+    assert asked_and_reached(result(max_bytes="512MiB")).startswith(
+        "Method auto; max bytes asked 536870912, reached 0.2000"
+    )
+
+
+def test_many_notes_are_counted() -> None:
+    notes = [f"{number}" for number in range(8)]
+    assert condensed(notes[:6]) == notes[:6]
+    assert condensed(notes) == [*notes[:6], "... and 2 more, see basis_sharing.json or --json"]

@@ -79,7 +79,7 @@ def test_everything_is_measured(folders, tmp_path):
 
 def test_the_prompt_is_as_long_as_the_models_can_read(folders, monkeypatch):
     seen = []
-    monkeypatch.setattr(story, "_timings", lambda models, *_: [seen.append(len(models)) or () for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [seen.append(len(models)) or () for _ in models])
     result = basis_sharing.bench(folders, memory=False, new_tokens=40)
     assert result.settings.prompt_tokens == 256 - 40
 
@@ -87,7 +87,9 @@ def test_the_prompt_is_as_long_as_the_models_can_read(folders, monkeypatch):
 def test_prompts_are_seeded_and_fit_every_vocabulary(folders, monkeypatch):
     prompts = []
     monkeypatch.setattr(
-        story, "_timings", lambda models, works, ids, *_: [prompts.append(ids) or () for _ in models[:1]] * len(models)
+        story,
+        "time_rounds",
+        lambda models, works, ids, *_: [prompts.append(ids) or () for _ in models[:1]] * len(models),
     )
     for seed in (0, 0, 1):
         basis_sharing.bench(folders, **FAST, seed=seed)
@@ -100,7 +102,7 @@ def test_prompts_are_seeded_and_fit_every_vocabulary(folders, monkeypatch):
 def test_threads_are_set_for_the_measurement_only(folders, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        story, "_timings", lambda models, *_: [seen.append(torch.get_num_threads()) or () for _ in models]
+        story, "time_rounds", lambda models, *_: [seen.append(torch.get_num_threads()) or () for _ in models]
     )
     before = torch.get_num_threads()
     assert basis_sharing.bench(folders[:1], **FAST, threads=before + 1).threads == before + 1
@@ -112,7 +114,7 @@ def test_memory_is_measured_for_every_model(folders, monkeypatch):
     peak = PeakMemory(libraries=1, loading=2, running=3, device=None)
     asked = []
     monkeypatch.setattr(story, "peak_memory", lambda name, settings: asked.append((name, settings.batch_sizes)) or peak)
-    monkeypatch.setattr(story, "_timings", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
     monkeypatch.setattr(story, "can_measure", lambda: True)
     result = basis_sharing.bench(folders, **{**FAST, "memory": True})
     assert [model.memory for model in result.models] == [peak, peak]
@@ -120,11 +122,11 @@ def test_memory_is_measured_for_every_model(folders, monkeypatch):
     monkeypatch.setattr(story, "can_measure", lambda: False)
     result = basis_sharing.bench(folders, **{**FAST, "memory": True})
     assert [model.memory for model in result.models] == [None, None]
-    assert result.notes == ("this platform does not tell the peak memory of a process, so it was not measured",)
+    assert result.notes == ("this platform does not report the peak memory of a process, so it was not measured",)
 
 
 def test_notes_on_dtypes_and_experts(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(story, "_timings", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
     half = save_pico("mixtral", tmp_path / "half", dtype=torch.bfloat16)
     notes = basis_sharing.bench([folders[0], half], **FAST).notes
     assert "different dtypes (float32, bfloat16): pass --dtype" in notes[0]
@@ -133,7 +135,7 @@ def test_notes_on_dtypes_and_experts(folders, tmp_path, monkeypatch):
 
 
 def test_a_busy_machine_is_noted(folders, monkeypatch):
-    monkeypatch.setattr(story, "_timings", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
     monkeypatch.setattr("psutil.getloadavg", lambda: (3.21, 0.1, 0.1))
     monkeypatch.setattr("psutil.cpu_count", lambda: 4)
     (note,) = basis_sharing.bench(folders, **FAST).notes
@@ -157,6 +159,11 @@ def test_repeats_go_on_until_speeds_settle(folders):
     settled = basis_sharing.bench(folders, **{**FAST, "precision": 0.999})
     assert all(len(timing.seconds) in range(2, 9) for timing in settled.models[1].timings)
     assert all(timing.uncertainty is None for timing in settled.models[0].timings)
+
+
+def test_precision_may_be_off_by_name(folders, monkeypatch):
+    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
+    assert basis_sharing.bench(folders, **{**FAST, "precision": "off"}).settings.precision is None
 
 
 def test_names_stay_apart(tmp_path):
@@ -211,7 +218,7 @@ def test_no_compiler(folders):
             RecipeError, match=r"--compile needs a C\+\+ compiler, and PyTorch finds none: .* or leave out --compile"
         ),
     ):
-        basis_sharing.bench(folders, **FAST, compiled=True)
+        basis_sharing.bench(folders, **FAST, compile=True)
 
 
 def test_what_does_not_compile_is_told(folders, monkeypatch):
@@ -221,7 +228,7 @@ def test_what_does_not_compile_is_told(folders, monkeypatch):
     monkeypatch.setattr(story, "check_compiler", lambda: None)
     monkeypatch.setattr(torch, "compile", refuse)
     with pytest.raises(ModelError, match=r"^compiling failed \(no such luck\): leave out --compile.$"):
-        basis_sharing.bench(folders, **FAST, compiled=True)
+        basis_sharing.bench(folders, **FAST, compile=True)
 
 
 def test_compiled_execution_stays_compiled(folders, tmp_path, monkeypatch):
@@ -231,7 +238,7 @@ def test_compiled_execution_stays_compiled(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(story, "check_compiler", lambda: None)
     sliding = save_pico("mistral", tmp_path / "sliding")
     few = {**FAST, "batch_sizes": (1,), "repeats": 1, "new_tokens": 6}
-    result = basis_sharing.bench([folders[1], sliding], **few, compiled=True)
+    result = basis_sharing.bench([folders[1], sliding], **few, compile=True)
     for model in result.models:
         compiled = [timing for timing in model.timings if timing.execution == "compiled"]
         assert [(timing.workload, timing.batch) for timing in compiled] == [("prefill", 1), ("decode", 1)]

@@ -42,8 +42,8 @@ def compare(a: PreTrainedModel, b: PreTrainedModel, text: str, **settings: objec
     return basis_sharing.compare(a, b, text=text, **{**options, **settings})
 
 
-def recheck(b: PreTrainedModel, baseline: Comparison, **settings: object) -> Comparison:
-    return basis_sharing.recheck(b, baseline, tokenizer=pico_tokenizer(), source="r.json", **settings)
+def again(*models: PreTrainedModel, baseline: Comparison, **settings: object) -> Comparison:
+    return basis_sharing.compare(*models, baseline=baseline, tokenizer=pico_tokenizer(), **settings)
 
 
 def test_a_model_agrees_with_itself(text: str) -> None:
@@ -57,9 +57,8 @@ def test_a_model_agrees_with_itself(text: str) -> None:
     assert found.difference.nats_interval is not None
     assert found.difference.nats_interval.low == found.difference.nats_interval.high == 0
     assert all(generation.first == generation.second for generation in found.generations)
-    assert found.first.perplexity == basis_sharing.evaluate(
-        PICO["llama"](), text, tokenizer=pico_tokenizer(), length=64
-    )
+    alone = basis_sharing.evaluate(PICO["llama"](), text, tokenizer=pico_tokenizer(), length=64)
+    assert found.first.perplexity == alone.perplexity
     assert not found.notes
     assert found.verdict.held is None
 
@@ -107,7 +106,7 @@ def test_limits_are_judged(text: str) -> None:
 
 
 def test_one_window_has_no_interval(text: str) -> None:
-    found = compare(PICO["llama"](), perturbed(), text, windows=1, limits=Limits(max_kl=10.0))
+    found = compare(PICO["llama"](), perturbed(), text, evaluation_windows=1, limits=Limits(max_kl=10.0))
     assert found.difference is not None
     assert found.difference.quotient_interval is None
     assert "(a single window: no confidence interval)" in found.verdict.sentence
@@ -135,11 +134,11 @@ def test_different_vocabularies_leave_bits_per_byte(text: str, tmp_path: Path) -
         flag = name.replace("_", "-")
         with pytest.raises(RecipeError, match=f"^--{flag} cannot be judged: the two models have different vocabul"):
             basis_sharing.compare(a, b, limits=Limits.create(**{name: 0.5}), **settings)
-    again = basis_sharing.recheck(b, found, limits=Limits(max_drift=0.01))
-    assert again.verdict.held is True
-    assert again.difference is None
+    later = basis_sharing.compare(b, baseline=found, limits=Limits(max_drift=0.01))
+    assert later.verdict.held is True
+    assert later.difference is None
     with pytest.raises(RecipeError, match="the baseline holds no comparable perplexities"):
-        basis_sharing.recheck(b, found, limits=Limits(max_perplexity_increase=0.01))
+        basis_sharing.compare(b, baseline=found, limits=Limits(max_perplexity_increase=0.01))
 
 
 def test_a_padded_vocabulary_leaves_the_perplexity(text: str) -> None:
@@ -214,8 +213,8 @@ def test_what_is_written_is_read_back(text: str, tmp_path: Path) -> None:
 
 def test_a_model_that_stayed_the_same_has_not_drifted(text: str) -> None:
     limits = Limits(max_perplexity_increase=10.0, min_agreement=0.1)
-    baseline = compare(PICO["llama"](), perturbed(), text, limits=limits, windows=3)
-    found = recheck(perturbed(), baseline)
+    baseline = compare(PICO["llama"](), perturbed(), text, limits=limits, evaluation_windows=3)
+    found = again(perturbed(), baseline=baseline)
     assert found.first_is_stored
     assert found.first == baseline.first
     assert found.second == baseline.second
@@ -225,16 +224,20 @@ def test_a_model_that_stayed_the_same_has_not_drifted(text: str) -> None:
     assert found.drift.changed_generations == 0
     assert found.generations == baseline.generations
     assert found.limits == Limits(max_perplexity_increase=10.0)
-    assert found.notes == ("the limits of r.json on divergence and agreement need both models and were not judged.",)
+    assert found.notes == (
+        "the limits of the baseline on divergence and agreement need both models and were not judged.",
+    )
     assert found.verdict.held is True
-    assert recheck(perturbed(), found, limits=Limits(max_drift=0.0)).verdict.held is True  # and is a baseline itself
+    assert (
+        again(perturbed(), baseline=found, limits=Limits(max_drift=0.0)).verdict.held is True
+    )  # and is a baseline itself
 
 
 def test_a_model_that_changed_has_drifted(text: str) -> None:
     baseline = compare(PICO["llama"](), PICO["llama"](), text, limits=Limits(max_perplexity_increase=0.05))
     changed = PICO["llama"]()
     changed.model.norm.weight.data.mul_(-2)
-    found = recheck(changed, baseline)
+    found = again(changed, baseline=baseline)
     assert found.drift is not None
     assert found.drift.difference.quotient == pytest.approx(
         math.exp(found.second.perplexity.nats_per_token - baseline.second.perplexity.nats_per_token)
@@ -243,14 +246,14 @@ def test_a_model_that_changed_has_drifted(text: str) -> None:
     assert found.drift.changed_generations == 2
     assert found.verdict.held is False
     assert found.verdict.sentence.startswith("FAIL: perplexity increase ")
-    strict = recheck(changed, baseline, limits=Limits(max_drift=0.05))
+    strict = again(changed, baseline=baseline, limits=Limits(max_drift=0.05))
     assert strict.verdict.held is False
     assert strict.verdict.sentence.startswith("FAIL: perplexity drift since the baseline ")
 
 
 def test_with_the_original_everything_is_measured_again(text: str) -> None:
     baseline = compare(PICO["llama"](), perturbed(), text, limits=Limits(min_agreement=0.1))
-    found = recheck(perturbed(), baseline, original=PICO["llama"]())
+    found = again(PICO["llama"](), perturbed(), baseline=baseline)
     assert not found.first_is_stored
     assert found.agreement == baseline.agreement
     assert found.drift is not None
@@ -263,23 +266,44 @@ def test_a_baseline_of_another_text_is_refused(text: str, tmp_path: Path) -> Non
     baseline = compare(PICO["llama"](), perturbed(), text)
     other = tmp_path / "other.txt"
     other.write_text(TEXT.upper())
-    for original in (None, PICO["llama"]()):
-        with pytest.raises(ResultError, match=r"other.txt does not give the tokens that r.json was measured on"):
-            recheck(perturbed(), baseline, original=original, text=str(other))
+    for models in ([perturbed()], [PICO["llama"](), perturbed()]):
+        with pytest.raises(ResultError, match=r"other.txt does not give the tokens that the baseline was measured on"):
+            again(*models, baseline=baseline, text=str(other))
     moved = tmp_path / "moved.txt"
     moved.write_text(TEXT + "What comes after the windows of the baseline does not matter.")
-    assert recheck(perturbed(), baseline, text=str(moved)).drift is not None
+    assert again(perturbed(), baseline=baseline, text=str(moved)).drift is not None
 
 
 def test_limits_that_need_the_original_are_refused_without_it(text: str) -> None:
     baseline = compare(PICO["llama"](), perturbed(), text)
     with pytest.raises(RecipeError, match=r"^--max-kl cannot be judged: the first model was not given: give both"):
-        recheck(perturbed(), baseline, limits=Limits(max_kl=1.0))
+        again(perturbed(), baseline=baseline, limits=Limits(max_kl=1.0))
 
 
 def test_other_conditions_are_told(text: str) -> None:
     baseline = compare(PICO["llama"](), perturbed(), text)
     older = baseline.model_copy(update={"versions": {**baseline.versions, "torch": "1.0"}})
-    found = recheck(perturbed().bfloat16(), older)
-    assert "B ran in float32 for r.json, and in bfloat16 now." in found.notes
-    assert any(note.startswith("r.json was measured with torch 1.0, this with ") for note in found.notes)
+    found = again(perturbed().bfloat16(), baseline=older)
+    assert "B ran in float32 for the baseline, and in bfloat16 now." in found.notes
+    assert any(note.startswith("the baseline was measured with torch 1.0, this with ") for note in found.notes)
+
+
+def test_a_baseline_in_a_file_is_named(text: str, tmp_path: Path) -> None:
+    baseline = tmp_path / "r.json"
+    compare(PICO["llama"](), perturbed(), text).write(baseline)
+    found = basis_sharing.compare(perturbed(), baseline=baseline, tokenizer=pico_tokenizer())
+    assert found.drift is not None
+    assert found.drift.baseline == str(baseline)
+    with pytest.raises(RecipeError, match="--length has no meaning with --baseline"):
+        basis_sharing.compare(perturbed(), baseline=baseline, tokenizer=pico_tokenizer(), length=64)
+
+
+def test_models_are_counted(text: str) -> None:
+    with pytest.raises(RecipeError, match="two models are needed, and 1 given"):
+        basis_sharing.compare(PICO["llama"](), text=text, tokenizer=pico_tokenizer())
+
+
+def test_prompts_may_come_from_a_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Once upon\na time\n")
+    found = compare(PICO["llama"](), perturbed(), text, prompts=tmp_path / "prompts.txt")
+    assert [generation.prompt for generation in found.generations] == ["Once upon", "a time"]

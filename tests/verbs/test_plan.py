@@ -10,7 +10,8 @@ import basis_sharing
 from basis_sharing.cli.main import main
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.plans.plan import Plan
-from basis_sharing.verbs.plan import RATIOS, Forecast
+from basis_sharing.results.forecast import Forecast
+from basis_sharing.verbs.plan import RATIOS
 from pico import PICO, pico_tokenizer, save_pico
 
 SETTINGS: dict[str, Any] = {"windows": 6, "length": 64, "calibration_dtype": "float32"}
@@ -22,7 +23,7 @@ def forecast() -> Forecast:
     model = PICO["llama"]()
     for layer in model.model.layers[1:]:
         layer.load_state_dict(model.model.layers[0].state_dict())
-    return basis_sharing.plan_model(model, 0.3, tokenizer=pico_tokenizer(), **SETTINGS)
+    return basis_sharing.plan(model, 0.3, tokenizer=pico_tokenizer(), **SETTINGS)
 
 
 def test_every_method_has_a_curve_over_all_ratios(forecast: Forecast) -> None:
@@ -47,7 +48,7 @@ def test_what_sharing_gains_is_told(forecast: Forecast) -> None:
 
 
 def test_without_sharing_there_is_nothing_to_tell() -> None:
-    found = basis_sharing.plan_model(
+    found = basis_sharing.plan(
         PICO["llama"](), 0.3, tokenizer=pico_tokenizer(), across_depth=False, baselines=(), **SETTINGS
     )
     assert found.unshared_loss is None
@@ -57,24 +58,25 @@ def test_without_sharing_there_is_nothing_to_tell() -> None:
 def test_with_a_work_folder_another_ratio_measures_nothing_again(tmp_path: Path) -> None:
     model, stages = save_pico("llama", tmp_path / "model"), list[str]()
     settings = {**SETTINGS, "work": tmp_path / "work", "progress": lambda event: stages.append(event.stage)}
-    first = basis_sharing.plan_model(model, 0.3, **settings)
+    first = basis_sharing.plan(model, 0.3, **settings)
     assert "predicting svd-llm" in stages
     stages.clear()
-    second = basis_sharing.plan_model(model, 0.4, **settings)
+    second = basis_sharing.plan(model, 0.4, **settings)
     assert not [stage for stage in stages if "predicting" in stage or "measuring" in stage]
     assert second.points == first.points
 
 
 def test_a_plan_for_some_roles_is_executed_by_a_plain_compress(tmp_path: Path) -> None:
     model = save_pico("gpt2", tmp_path / "model")
-    found = basis_sharing.plan_model(model, 0.4, roles=("up", "down"), baselines=(), **SETTINGS)
+    found = basis_sharing.plan(model, 0.4, roles=("up", "down"), baselines=(), **SETTINGS)
     plan = found.plan
     assert plan.ratio == pytest.approx(0.4, abs=2e-3)
-    assert {name.split(".")[-2] for group in plan.groups for name in group.members} == {"mlp"}
+    assert {name.split(".")[-2] for entry in plan.entries for name in entry.members} == {"mlp"}
     plan.write(tmp_path / "plan.json")
     _, result = basis_sharing.compress(model, plan=tmp_path / "plan.json", **SETTINGS)
-    assert [group.members for group in result.groups] == [group.members for group in plan.groups]
-    assert sum(g.loss or 0 for g in result.groups) == pytest.approx(sum(g.loss or 0 for g in plan.groups), rel=1e-3)
+    assert [e.members for e in result.entries] == [e.members for e in plan.entries]
+    expected = sum(entry.loss or 0 for entry in plan.entries)
+    assert sum(e.entry.loss or 0 for e in result.entries) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", ["auto", "basis-sharing"])
@@ -83,7 +85,7 @@ def test_only_the_roles_asked_for_are_compressed(method: str, tmp_path: Path) ->
     compressed, result = basis_sharing.compress(
         model, 0.3, method=method, roles=("gate", "up"), output=tmp_path / "out", **SETTINGS
     )
-    assert {name.rpartition(".")[2] for group in result.groups for name in group.members} <= {"gate_proj", "up_proj"}
+    assert {name.rpartition(".")[2] for entry in result.entries for name in entry.members} <= {"gate_proj", "up_proj"}
     assert result.ratio_reached == pytest.approx(0.3, abs=0.02)
     assert compressed.model.layers[0].self_attn.q_proj.weight.shape == (64, 64)
 
@@ -114,10 +116,10 @@ def test_the_verb_writes_plan_and_picture(tmp_path: Path, capsys: pytest.Capture
         main(arguments)
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "the plan removes 20.0" in shown
+    assert "The plan removes 20.0" in shown
     plan = Plan.read(tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text())["planned_for"]["structure"]
-    assert ("without sharing across layers" in shown) == any(
-        len({name.split(".")[2] for name in group.members}) > 1 for group in plan.groups
+    assert ("Without sharing across layers" in shown) == any(
+        len({name.split(".")[2] for name in entry.members}) > 1 for entry in plan.entries
     )
     assert (tmp_path / "p.png").stat().st_size > 10_000

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from basis_sharing.cli.main import main
 from basis_sharing.errors import ModelError, OutputError, RecipeError
-from basis_sharing.repair import whole_training as recovery_training
-from basis_sharing.repair.whole_training import Schedule
+from basis_sharing.recipe.recovery import RecoverySettings
+from basis_sharing.repair import whole_training
+from basis_sharing.repair.whole_training import TrainingSchedule
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
-from basis_sharing.results.recovery import RecoverySettings
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.modeling_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 from basis_sharing.verbs.compress import compress
 from basis_sharing.verbs.recover import recover, settled
 from pico import save_with_texts, weight_bytes
@@ -127,22 +127,24 @@ def test_one_that_diverges_is_stopped_and_keeps_the_best_state(space: Path, tmp_
     assert any("diverged" in note for note in result.notes)
 
 
-def test_minutes_are_turned_into_steps_and_looks() -> None:
+def test_minutes_are_turned_into_steps_and_evaluations() -> None:
     weight = torch.nn.Parameter(torch.ones(()))
     recovery: Any = SimpleNamespace(
         parameters={"weight": weight}, training=torch.zeros(3, 8), loss=lambda _: 2 * weight, held_out_loss=lambda: 0.5
     )
 
-    def told(minutes: float) -> Schedule:
+    def schedule(minutes: float) -> TrainingSchedule:
         seconds = map(float, itertools.count())  # whatever is timed takes one
         return settled(RecoverySettings.create(minutes=minutes), recovery, seconds.__next__)
 
-    assert told(1) == Schedule(steps=60 - 5, looks=4, loss_before=0.5)
-    assert told(0.2) == Schedule(steps=12 - 3, looks=2, loss_before=0.5)  # a quarter is for looking
-    assert told(0.05) == Schedule(steps=1, looks=1, loss_before=0.5)
+    assert schedule(1) == TrainingSchedule(steps=60 - 5, evaluations=4, loss_before=0.5)
+    assert schedule(0.2) == TrainingSchedule(
+        steps=12 - 3, evaluations=2, loss_before=0.5
+    )  # a quarter is for evaluating
+    assert schedule(0.05) == TrainingSchedule(steps=1, evaluations=1, loss_before=0.5)
     assert weight.grad is None
     with pytest.raises(RecipeError, match=r"--minutes 0.04 are too few for one step here: at least 0.1"):
-        told(0.04)
+        schedule(0.04)
 
 
 def test_minutes_are_enough_to_say(space: Path, tmp_path: Path) -> None:
@@ -154,8 +156,8 @@ def test_minutes_are_enough_to_say(space: Path, tmp_path: Path) -> None:
 def test_the_distillation_loss_is_the_kl_divergence() -> None:
     ours, theirs = torch.randn(2, 1, 7, 11, generator=torch.Generator().manual_seed(0))
     expected = (theirs.softmax(-1) * (theirs.log_softmax(-1) - ours.log_softmax(-1))).sum(-1).mean()
-    torch.testing.assert_close(recovery_training.distillation_loss(ours, theirs, theirs), expected)
-    assert recovery_training.distillation_loss(ours, ours, ours).item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(whole_training.distillation_loss(ours, theirs, theirs), expected)
+    assert whole_training.distillation_loss(ours, ours, ours).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_bad_input_is_one_sentence(space: Path, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from basis_sharing import compress, write_report
+from basis_sharing import compress, report
 from basis_sharing.errors import OutputError, ResultError
 from basis_sharing.evaluation.paired import task_differences
 from basis_sharing.models.source import fingerprint, resolve
 from basis_sharing.reports.curve_figure import points_of
 from basis_sharing.reports.layout import EMBEDDINGS, layout_of
-from basis_sharing.reports.measured_parts import visible, without_empty_lines
-from basis_sharing.reports.parts import size_table
-from basis_sharing.reports.tables import compression_table
+from basis_sharing.reports.tables.compression import compression_summary
+from basis_sharing.reports.tables.sizes import size_table
+from basis_sharing.reports.terminal import printable
 from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
@@ -41,6 +41,7 @@ from basis_sharing.results.comparison import (
     Verdict,
 )
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.tasks import CachedScore, TaskResults, TaskScore
 from pico import save_pico
@@ -102,7 +103,7 @@ def test_the_parts_of_the_layout_sum_to_the_measured_bytes(root: Path, name: str
 
 
 def test_the_page_needs_nothing_else_and_is_accessible(root: Path, tmp_path: Path) -> None:
-    write_report(root / "planned", output=tmp_path / "r.html")
+    report(root / "planned", output=tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert page.all("html")[0]["lang"] == "en"
     assert not page.all("script")
@@ -123,12 +124,12 @@ def test_the_page_needs_nothing_else_and_is_accessible(root: Path, tmp_path: Pat
 
 
 def test_the_page_says_what_the_result_says(root: Path, tmp_path: Path) -> None:
-    write_report(root / "planned", output=tmp_path / "r.html")
+    report(root / "planned", output=tmp_path / "r.html")
     text, result = Page(tmp_path / "r.html").text, own(root / "planned")
     assert f"{result.before.parameters:,} \u2192 {result.after.parameters:,}" in text
     dense, small = result.perplexity_before[0].perplexity, result.perplexity_after[0].perplexity
     assert f"{dense:,.3f} \u2192 {small:,.3f}" in text
-    assert f"\u00d7 {small / dense:.3f}" in text
+    assert f"{small / dense:.3f} \u00d7" in text
     assert "The plan expected" in text
     assert "--ratio 0.3" in text
     assert 'AutoModelForCausalLM.from_pretrained("planned", trust_remote_code=True)' in text
@@ -137,7 +138,7 @@ def test_the_page_says_what_the_result_says(root: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_said(root: Path, tmp_path: Path) -> None:
-    write_report(root / "unmeasured", output=tmp_path / "r.html")
+    report(root / "unmeasured", output=tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert "What that costs in quality was not measured" in page.text
     assert "Nothing is shared: every compressed projection has a basis of its own." in page.text
@@ -146,7 +147,7 @@ def test_what_was_not_measured_is_said(root: Path, tmp_path: Path) -> None:
 
 def test_the_same_input_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        write_report(root / "paired", output=tmp_path / f"{name}.html", figures=tmp_path / name)
+        report(root / "paired", output=tmp_path / f"{name}.html", figures=tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == sorted(f"{name}.{kind}" for name in PICTURES for kind in ("svg", "png"))
@@ -162,14 +163,14 @@ def test_names_are_escaped(root: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for path in (root / "unmeasured").iterdir():
         (folder / path.name).symlink_to(path)
-    write_report(folder, output=tmp_path / "r.html")
+    report(folder, output=tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert not page.all("b")
     assert "<b>bold & co: compression report" in page.text
 
 
 def test_other_compressions_become_points_of_the_curve(root: Path, tmp_path: Path) -> None:
-    write_report(root / "planned", [root / "paired" / RESULT_FILE], output=tmp_path / "r.html")
+    report(root / "planned", [root / "paired" / RESULT_FILE], output=tmp_path / "r.html")
     alts = [str(image["alt"]) for image in Page(tmp_path / "r.html").all("img")]
     other = own(root / "paired")
     assert any(f"basis-sharing, {100 * other.ratio_reached:.0f} % less" in alt for alt in alts)
@@ -233,11 +234,11 @@ def comparison(root: Path, first: str = "original", second: str = "planned") -> 
 def test_perplexity_that_only_a_comparison_measured_is_the_answer(root: Path, tmp_path: Path) -> None:
     found = comparison(root, second="unmeasured")
     found.write(tmp_path / "c.json")
-    write_report(root / "unmeasured", [tmp_path / "c.json"], output=tmp_path / "r.html")
+    report(root / "unmeasured", [tmp_path / "c.json"], output=tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     quotient = found.second.perplexity.perplexity / found.first.perplexity.perplexity
     assert f"{quotient:.3f} times as high" in page.text
-    assert f"\u00d7 {quotient:.3f}" in page.text
+    assert f"{quotient:.3f} \u00d7" in page.text
     assert "was not measured" not in page.text
     assert len(page.all("img")) == 3
 
@@ -250,26 +251,22 @@ def test_an_original_that_is_quantized_on_disk_is_said(root: Path, tmp_path: Pat
     assert quantized.original_is_quantized
     assert "On disk the original is quantized" in " ".join(size_table(quantized).notes)
     console = Console(file=StringIO(), width=120)
-    console.print(compression_table(quantized))
-    assert "the original on disk is quantized" in console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_many_empty_lines_become_a_word() -> None:
-    assert without_empty_lines("a\n\nb" + "\n" * 36 + "c") == "a\n\nb\n[35 empty lines]\nc"
+    console.print(printable(*compression_summary(quantized)))
+    assert "On disk the original is quantized" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_comparison_has_its_section(root: Path, tmp_path: Path) -> None:
     comparison(root).write(tmp_path / "c.json")
-    write_report(root / "planned", [tmp_path / "c.json"], output=tmp_path / "r.html")
+    report(root / "planned", [tmp_path / "c.json"], output=tmp_path / "r.html")
     raw, text = (tmp_path / "r.html").read_text(), Page(tmp_path / "r.html").text
     assert "B breaks one limit." in text
     assert "same next token 87.5 %" in text
     assert "1.0500 \u00d7 0.9000 to 1.2000" in text
     assert "\u22120.10000 to +0.30000" in text
     assert "Once <upon>" in text
-    assert "a time\ufffd" in text
-    assert "nothing" in text
-    assert "\u2026a\u21b5b \u2423" in text
+    assert "a time\\x00" in text
+    assert "(only end-of-text)" in text
+    assert '...a\\nb " "' in text
     assert "\x00" not in raw
     assert "\x01" not in raw
 
@@ -321,11 +318,12 @@ def benchmark(root: Path, *names: str) -> BenchmarkResult:
 
 def test_a_benchmark_has_its_section(root: Path, tmp_path: Path) -> None:
     benchmark(root, "original", "planned").write(tmp_path / "b.json")
-    write_report(root / "planned", [tmp_path / "b.json"], output=tmp_path / "r.html")
+    report(root / "planned", [tmp_path / "b.json"], output=tmp_path / "r.html")
     text = Page(tmp_path / "r.html").text.replace("\u00a0", " ")
-    assert "speed, decoding, batch 1 \u00d7 2.00 4.0 ms \u2192 2.0 ms" in text
-    assert "decode, batch 1 4.0 ms 2.0 ms 2.00 \u00d7 (1.00 to 2.00) 1.25 \u00d7" in text
-    assert "while loading 1.0 MiB 1.0 MiB +0.0 %" in text
+    assert "speed, decoding, batch 1 2.00 \u00d7 4.0 ms \u2192 2.0 ms" in text
+    assert "decode, batch 1 original 4.00 (4.00 to 4.00) 250 1 1" in text
+    assert "decode, batch 1 planned 2.00 (2.00 to 2.00) 500 2.00 \u00d7 (1.00 to 2.00) 1.25 \u00d7" in text
+    assert "while loading while generating original 1.0 MiB 2.0 MiB planned 1.0 MiB (+0.0 %)" in text
     assert "a note" in text
 
 
@@ -354,9 +352,9 @@ def test_tasks_are_paired(root: Path, tmp_path: Path) -> None:
     tasks(own(root / "planned").model_fingerprint, (True, True, True, False)).write(tmp_path / "before.json")
     tasks(fingerprint(resolve(root / "planned")), (True, False, True, False)).write(tmp_path / "after.json")
     files = [tmp_path / "after.json", tmp_path / "before.json"]
-    write_report(root / "planned", files, output=tmp_path / "r.html")
+    report(root / "planned", files, output=tmp_path / "r.html")
     assert (
-        "arc_easy (test) 4 75.0 % \u00b1 10.0 50.0 % \u00b1 10.0 \u221225.0 points \u00b1 25.0 1.000"
+        "arc_easy (test) 4 75.0 \u00b1 10.0 50.0 \u00b1 10.0 \u221225.0 \u00b1 25.0 1 0 1.000"
         in Page(tmp_path / "r.html").text
     )
 
@@ -365,8 +363,8 @@ def test_tasks_of_a_comparison_are_shown(root: Path, tmp_path: Path) -> None:
     scores = tasks(None, (True, True, True, False)), tasks(None, (True, False, True, False))
     found = comparison(root).model_copy(update={"tasks": task_differences(*scores)})
     found.write(tmp_path / "c.json")
-    write_report(root / "planned", [tmp_path / "c.json"], output=tmp_path / "r.html")
-    expected = "arc_easy 75.0 % 50.0 % \u221225.0 points \u00b1 25.0 1.000"
+    report(root / "planned", [tmp_path / "c.json"], output=tmp_path / "r.html")
+    expected = "arc_easy 75.0 % 50.0 % \u221225.0 \u00b1 25.0 1 0 1.000"
     assert expected in Page(tmp_path / "r.html").text
 
 
@@ -404,17 +402,17 @@ def step(ratio: float, held: bool, speed: float | None = None) -> Step:
 def test_a_rollout_has_its_section(root: Path, tmp_path: Path) -> None:
     steps = step(0.1, held=True, speed=1.25), step(0.3, held=False)
     staged(root, own(root / "planned").model_fingerprint, *steps).write(tmp_path / "rollout.json")
-    write_report(root / "planned", [tmp_path / "rollout.json"], output=tmp_path / "r.html")
+    report(root / "planned", [tmp_path / "rollout.json"], output=tmp_path / "r.html")
     text = Page(tmp_path / "r.html").text
     assert "Kept: 10% of gate, up removed" in text
-    assert "gate, up 10% 0.900 \u00d7 2.0 KiB 1.100 \u00d7 0.0500 90.0 % 1.25 / 1.25 kept" in text
-    assert "70.0 % \u2013 broken" in text
+    assert "1 gate, up 10 % 0.900 \u00d7 2.0 KiB 1.100 \u00d7 0.0500 90.0 % 1.25 \u00d7 1.25 \u00d7 kept" in text
+    assert "70.0 % \u2013 \u2013 broken" in text
     assert "limits: max kl 0.2, min agreement 0.9" in text
 
 
 def refused(tmp_path: Path, folder: Path, *results: Path) -> str:
     with pytest.raises(ResultError) as refusal:
-        write_report(folder, results, output=tmp_path / "r.html")
+        report(folder, results, output=tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
     return str(refusal.value)
 
@@ -453,8 +451,19 @@ def test_unknown_kinds_are_refused(root: Path, tmp_path: Path) -> None:
     CachedScore(key="k", score=score).write(tmp_path / "f.json")
     assert refused(tmp_path, root / "planned", tmp_path / "f.json") == (
         f"{tmp_path / 'f.json'} holds the results of a cached score; a report shows those of: comparison, benchmark, "
-        "tasks, compression, rollout."
+        "evaluation, tasks, compression, rollout."
     )
+
+
+def test_an_evaluation_brings_its_task_scores(root: Path, tmp_path: Path) -> None:
+    scored = tasks(own(root / "planned").model_fingerprint, (True, False))
+    EvaluationResult(model="m", perplexities=(), tasks=scored, versions={}).write(tmp_path / "e.json")
+    report(root / "planned", [tmp_path / "e.json"], output=tmp_path / "e.html")
+    scored.write(tmp_path / "t.json")
+    report(root / "planned", [tmp_path / "t.json"], output=tmp_path / "t.html")
+    assert (tmp_path / "e.html").read_bytes() == (tmp_path / "t.html").read_bytes()
+    EvaluationResult(model="m", perplexities=(), versions={}).write(tmp_path / "f.json")
+    assert "holds perplexities only" in refused(tmp_path, root / "planned", tmp_path / "f.json")
 
 
 def test_a_folder_that_mixes_two_models_is_refused(root: Path, tmp_path: Path) -> None:
@@ -470,12 +479,6 @@ def test_a_folder_that_mixes_two_models_is_refused(root: Path, tmp_path: Path) -
 def test_pictures_that_exist_are_kept(root: Path, tmp_path: Path) -> None:
     (tmp_path / "sizes.png").write_text("mine")
     with pytest.raises(OutputError, match=r"sizes\.png exists"):
-        write_report(root / "planned", output=tmp_path / "r.html", figures=tmp_path)
+        report(root / "planned", output=tmp_path / "r.html", figures=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sizes.png"]
-    assert len(write_report(root / "planned", output=tmp_path / "r.html", figures=tmp_path, overwrite=True)) == 9
-
-
-def test_marks_for_what_cannot_be_seen() -> None:
-    assert visible("a\nb") == "a\u21b5b"
-    assert visible("  ") == "\u2423\u2423"
-    assert visible("a b\x07") == "a b\ufffd"
+    assert len(report(root / "planned", output=tmp_path / "r.html", figures=tmp_path, overwrite=True)) == 9

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from basis_sharing.errors import ModelError, RecipeError
+from basis_sharing.results.study import StudyResult
 from basis_sharing.run.progress import Progress
-from basis_sharing.verbs.study import StudyResult, study
+from basis_sharing.verbs.study import study
 from pico import PICO, build, pico_tokenizer
 
 

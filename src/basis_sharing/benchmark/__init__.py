@@ -1,1 +1,1 @@
-"""How fast models run and how much memory they need, side by side on one machine."""
+"""Benchmarks of speed and memory of several models on one machine."""

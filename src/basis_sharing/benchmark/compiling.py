@@ -1,4 +1,4 @@
-"""Compiled execution: whether it is possible here, and how it stays compiled."""
+"""Compiled execution: check for a compiler, and settings that prevent a fallback to eager execution."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def check_compiler() -> None:
 
 @contextmanager
 def compiled_models(count: int) -> Iterator[None]:
-    """Compile ``count`` models of one class side by side; what cannot stay compiled is an error, never slow.
+    """Allow ``count`` models of one class to be compiled within the context, without a silent fallback to eager.
 
     Raises:
         ModelError: A model cannot be compiled.
@@ -39,7 +39,7 @@ def compiled_models(count: int) -> Iterator[None]:
             recompile_limit=count * _MOST_FORMS_OF_ONE_MODEL, fail_on_recompile_limit_hit=True
         ):
             yield
-    except Exception as error:  # every backend has errors of its own
+    except Exception as error:  # backends raise errors of any type
         raise ModelError(f"compiling failed ({_reason(error)}): leave out --compile.") from error
     finally:
         torch.compiler.reset()

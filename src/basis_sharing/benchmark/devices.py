@@ -1,4 +1,4 @@
-"""What a benchmark has to know of the device it runs on."""
+"""The name and the synchronization of the device of a benchmark."""
 
 import platform
 from pathlib import Path
@@ -19,7 +19,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything that was started on a device is done."""
+    """Wait until all work on a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

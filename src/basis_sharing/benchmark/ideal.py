@@ -1,4 +1,4 @@
-"""The work a model has to do, whatever the machine: what its speed would follow if nothing else cost time."""
+"""The amount of work of a model, to which its ideal speed is proportional."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from basis_sharing.models.linears import is_matrix_module
 from basis_sharing.results.benchmark import Work
 
 _aten = torch.ops.aten
-# Fused attention -> position of its argument is_causal. The counter of PyTorch lacks the CPU's and counts masked pairs.
+# Fused attention -> position of its argument is_causal. PyTorch's counter lacks the CPU's and counts masked pairs.
 _ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu: 4,
     _aten._scaled_dot_product_flash_attention: 4,
@@ -22,7 +22,7 @@ _ATTENTION = {
 
 
 def work_of(model: Any, ids: torch.Tensor) -> Work:
-    """Count the work of one prompt and of one step of decoding after it.
+    """Return the work of one prompt and of one decoding step after it.
 
     Args:
         model: The model, on the device of the prompt.
@@ -39,7 +39,7 @@ def work_of(model: Any, ids: torch.Tensor) -> Work:
 
 
 def holds_stacked_experts(model: nn.Module) -> bool:
-    """Whether a model has weights of many experts in one parameter, of which a token uses a few."""
+    """Return whether a model stores many experts in one parameter, of which a token uses only a few."""
     return any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
 
 
@@ -64,7 +64,7 @@ def _attention_formula(causal_at: int) -> Callable[..., int]:
 
 @torch.inference_mode()
 def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
-    """Return the bytes of weights that one step reads, and its products with weight matrices."""
+    """Return the bytes of weights that one decoding step reads, and the number of its products with weight matrices."""
     read, products = 0, 0
 
     def called(module: nn.Module, _: Any) -> None:
@@ -73,7 +73,7 @@ def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
         products += is_matrix_module(module)
 
     following, cache = fill(model, ids)
-    # An embedding reads one row per token, which is nothing beside its matrix.
+    # An embedding reads only one row per token, which is negligible.
     hooks = [
         module.register_forward_pre_hook(called) for module in model.modules() if not isinstance(module, nn.Embedding)
     ]

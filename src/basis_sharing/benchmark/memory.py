@@ -1,4 +1,4 @@
-"""Peaks of memory, each measured in a fresh process, because the peak of a process never falls."""
+"""Peaks of memory, each measured in a fresh process."""
 
 import json
 import subprocess
@@ -9,16 +9,16 @@ from basis_sharing.errors import BasisSharingError, ModelError
 from basis_sharing.results.benchmark import BenchmarkSettings, PeakMemory
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
+_RESET_PEAK = "5"  # proc(5): resets VmHWM to the current resident size
 
 
 def can_measure() -> bool:
-    """Whether this platform tells the peak of a process and lets it be set back (Linux does)."""
+    """Return whether the peak memory of a process can be read and reset on this platform, as on Linux."""
     return _STATUS.is_file() and _CLEAR.is_file()
 
 
 def peak_memory(model: str, settings: BenchmarkSettings) -> PeakMemory:
-    """Load a model in a fresh process, let it generate for the largest batch, and return the peaks of memory.
+    """Return the peaks of memory while a fresh process loads a model and generates for the largest batch.
 
     Raises:
         ModelError: The model cannot be loaded, or the process was killed for lack of memory.
@@ -38,7 +38,7 @@ def peak_memory(model: str, settings: BenchmarkSettings) -> PeakMemory:
 
 
 def measure_here(model: str, settings: BenchmarkSettings) -> PeakMemory:
-    """Measure the peaks in this process, which should be a fresh one.
+    """Return the peaks of memory measured in this process, which should be a fresh one.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -46,13 +46,12 @@ def measure_here(model: str, settings: BenchmarkSettings) -> PeakMemory:
     import torch
 
     from basis_sharing.benchmark.workloads import Decode
-    from basis_sharing.evaluation.perplexity import load
+    from basis_sharing.checkpoint.loading import load_any
     from basis_sharing.models.source import named_dtype
 
     device = torch.device(settings.device)
     libraries = _reset()
-    loaded, _ = load(model, named_dtype(settings.dtype))
-    loaded.to(device)
+    loaded, _ = load_any(model, named_dtype(settings.dtype), device)
     loading = _peak() - libraries
     _reset()
     prompts = torch.zeros(max(settings.batch_sizes), settings.prompt_tokens, dtype=torch.long, device=device)
@@ -69,7 +68,7 @@ def measure_here(model: str, settings: BenchmarkSettings) -> PeakMemory:
 
 
 def _reset() -> int:
-    """Set the peak back, and return the bytes that are resident now."""
+    """Reset the peak, and return the bytes that are resident now."""
     _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
     return _peak()
 
@@ -80,14 +79,14 @@ def _peak() -> int:
 
 
 def main(request: str) -> None:
-    """Answer one request of :func:`peak_memory` on standard output."""
-    asked = json.loads(request)
+    """Measure for one request of :func:`peak_memory`, and print the peaks or the error as JSON."""
+    arguments = json.loads(request)
     try:
-        found = measure_here(asked["model"], BenchmarkSettings.model_validate(asked["settings"]))
+        peaks = measure_here(arguments["model"], BenchmarkSettings.model_validate(arguments["settings"]))
     except BasisSharingError as error:
         print(json.dumps({"error": str(error)}))
         return
-    print(found.model_dump_json())
+    print(peaks.model_dump_json())
 
 
 if __name__ == "__main__":

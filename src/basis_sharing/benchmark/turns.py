@@ -1,4 +1,4 @@
-"""Measuring several things fairly on one busy machine: they take turns, and are compared turn by turn."""
+"""Timing of several contestants that alternate, so that they can be compared on a busy machine."""
 
 import math
 import statistics
@@ -13,10 +13,10 @@ _FEWEST_TURNS, _MOST_TURNS = 5, 32
 
 
 class Timed(Protocol):
-    """Something whose time is measured."""
+    """Work whose time is measured."""
 
     def prepare(self) -> None:
-        """Get ready for the turns of one repeat; not timed."""
+        """Prepare the turns of one repeat; not timed."""
 
     def turn(self) -> None:
         """Do the work once and wait until it is done."""
@@ -34,15 +34,15 @@ def take_turns(
 ) -> list[tuple[float, ...]]:
     """Time several contestants that alternate after every single turn.
 
-    A whole repeat comes first as a warm-up. Within a repeat the contestants go round in one order, in the next repeat
-    in the opposite one, so that nobody always follows the same neighbour; whatever else the machine does in the
-    meantime hits all of them alike.
+    The first repeat is a warm-up. The order of the contestants is reversed in every other repeat, so that none always
+    follows the same one. Other load on the machine affects all of them alike.
 
     Args:
-        contestants: What is timed.
-        repeats: Least number of repeats that count.
+        contestants: The work to time.
+        repeats: Smallest number of repeats that count.
         turns: Turns of each contestant in a repeat; None: as many as fill about 1.5 seconds each, 5 to 32.
-        most: Go on after ``repeats`` until all speeds are known to ``precision``, or there are so many.
+        most: Repeat more than ``repeats`` times, at most so often, until all speeds have the ``precision``; None: do
+            not.
         precision: Largest :func:`uncertainty` of the others' speeds against the first, a fraction.
         clock: Returns the time in seconds.
         repeated: Called after every repeat, the warm-up included.
@@ -53,7 +53,7 @@ def take_turns(
     warm_up = _repeat(contestants, turns or _FEWEST_TURNS, clock, backwards=False)
     repeated()
     if turns is None:
-        # The first turn of the warm-up pays for what happens only once.
+        # The first turn of the warm-up includes one-time costs.
         slowest = max(min(seconds[1:]) for seconds in warm_up)
         turns = min(_MOST_TURNS, max(_FEWEST_TURNS, math.ceil(_SECONDS_PER_REPEAT / max(slowest, 1e-9))))
     medians: list[list[float]] = [[] for _ in contestants]
@@ -61,10 +61,10 @@ def take_turns(
         if repeat >= repeats and all(uncertainty(medians[0], other) <= precision for other in medians[1:]):
             break
         times = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
-        for found, seconds in zip(medians, times, strict=True):
-            found.append(statistics.median(seconds))
+        for column, seconds in zip(medians, times, strict=True):
+            column.append(statistics.median(seconds))
         repeated()
-    return [tuple(found) for found in medians]
+    return [tuple(column) for column in medians]
 
 
 def _repeat(
@@ -85,7 +85,7 @@ def _repeat(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return median and quartiles."""
+    """Return the median and the quartiles of values."""
     if len(values) == 1:
         return Spread(median=values[0], lower=values[0], upper=values[0])
     lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -93,7 +93,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired_speed(first: Sequence[float], other: Sequence[float]) -> Spread:
-    """Return how many times as fast ``other`` is as ``first``, from the quotients of their times repeat by repeat."""
+    """Return the speed of ``other`` as a multiple of that of ``first``, from quotients of their times per repeat."""
     return spread([reference / seconds for reference, seconds in zip(first, other, strict=True)])
 
 

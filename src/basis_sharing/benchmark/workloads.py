@@ -1,4 +1,4 @@
-"""What is timed: a prefill, a first token, and one step of decoding."""
+"""The timed workloads: a prefill, a first token, and a decoding step."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ class Prefill:
     Args:
         model: The model.
         ids: Token ids, shape ``[batch, tokens]``, on the model's device.
-        forward: What runs it: the model itself, or its compiled form; None: the model.
+        forward: The function to run, e.g. the compiled model; None: the model.
     """
 
     def __init__(self, model: Any, ids: torch.Tensor, forward: Callable[..., Any] | None = None) -> None:
@@ -34,7 +34,7 @@ class Prefill:
 
 
 class FirstToken:
-    """From a prompt to the choice of the token that follows; the cache is filled on the way."""
+    """The choice of the first token after prompts, including the filling of the cache."""
 
     def __init__(self, model: Any, ids: torch.Tensor) -> None:
         self._model, self._ids = model, ids
@@ -74,7 +74,7 @@ class Decode:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Go back to the end of the prompt."""
+        """Reset the cache to the end of the prompts."""
         if self._first is None:
             self._first, cache = fill(self._model, self._ids, self._static)
             self._filled = _state(cache) if self._static is not None else cache
@@ -94,14 +94,14 @@ class Decode:
 
 
 def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
-    """Read prompts into a cache; return the tokens that follow, shape ``[batch, 1]``, and the cache."""
+    """Fill a cache with prompts; return the next tokens, shape ``[batch, 1]``, and the cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     output = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
     return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
 
 
 def _state(cache: Any) -> list[dict[str, Any]]:
-    """Return a copy of what a static cache holds."""
+    """Return a copy of the content of a static cache."""
     return [
         {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in vars(layer).items()}
         for layer in cache.layers
@@ -109,7 +109,7 @@ def _state(cache: Any) -> list[dict[str, Any]]:
 
 
 def _restore(cache: Any, state: list[dict[str, Any]]) -> None:
-    """Put a copied state back into the same tensors: compiled code knows their addresses."""
+    """Copy a saved state back into the same tensors, whose addresses compiled code uses."""
     for layer, values in zip(cache.layers, state, strict=True):
         for name, value in values.items():
             if isinstance(value, torch.Tensor):

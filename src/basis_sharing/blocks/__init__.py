@@ -1,1 +1,1 @@
-"""One decoder block at a time: calling it, placing it, the states between blocks."""
+"""Running single decoder blocks: their call arguments, their placement on a device, and the states between blocks."""

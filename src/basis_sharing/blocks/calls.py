@@ -1,7 +1,7 @@
-"""Calling one decoder block alone: what the model gives to it besides the hidden states, and the head without blocks.
+"""Run single decoder blocks, and the output head without the blocks.
 
-One forward pass records the arguments of every block (masks, position embeddings, ...); after that each block can be
-run on stored outputs of the block before it.
+One forward pass records the arguments that the model passes to every block besides the hidden states (masks, position
+embeddings, ...). Each block can then be run on the stored outputs of the block before it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ from basis_sharing.models.family import Decoder
 
 @dataclass
 class BlockCall:
-    """What a model hands to one decoder block besides the hidden states."""
+    """The arguments that a model passes to one decoder block besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "BlockCall":
-        """Return the call on a device, with floating point tensors in ``dtype``."""
+        """Return the arguments on a device, with floating point tensors converted to ``dtype``."""
         args, kwargs = _map_tensors(
             (self.args, self.kwargs), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device)
         )
@@ -38,7 +38,7 @@ class _Captured(Exception):  # noqa: N818 - control flow, not an error
 
 
 def run_block(block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
-    """Return the hidden states that a block makes of ``hidden``, both ``[batch, length, hidden]``."""
+    """Return the output states of a block for the input states ``hidden``, both ``[batch, length, hidden]``."""
     output = block(hidden, *call.args, **call.kwargs)
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
@@ -51,14 +51,14 @@ def states_shape(model: Any, decoder: Decoder, input_ids: Tensor) -> torch.Size:
 
 
 def fill_first_states(model: Any, decoder: Decoder, input_ids: Tensor, states: Tensor) -> None:
-    """Put what the first block reads into ``states``, shape ``[windows, length, hidden]``."""
+    """Write the input of the first block into ``states``, shape ``[windows, length, hidden]``."""
     for window, ids in enumerate(input_ids):
         states[window] = _first_states(model, decoder, ids)
 
 
 @torch.no_grad()
 def _first_states(model: Any, decoder: Decoder, ids: Tensor) -> Tensor:
-    """Return what the first block reads of one window, shape ``[length, hidden]``."""
+    """Return the input of the first block for one window, shape ``[length, hidden]``."""
     states: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +77,11 @@ def _first_states(model: Any, decoder: Decoder, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
-    """Record the arguments of every block, and make sure that they do not depend on the tokens."""
+    """Return the arguments of every block.
+
+    Raises:
+        ModelError: The arguments of a block depend on the tokens (compared for the first and the last window).
+    """
     first = _record(model, decoder, input_ids[:1])
     other = _record(model, decoder, input_ids[-1:]) if len(input_ids) > 1 else first
     for path, ours, theirs in zip(decoder.blocks, first, other, strict=True):
@@ -87,7 +91,7 @@ def block_calls(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCa
 
 
 def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
-    """Record what the model hands to its blocks; only the first block is really computed, the others pass through."""
+    """Return the arguments of every block; the first block is computed, the others return their input."""
     calls: list[BlockCall] = []
     rest: list[tuple[Any, ...] | None] = []
 
@@ -117,9 +121,10 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor) -> list[BlockCall]:
 def head_only(
     model: Any, decoder: Decoder, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
-    """Yield a function from what the last block hands on, and the token ids, to logits, all on a device in ``dtype``.
+    """Yield a function that maps the last block's output and the token ids to logits.
 
-    The model runs with blocks that pass their input on, so that norms, heads and soft caps are its own.
+    The function calls the model with its blocks replaced by the identity, so that final norm, head and soft cap are the
+    model's own. Inside the context, everything outside the blocks is on ``device`` in ``dtype``.
     """
     given: list[Tensor] = []
 
@@ -146,7 +151,7 @@ def head_only(
 
 
 def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
-    """Separate the hidden states (the first argument) from the rest."""
+    """Return the hidden states (the first argument) and the other arguments of a block."""
     if args:
         return args[0], BlockCall(args[1:], kwargs)
     rest = dict(kwargs)

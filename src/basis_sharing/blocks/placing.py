@@ -1,4 +1,4 @@
-"""Tensors of a model in another dtype or on another device for a while."""
+"""Context managers that move the tensors of a model to another device or dtype temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from basis_sharing.models.family import Decoder
 
 @contextmanager
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Move a module to a device, its parameters also into a dtype, for as long as the context.
+    """Move a module to a device, and its floating-point parameters to ``dtype`` if given, inside the context.
 
-    What it held before is put back as it was, untouched, so that weights used from their files stay there.
+    The original tensors are not modified and are restored on exit, so that memory-mapped weights stay memory-mapped.
     """
     with _swapped(list(module.modules()), device, dtype):
         yield
@@ -22,7 +22,7 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
 @contextmanager
 def placed_outside(model: Any, decoder: Decoder, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Do as :func:`placed` with everything of a model but its blocks."""
+    """Move everything of a model outside its blocks, like :func:`placed`."""
     inside = {id(module) for path in decoder.blocks for module in model.get_submodule(path).modules()}
     with _swapped([module for module in model.modules() if id(module) not in inside], device, dtype):
         yield
@@ -31,14 +31,17 @@ def placed_outside(model: Any, decoder: Decoder, device: torch.device, dtype: to
 @contextmanager
 def _swapped(modules: list[nn.Module], device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
     held: list[tuple[dict[str, Any], str, Tensor]] = []
-    moved: dict[int, nn.Parameter] = {}  # one that several modules have stays one
+    moved: dict[int, nn.Parameter] = {}  # by id: a parameter that several modules share stays shared
     try:
         for module in modules:
             for name, parameter in module._parameters.items():
-                if parameter is None or (parameter.device == device and parameter.dtype == (dtype or parameter.dtype)):
+                if parameter is None:
+                    continue
+                wanted = dtype if dtype is not None and parameter.is_floating_point() else parameter.dtype
+                if (parameter.device, parameter.dtype) == (device, wanted):
                     continue
                 if id(parameter) not in moved:
-                    data = parameter.detach().to(device, dtype)
+                    data = parameter.detach().to(device, wanted)
                     moved[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
                 held.append((module._parameters, name, parameter))
                 module._parameters[name] = moved[id(parameter)]

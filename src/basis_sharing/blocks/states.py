@@ -1,4 +1,4 @@
-"""Room for hidden states: between two blocks, and what every block reads; in memory or in files."""
+"""Buffers for hidden states, of one block or of all blocks, in memory or in memory-mapped files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ _DISK_SHARE = 0.8
 
 
 def states_like(shape: torch.Size, dtype: torch.dtype, file: Path, machine: Machine) -> Tensor:
-    """Return room for states, of which a few may be needed at a time, in memory or, where it is short, in a file.
+    """Return an uninitialized buffer for the states between two blocks, in memory or, if memory is short, in ``file``.
 
     Raises:
-        OSError: The disk fails or has no room.
+        OSError: The disk is full or fails.
     """
     if machine.holds_states(shape.numel() * dtype.itemsize):
         return torch.empty(shape, dtype=dtype)
@@ -26,7 +26,7 @@ def states_like(shape: torch.Size, dtype: torch.dtype, file: Path, machine: Mach
 
 
 def _in_file(shape: torch.Size, dtype: torch.dtype, file: Path) -> Tensor:
-    """Return the content of a file of that size as a tensor; it is made if it is not there."""
+    """Return the content of a file as a tensor; the file is created if it is missing or has another size."""
     count = shape.numel()
     if not (file.is_file() and file.stat().st_size == count * dtype.itemsize):
         allocate(file, count * dtype.itemsize)
@@ -35,45 +35,45 @@ def _in_file(shape: torch.Size, dtype: torch.dtype, file: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """Hidden states between blocks.
+    """The inputs of all blocks, and the output of the last one.
 
     Attributes:
-        rows: What each block reads and what the last one hands on, shape ``[blocks + 1, windows, length, hidden]``.
-        file: The file they are in; None: in memory.
+        rows: The states, shape ``[blocks + 1, windows, length, hidden]``; the last row is the output of the last block.
+        file: The file that holds them; None: they are in memory.
     """
 
     rows: Tensor
     file: Path | None
 
     def read(self, row: int, window: int, device: torch.device) -> Tensor:
-        """Return the states of one window, shape ``[1, length, hidden]``."""
+        """Return the states of one window in a row, shape ``[1, length, hidden]``."""
         return self.rows[row, window : window + 1].to(device)
 
 
 def make_block_inputs(
     rows: int, row: torch.Size, dtype: torch.dtype, folder: Path, machine: Machine, *, wanted: bool
 ) -> BlockInputs:
-    """Return a tape.
+    """Return a buffer for the inputs of all blocks.
 
-    It is in a file where that is wanted and the disk has room, or where memory is short; a file of that size that is
-    there already is taken as it is.
+    It is in a file if a file is wanted and the disk has room, or if memory is short. An existing file of the right size
+    is reused with its content.
 
     Args:
         rows: Number of rows.
         row: Shape of a row, ``[windows, length, hidden]``.
-        dtype: Its dtype.
-        folder: Where the file would be. What an interrupted run has left there goes if its tape is of no use.
-        machine: Tells how much memory there is.
-        wanted: Whether the file is to be gone on with after an interruption.
+        dtype: Dtype of the states.
+        folder: Folder of the file. If no file can be reused, leftovers of an interrupted run in it are deleted.
+        machine: The machine, for its memory limits.
+        wanted: Whether to prefer a file, so that an interrupted run can be resumed.
 
     Raises:
-        CorpusError: Neither memory nor the disk has room.
+        CorpusError: Neither memory nor the disk has enough room.
         OSError: The disk fails.
     """
     shape = torch.Size((rows, *row))
     needed, file = shape.numel() * dtype.itemsize, folder / f"tape{UNFINISHED}"
-    there = file.is_file() and file.stat().st_size == needed
-    room = there or needed < _DISK_SHARE * psutil.disk_usage(str(folder)).free
+    exists = file.is_file() and file.stat().st_size == needed
+    room = exists or needed < _DISK_SHARE * psutil.disk_usage(str(folder)).free
     if machine.holds_inputs(needed) and not (wanted and room):
         return BlockInputs(torch.empty(shape, dtype=dtype), None)
     if not room:
@@ -81,7 +81,7 @@ def make_block_inputs(
             f"the gradients need {needed / 2**30:.0f} GiB for block inputs, more than memory or {folder.parent} has: "
             "use fewer windows (--windows), or --no-gradients."
         )
-    if not there:
+    if not exists:
         for leftover in folder.glob(f"*{UNFINISHED}"):
             leftover.unlink()
     return BlockInputs(_in_file(shape, dtype, file), file)

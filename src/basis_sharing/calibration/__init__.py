@@ -1,1 +1,1 @@
-"""From text to second moments."""
+"""Calibration: token windows from text, and the second moments and other statistics measured on them."""

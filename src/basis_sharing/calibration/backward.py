@@ -1,8 +1,8 @@
-"""The backward sweep: second moments of loss gradients, with one decoder block at work at a time.
+"""The backward sweep: second moments of loss gradients, computed one decoder block at a time.
 
-A forward pass through the blocks leaves the inputs of every block on a tape. The loss gradient then travels back: each
-block is run again on its taped inputs, this time with gradients, and hands what arrives at its inputs to the block
-before it. Weights need no gradients, so a backward step costs about as much as a forward one.
+A forward pass through the blocks stores the inputs of every block. The loss gradient is then propagated back: each
+block is run again on its stored inputs, this time with gradients, and the gradient at its inputs is that at the outputs
+of the block before it. Weights need no gradients, so a backward step costs about as much as a forward one.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.resume import ResumePoint
 
-_STAGES = ("taped", "loss", "gradients")
+_RESUME_FILES = ("taped", "loss", "gradients")  # one per stage
 _POSITIONS = 512
 
 
@@ -41,7 +41,7 @@ def backward_sweep(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
-    """Yield the second moments of inputs and of loss gradients of each block, in reverse depth order.
+    """Yield the second moments of the inputs and of the loss gradients of each block, in reverse depth order.
 
     The loss is the sum of the next-token negative log-likelihoods of a window.
 
@@ -50,21 +50,21 @@ def backward_sweep(
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
         dtype: Dtype of activations, gradients and weights during the sweep.
-        folder: Where block inputs and gradients are kept; a sweep of the same model, text and dtype that was
-            interrupted goes on from there, and yields only the blocks that are left.
+        folder: Where block inputs and gradients are kept. An interrupted sweep of the same model, text and dtype
+            resumes there and yields only the remaining blocks.
         machine: Where the blocks run; None: where the model is. Several processes divide the windows among them and
             yield the statistics of all.
-        progress: Receives one event per block and window, in either direction.
+        progress: Receives one event per block and window in each direction.
 
     Yields:
         Block index, and the moments of that block: ``gram`` by name of the input, ``gradient`` by name of the
-        projection. They are taken for safe when the next block is asked for.
+        projection. A resumed sweep does not repeat a block once the next one has been requested, so the caller must
+        save the moments before that.
 
     Raises:
-        NumericalError: What a block computes or a gradient is NaN or infinite; names the block or the projection.
-        ModelError: The model hands token-dependent arguments to its blocks.
-        CorpusError: Neither memory nor the temporary folder has room for the block inputs, or there are fewer windows
-            than processes.
+        NumericalError: A block output or a gradient is NaN or infinite; names the block or the projection.
+        ModelError: The arguments that the model passes to a block depend on the tokens.
+        CorpusError: Memory and disk have no room for the block inputs, or there are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -74,27 +74,27 @@ def backward_sweep(
             room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
             stages = _Stages(model, decoder, input_ids, dtype, machine, progress)
             shape = states_shape(model, decoder, stages.input_ids)
-            tape = make_block_inputs(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
-            # Without a file there are no block inputs to go on with.
-            kept = room if folder is not None and tape.file is not None else None
-            taping, loss, gradients = (
-                ResumePoint(kept and kept / f"{name}{UNFINISHED}", machine.processes) for name in _STAGES
+            inputs = make_block_inputs(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
+            # A sweep can only be resumed if its block inputs are in a file.
+            kept = room if folder is not None and inputs.file is not None else None
+            recording, loss, gradients = (
+                ResumePoint(kept and kept / f"{name}{UNFINISHED}", machine.processes) for name in _RESUME_FILES
             )
             gradient = states_like(shape, dtype, room / f"gradient{UNFINISHED}", machine).zero_()
             blocks_done = gradients.resume(gradient)
             if not blocks_done:
                 windows_done = loss.resume(gradient)
                 if not windows_done:
-                    stages.tape_inputs(tape, taping)
-                stages.start_gradients(tape, gradient, windows_done, loss)
-            yield from stages.back(tape, gradient, blocks_done, gradients)
+                    stages.record_inputs(inputs, recording)
+                stages.start_gradients(inputs, gradient, windows_done, loss)
+            yield from stages.propagate(inputs, gradient, blocks_done, gradients)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
 
 
 class _Stages:
-    """The three stages of a sweep there and back again."""
+    """The stages of a sweep: record the block inputs, compute the loss gradient, propagate it through the blocks."""
 
     def __init__(
         self,
@@ -110,37 +110,37 @@ class _Stages:
         self._machine, self._device, self._dtype = machine, machine.device, dtype
         self._calls = block_calls(model, decoder, input_ids)
 
-    def tape_inputs(self, tape: BlockInputs, point: ResumePoint) -> None:
-        """Fill the tape with what every block reads, and what the last one hands on."""
+    def record_inputs(self, inputs: BlockInputs, point: ResumePoint) -> None:
+        """Write the inputs of every block, and the output of the last one, into ``inputs``."""
         first = point.resume()
         if not first:
-            fill_first_states(self.model, self.decoder, self.input_ids, tape.rows[0])
+            fill_first_states(self.model, self.decoder, self.input_ids, inputs.rows[0])
         windows = len(self.input_ids)
         done, total = first * windows, len(self.decoder.blocks) * windows
         for index, path in list(enumerate(self.decoder.blocks))[first:]:
             with self._block(index) as (block, call):
                 for window in range(windows):
                     with torch.no_grad():
-                        output = run_block(block, tape.read(index, window, self._device), call)[0]
+                        output = run_block(block, inputs.read(index, window, self._device), call)[0]
                     if not torch.isfinite(output).all():
                         raise NumericalError(
                             f"what {path} computes contains NaN or infinity: calibrate in float32 "
                             "(--calibration-dtype float32) or check the model's weights."
                         )
-                    tape.rows[index + 1][window].copy_(output)
+                    inputs.rows[index + 1][window].copy_(output)
                     done += 1
                     self.progress(Progress("recording block inputs", done, total, "windows x blocks"))
-            point.reach(index + 1, beside=tape.file)
+            point.reach(index + 1, beside=inputs.file)
 
-    def start_gradients(self, tape: BlockInputs, gradient: Tensor, first: int, point: ResumePoint) -> None:
-        """Fill ``gradient`` from window ``first`` on with that of the loss by what the last block hands on.
+    def start_gradients(self, inputs: BlockInputs, gradient: Tensor, first: int, point: ResumePoint) -> None:
+        """Write the gradient of the loss by the last block's output into ``gradient``, from window ``first`` on.
 
-        A few hundred positions at a time, because logits are wide.
+        Positions are processed in chunks, because the logits of a whole window take much memory.
         """
         windows, length = self.input_ids.shape
         with head_only(self.model, self.decoder, self._device, self._dtype) as head, torch.enable_grad():
             for window in range(first, windows):
-                outputs, ids = tape.read(-1, window, self._device), self.input_ids[window].to(self._device)
+                outputs, ids = inputs.read(-1, window, self._device), self.input_ids[window].to(self._device)
                 for start in range(0, length - 1, _POSITIONS):
                     stop = min(start + _POSITIONS, length - 1)
                     x = outputs[:, start:stop].clone().requires_grad_(True)
@@ -149,13 +149,14 @@ class _Stages:
                     assert x.grad is not None
                     gradient[window, start:stop] = x.grad[0]
                 self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
-                if self._machine.processes.count == 1:  # several processes have different numbers of windows
+                # Resume points need equal steps on all processes, which may have different numbers of windows.
+                if self._machine.processes.count == 1:
                     point.reach(window + 1, gradient)
 
-    def back(
-        self, tape: BlockInputs, gradient: Tensor, first: int, point: ResumePoint
+    def propagate(
+        self, inputs: BlockInputs, gradient: Tensor, first: int, point: ResumePoint
     ) -> Iterator[tuple[int, dict[str, Moments]]]:
-        """Carry the gradient back through the blocks, of which the ``first`` last ones are done."""
+        """Propagate the gradient back through all blocks but the last ``first``, and yield the moments of each."""
         blocks, windows = len(self.decoder.blocks), len(self.input_ids)
         done, total = first * windows, blocks * windows
         for index in list(reversed(range(blocks)))[first:]:
@@ -163,7 +164,7 @@ class _Stages:
             with self._block(index) as (block, call):
                 watch = _Watch(block, self.decoder.blocks[index], projections)
                 for window in range(windows):
-                    x = tape.read(index, window, self._device).requires_grad_(True)
+                    x = inputs.read(index, window, self._device).requires_grad_(True)
                     with torch.enable_grad(), watch:
                         run_block(block, x, call).backward(gradient[window : window + 1].to(self._device))
                     assert x.grad is not None
@@ -181,9 +182,10 @@ class _Stages:
 
 
 class _Watch:
-    """Adds up the moments of one block while it is run backwards.
+    """Accumulates the moments of one block during forward and backward passes.
 
-    As a context it attaches itself to the block; the moments are those of all runs together.
+    Its hooks are attached to the block inside its context, which may be entered several times; the moments are summed
+    over all passes.
     """
 
     def __init__(self, block: nn.Module, path: str, projections: list[Projection]) -> None:
@@ -227,7 +229,10 @@ class _Watch:
         return forward
 
     def finish(self, tokens: int, processes: Processes) -> dict[str, Moments]:
-        """Return the moments of all processes; a projection's tokens are those of the text, also in an expert."""
+        """Return the moments, summed over all processes.
+
+        The token count of every projection is that of the text, including experts that read only some of the tokens.
+        """
         inputs = {name: accumulator.finish(processes) for name, accumulator in self._inputs.items()}
         count = torch.tensor(tokens)
         processes.add_up(count)

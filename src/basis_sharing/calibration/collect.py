@@ -1,8 +1,9 @@
-"""Statistics of a calibration text: collected for as long as they are needed, or kept in the run's work folder."""
+"""Statistics of a calibration text, collected temporarily or cached in the run's work folder."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -23,24 +24,24 @@ from basis_sharing.run.work import measured
 def collected_moments(
     run: Run, text: CalibrationText, statistics: Statistics, *, gradients: bool = False
 ) -> Iterator[MomentStore]:
-    """Yield the moments of a model's inputs and, with ``gradients``, of the loss gradients at its outputs.
+    """Yield the moments of the projections' inputs and, with ``gradients``, of the loss gradients at their outputs.
 
-    They exist as long as the context, or stay in the work folder, from which they are taken where they are there.
+    With a work folder they are cached there and reused; otherwise they are deleted when the context exits.
     """
     model, decoder, machine, work = run.model, run.collected, run.machine, run.work
 
     def blocks(statistics: Statistics, folder: Path | None) -> Iterator[tuple[int, dict[str, Moments]]]:
-        settings = {"dtype": text.dtype, "folder": folder, "machine": machine, "progress": run.progress}
-        if gradients:
-            return backward_sweep(model, decoder, text.input_ids, **settings)
-        return sweep(model, decoder, text.input_ids, statistics, **settings)
+        backward = partial(backward_sweep, model, decoder, text.input_ids, dtype=text.dtype, folder=folder)
+        forward = partial(sweep, model, decoder, text.input_ids, statistics, dtype=text.dtype, folder=folder)
+        return (backward if gradients else forward)(machine=machine, progress=run.progress)
 
     if work is None:
         with _store(decoder, machine, statistics, gradients) as store:
             store.fill(blocks(statistics, None))
             yield store
         return
-    # What is kept serves every method, and what gradients were measured with serves those without as well.
+    # Cached moments contain all statistics so that every method can use them; those measured with gradients are a
+    # superset of those without.
     everything, about = Statistics(gram=True, abs_sum=True), text.about(decoder)
     folder = None if gradients else work.find("gradients", about)
     if folder is None:
@@ -53,14 +54,15 @@ def collected_moments(
 def moments_of_now(
     run: Run, text: CalibrationText, statistics: Statistics, *, stage: str, folder: Path | None
 ) -> Iterator[MomentStore]:
-    """Yield the moments of the inputs in the model as it is now, of the projections that are compressed.
+    """Yield the moments of the inputs of the projections to compress, in the current state of the model.
 
     Args:
         run: The run.
         text: The calibration text.
-        statistics: What to collect.
+        statistics: The statistics to collect.
         stage: Name of the stage in progress events.
-        folder: Where they stay; an interrupted pass over the same model and text is resumed from there.
+        folder: Where the moments are kept; an interrupted pass over the same model and text is resumed from there.
+            None: they are deleted when the context exits.
     """
     decoder, machine = run.decoder, run.machine
     with nullcontext(MomentStore(folder)) if folder is not None else _store(decoder, machine, statistics) as store:
@@ -96,7 +98,7 @@ def collected_fisher(run: Run, text: CalibrationText) -> dict[str, Tensor]:
 def _store(
     decoder: Decoder, machine: Machine, statistics: Statistics, gradients: bool = False
 ) -> Iterator[MomentStore]:
-    """Yield a store for moments, on disk where memory is too small for them."""
+    """Yield a temporary store for moments, on disk if memory is too small for them."""
     widths = {(p.block, p.input): p.d_in for p in decoder.projections}
     needed = sum(4 * width**2 if statistics.gram else 8 * width for width in widths.values())
     needed += sum(4 * p.d_out**2 for p in decoder.projections) if gradients else 0

@@ -1,6 +1,6 @@
-"""Where calibration and evaluation text comes from: what users can name, and how it is read.
+"""Sources of calibration and evaluation text: parsing their names and reading their text.
 
-Knows neither torch nor transformers, so that a source can be checked before anything heavy is loaded.
+Imports neither torch nor transformers, so that a source can be checked before the heavy libraries are loaded.
 """
 
 import difflib
@@ -58,9 +58,9 @@ class Source:
     """A parsed source of text.
 
     Attributes:
-        kind: What it is.
-        path: The local file; None where the text comes from the hub, from Python or from the model.
-        spec: What the user wrote.
+        kind: Kind of the source.
+        path: The local file; None if the text comes from the hub, from Python's documentation or from the model.
+        spec: The source as the user wrote it.
     """
 
     kind: Kind
@@ -69,15 +69,15 @@ class Source:
 
 
 def parse_source(spec: str) -> Source:
-    """Parse what a user gives as calibration or evaluation text; the file is not read.
+    """Parse the name of one source of text, without reading the file.
 
     Args:
         spec: ``python-docs``, ``python-docs:heldout``, ``self``, ``wikitext2``, ``wikitext2-rows`` or ``c4`` (from the
             hub, or from a file as ``wikitext2:FILE``), ``chat:FILE``, ``text:FILE``, ``windows:FILE``, or a file whose
-            suffix tells what it is.
+            suffix determines the kind.
 
     Raises:
-        CorpusError: The name is unknown, the file does not exist or is a folder, or its suffix says nothing.
+        CorpusError: The name is unknown, the file does not exist or is a folder, or its suffix is unknown.
     """
     if spec in _NAMES:
         return Source(_NAMES[spec], None, spec)
@@ -101,7 +101,7 @@ def parse_source(spec: str) -> Source:
 
 
 def parse_mixture(spec: str) -> tuple[Source, ...]:
-    """Parse calibration text that may come from several sources, written with plus signs: ``A + B``.
+    """Parse one or several sources of text, separated by plus signs: ``A + B``.
 
     Raises:
         CorpusError: As :func:`parse_source`, for one of them.
@@ -113,8 +113,8 @@ def read_text(source: Source, split: Split) -> str:
     """Read the text of a source.
 
     Args:
-        source: Of a kind that is text: not ``chat``, ``windows`` or ``self``.
-        split: Which split to take where the text comes from the hub; a local file is what it is.
+        source: A source of any kind but ``chat``, ``windows`` and ``self``.
+        split: The split of a data set from the hub; ignored for local files.
 
     Returns:
         The text. WikiText-2 is the published file, or its rows joined by an empty line (``wikitext2-rows``); documents
@@ -130,7 +130,7 @@ def read_text(source: Source, split: Split) -> str:
         case "wikitext2":
             if source.path is not None:
                 return read_plain(source.path)
-            # The hub's rows lost the single space that an empty line of the published file has.
+            # Empty rows of the hub's data set lack the single space that the published file has there.
             return "".join(row or " \n" for row in _hub_rows(source.kind, split))
         case "wikitext2-rows":
             rows = wikitext_rows(read_plain(source.path)) if source.path else _hub_rows(source.kind, split)
@@ -145,7 +145,7 @@ def read_text(source: Source, split: Split) -> str:
 
 
 def wikitext_rows(text: str) -> list[str]:
-    """Cut WikiText into the rows of the Hugging Face data set: lines with their line end, blank ones as ``""``."""
+    """Return WikiText as the rows of the Hugging Face data set: lines with their line end, blank ones as ``""``."""
     return [line if line.strip() else "" for line in io.StringIO(text, newline=None)]
 
 
@@ -172,7 +172,7 @@ def _unknown(spec: str) -> str:
 
 
 def _hub_rows(kind: Kind, split: Split) -> list[str]:
-    """Fetch the texts of a hub data set, one string per row."""
+    """Return the texts of a data set on the hub, one string per row."""
     remedy = f"install the extra (pip install 'basis-sharing[hub]'), or give a local file as {kind}:FILE."
     try:
         from datasets import load_dataset
@@ -183,7 +183,7 @@ def _hub_rows(kind: Kind, split: Split) -> list[str]:
             rows = load_dataset("allenai/c4", data_files={split: _C4_FILES[split]}, split=split, streaming=True)
             return [row["text"] for row in islice(rows, _C4_DOCUMENTS[split])]
         return list(load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)["text"])
-    except Exception as error:  # whatever the network libraries below raise: the remedy is the same
+    except Exception as error:  # the libraries underneath raise many kinds of errors; the remedy is the same for all
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise CorpusError(
             f"{kind} cannot be fetched from the Hugging Face hub ({reason}): check the network and {remedy}"
@@ -191,11 +191,11 @@ def _hub_rows(kind: Kind, split: Split) -> list[str]:
 
 
 def _python_docs(heldout: bool) -> str:
-    """Return Python's own documentation: the part to calibrate on, or the part held out for evaluation.
+    """Return the documentation in ``pydoc_data``: the part to calibrate on, or the part held out for evaluation.
 
     Topics that share a paragraph with another one (some are chapters that contain others) are never held out, so that
-    the parts do not overlap; of the rest every second one is, by a hash of its name. That is 24 of 79 topics, an
-    eighth of the text, and the same ones in Python 3.8 to 3.13.
+    the two parts do not overlap. Of the other topics about every second one is held out, by a hash of its name: 24 of
+    79 topics, an eighth of the text, and the same ones in Python 3.8 to 3.13.
     """
     from pydoc_data.topics import topics
 
@@ -206,7 +206,7 @@ def _python_docs(heldout: bool) -> str:
         for name in sorted(topics)
         if heldout == (all(uses[p] == 1 for p in paragraphs[name]) and _hash(name) % 2 == 0)
     ]
-    # A chapter comes before what it contains, which then has nothing new to say.
+    # Leave out topics whose paragraphs all occur in longer topics (sections of a chapter).
     seen: set[str] = set()
     repeats = set()
     for name in sorted(part, key=lambda name: -len(topics[name])):
@@ -217,7 +217,7 @@ def _python_docs(heldout: bool) -> str:
 
 
 def _long_paragraphs(text: str) -> frozenset[str]:
-    """Return the paragraphs that are too long to be equal by chance, with white space made equal."""
+    """Return the paragraphs that are too long to be equal by chance, with white space normalized."""
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return frozenset(paragraph for paragraph in paragraphs if len(paragraph) >= _LONG_PARAGRAPH)
 

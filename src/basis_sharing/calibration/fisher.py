@@ -25,17 +25,17 @@ def row_fisher(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> dict[str, Tensor]:
-    """Sum the squared gradient of every weight over its row, as FWSVD weights input features.
+    """Return the Fisher information of the input features of every projection.
 
-    I_a = sum over windows and over outputs b of (d loss / d W_ab)^2 (Hsu et al. 2022, equation 6), with the
-    next-token loss of each window as one sample. One forward and backward pass per window; activations are
+    I_a = sum over windows and over outputs b of (d loss / d W_ab)^2 (FWSVD, Hsu et al. 2022, equation 6), with the
+    next-token loss of each window as one sample. There is one forward and backward pass per window; activations are
     recomputed block by block, and each weight's gradient is reduced and freed as soon as it is complete.
 
     Args:
         model: Causal language model.
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
-        machine: Where the model runs, as a whole; None: where it is. Several processes divide the windows among them.
+        machine: Where the whole model runs; None: where it is. Several processes divide the windows among them.
         progress: Receives one event per window.
 
     Returns:

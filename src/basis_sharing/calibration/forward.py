@@ -1,13 +1,13 @@
-"""The block-by-block sweep: activations of all windows through one decoder block at a time.
+"""The forward sweep: statistics of all windows, computed one decoder block at a time.
 
-One forward pass records what the model hands to its blocks besides the hidden states (masks, position
-embeddings, ...); after that each block is run alone, on the stored outputs of the block before it. Only one block's
-statistics and one copy of the hidden states exist at a time.
+One forward pass records the arguments that the model passes to its blocks besides the hidden states (masks, position
+embeddings, ...). Each block is then run alone, on the stored outputs of the block before it. Only one block's
+statistics and one copy of the hidden states are in memory at a time.
 """
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +39,28 @@ def sweep(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[tuple[int, dict[str, Moments]]]:
-    """Run calibration windows through a model and yield the statistics of each block, in depth order.
+    """Yield the statistics of the inputs of each block on calibration windows, in depth order.
 
     Args:
         model: Causal language model, dense or compressed; it is not changed.
         decoder: Its structure.
         input_ids: Token windows, shape ``[windows, length]``.
-        statistics: What to collect for each distinct input.
+        statistics: The statistics to collect for each distinct input.
         dtype: Dtype of activations and weights during the sweep.
         stage: Name of the stage in progress events.
-        folder: Where the hidden states between blocks are kept now and then; a sweep of the same model, text and dtype
-            that was interrupted goes on from there, and yields only the blocks that are left.
+        folder: Where the hidden states between blocks are saved from time to time. An interrupted sweep of the same
+            model, text and dtype resumes there and yields only the remaining blocks.
         machine: Where the blocks run; None: where the model is. Several processes divide the windows among them and
             yield the statistics of all.
         progress: Receives one event per block and window.
 
     Yields:
-        Block index, and the moments of each distinct input of that block by name. They are taken for safe when the
-        next block is asked for.
+        Block index, and the moments of each distinct input of that block by name. A resumed sweep does not repeat a
+        block once the next one has been requested, so the caller must save the moments before that.
 
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
-        ModelError: The model hands token-dependent arguments to its blocks.
+        ModelError: The arguments that the model passes to a block depend on the tokens.
         CorpusError: There are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
@@ -78,23 +78,18 @@ def sweep(
         for index, path in list(enumerate(decoder.blocks))[first:]:
             block, call = model.get_submodule(path), calls[index].to(machine.device, dtype)
             projections = [p for p in decoder.projections if p.block == index]
-            with placed(block, machine.device, dtype):
-                accumulators, handles = _watch(block, path, projections, statistics)
-                try:
-                    for window in range(len(input_ids)):
-                        output = run_block(block, hidden[window : window + 1].to(machine.device), call)
-                        hidden[window] = output[0]
-                        done += 1
-                        progress(Progress(stage, done, total, "windows x blocks"))
-                finally:
-                    for handle in handles:
-                        handle.remove()
+            with placed(block, machine.device, dtype), _watched(block, path, projections, statistics) as accumulators:
+                for window in range(len(input_ids)):
+                    output = run_block(block, hidden[window : window + 1].to(machine.device), call)
+                    hidden[window] = output[0]
+                    done += 1
+                    progress(Progress(stage, done, total, "windows x blocks"))
             yield index, {name: accumulator.finish(machine.processes) for name, accumulator in accumulators.items()}
             point.reach(index + 1, hidden)
 
 
 def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
-    """Return this process' share of the windows.
+    """Return this process's share of the windows.
 
     Raises:
         CorpusError: There are fewer windows than processes.
@@ -108,10 +103,11 @@ def own_windows(input_ids: Tensor, machine: Machine) -> Tensor:
     return input_ids[processes.index :: processes.count]
 
 
-def _watch(
+@contextmanager
+def _watched(
     block: nn.Module, path: str, projections: list[Projection], statistics: Statistics
-) -> tuple[dict[str, MomentAccumulator], list[Any]]:
-    """Attach one accumulator per distinct input, to the first projection that reads it."""
+) -> Iterator[dict[str, MomentAccumulator]]:
+    """Yield an accumulator for each distinct input of a block, attached to the first projection that reads it."""
     accumulators: dict[str, MomentAccumulator] = {}
     handles = []
     for projection in projections:
@@ -135,4 +131,8 @@ def _watch(
                 )
 
         handles.append(module.register_forward_pre_hook(hook))
-    return accumulators, handles
+    try:
+        yield accumulators
+    finally:
+        for handle in handles:
+            handle.remove()

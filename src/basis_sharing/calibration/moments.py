@@ -1,4 +1,4 @@
-"""Statistics of the inputs of projections, and where they are kept between calibration and factorization."""
+"""Statistics of the inputs of projections: accumulation, and storage between calibration and factorization."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,10 @@ _TILE = 512
 
 @dataclass
 class Moments:
-    """What calibration remembers about one input, or with gradients about one projection.
-
-    A field is None unless the method asks for it.
+    """Statistics of one input or, for ``gradient``, of one projection; statistics that were not collected are None.
 
     Attributes:
-        tokens: Number of tokens seen.
+        tokens: Number of tokens.
         gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32.
         abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
         gradient: Sum of g^T g over the tokens, g the loss gradient at the output, shape ``[d_out, d_out]``, fp32.
@@ -37,21 +35,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Which statistics to collect."""
+    """The statistics to collect, as fields of :class:`Moments`."""
 
     gram: bool = False
     abs_sum: bool = False
 
 
 class MomentAccumulator:
-    """Adds up the statistics of one input over many calls.
+    """Accumulates the statistics of one input over many calls.
 
-    Only the tiles on and above the diagonal of the Gram matrix are multiplied. Products are exact in fp32 or in the
-    dtype of the activations; sums are fp32.
+    Only the tiles on and above the diagonal of the Gram matrix are computed. Products are computed in fp32 or in the
+    dtype of the activations, and summed in fp32.
 
     Args:
         d_in: Number of features.
-        statistics: What to collect.
+        statistics: The statistics to collect.
         device: Where the activations are.
     """
 
@@ -64,7 +62,7 @@ class MomentAccumulator:
         self._edges = [round(i * d_in / count) for i in range(count + 1)]
 
     def add(self, x: Tensor) -> bool:
-        """Add the tokens of ``x``, shape ``[tokens, d_in]``; return whether everything is still finite."""
+        """Add the tokens of ``x``, shape ``[tokens, d_in]``, and return whether the sums are finite."""
         moments = self._moments
         moments.tokens += x.shape[0]
         watched = torch.zeros(())
@@ -83,7 +81,7 @@ class MomentAccumulator:
         return bool(torch.isfinite(watched))
 
     def finish(self, processes: Processes) -> Moments:
-        """Return the statistics of all processes, on the CPU, with the lower half of the Gram matrix filled in."""
+        """Return the statistics summed over all processes, on the CPU, with the complete Gram matrix."""
         moments = self._moments
         tokens = torch.tensor(moments.tokens)
         processes.add_up(tokens)
@@ -104,16 +102,16 @@ class MomentAccumulator:
 
 
 def add_product_fp32(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to ``total`` in fp32; the operands are ``[tokens, a]`` and ``[tokens, b]``, fp32."""
+    """Add left^T right to ``total``, ``[a, b]``, for operands ``[tokens, a]`` and ``[tokens, b]``, all fp32."""
     total.addmm_(left.T, right)
 
 
 def add_split_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left^T right to ``total`` with bf16 products and fp32 sums, where only bf16 results can be had.
+    """Add left^T right to ``total`` with bf16 products and fp32 sums, although PyTorch returns bf16 results.
 
     PyTorch rounds the result of a bf16 product on the CPU to bf16, which makes second moments indefinite. The
     rounding error is therefore computed by a second product, [left; -high]^T [right; I], whose sums inside the
-    processor are fp32, and added as well: 16 bits of the result in two fast products. Pays only where bf16 products
+    processor are fp32, and added as well, which yields 16 bits of the result. This is worthwhile only if bf16 products
     are several times faster than fp32 ones (AMX).
     """
     high = left.T @ right
@@ -124,10 +122,10 @@ def add_split_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 class MomentStore:
-    """Moments by block and name of an input or a projection, in memory or in a folder.
+    """Moments by block and by name of an input or a projection, in memory or in a folder.
 
     Args:
-        folder: Where one file per block is kept; None keeps everything in memory.
+        folder: Folder with one file per block; None: everything is kept in memory.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -135,7 +133,7 @@ class MomentStore:
         self._blocks: dict[int, Mapping[str, Moments]] = {}
 
     def put(self, block: int, moments: Mapping[str, Moments]) -> None:
-        """Keep the moments of one decoder block."""
+        """Store the moments of one decoder block."""
         if self._folder is None:
             self._blocks[block] = moments
             return
@@ -151,12 +149,12 @@ class MomentStore:
         write_whole(self._path(block), lambda path: save_file(tensors, path))
 
     def fill(self, blocks: Iterable[tuple[int, Mapping[str, Moments]]]) -> None:
-        """Keep the moments of blocks as a sweep yields them."""
+        """Store the moments of blocks as a sweep yields them."""
         for block, moments in blocks:
             self.put(block, moments)
 
     def get(self, block: int, name: str) -> Moments:
-        """Return the moments of one input."""
+        """Return the moments of one input or projection."""
         if self._folder is None:
             return self._blocks[block][name]
         with safe_open(self._path(block), framework="pt") as file:
@@ -169,7 +167,7 @@ class MomentStore:
         )
 
     def total(self, keys: Iterable[tuple[int, str]]) -> Moments:
-        """Return the sum over several inputs of one width, as if they were one input."""
+        """Return the moments of several inputs of one width, summed as if they were one input."""
         total = Moments()
         for block, name in keys:
             part = self.get(block, name)

@@ -1,4 +1,4 @@
-"""From files to text: plain text and JSON records, gzipped or not."""
+"""Reading text from files: plain text and JSON records, optionally compressed with gzip."""
 
 import gzip
 import json
@@ -19,15 +19,15 @@ Conversation = list[dict[str, str]]
 
 
 def content_suffix(path: Path) -> str:
-    """Return the suffix that tells what a file holds: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
+    """Return the suffix of a file's content in lower case: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
 def read_plain(path: Path) -> str:
-    """Read a text file exactly as it is, apart from gzip and a byte order mark.
+    """Return the content of a text file, decompressed and without a byte order mark.
 
     Raises:
-        CorpusError: The file cannot be read, is damaged, is not UTF-8, or holds only white space.
+        CorpusError: The file cannot be read, is damaged, is not UTF-8, or contains only white space.
     """
     raw = _read_bytes(path)
     try:
@@ -42,10 +42,10 @@ def read_plain(path: Path) -> str:
 
 
 def read_document(path: Path) -> str:
-    """Read a text file, or the documents of a ``.json`` or ``.jsonl`` file joined by an empty line.
+    """Return the content of a text file, or the documents of a ``.json`` or ``.jsonl`` file joined by an empty line.
 
     Raises:
-        CorpusError: As :func:`read_plain`; or the JSON is broken, or a record has none of the known shapes.
+        CorpusError: As :func:`read_plain`; or the JSON is invalid, or a record has none of the known fields.
     """
     if content_suffix(path) not in RECORD_SUFFIXES:
         return read_plain(path)
@@ -56,10 +56,10 @@ def read_document(path: Path) -> str:
 
 
 def read_conversations(path: Path) -> Iterator[tuple[str, Conversation]]:
-    """Read conversations from a ``.json`` or ``.jsonl`` file.
+    """Yield the conversations of a ``.json`` or ``.jsonl`` file.
 
     Yields:
-        Where the record is, in words, and its messages as dicts of ``role`` and ``content``.
+        The location of the record for messages, and its messages as dicts of ``role`` and ``content``.
 
     Raises:
         CorpusError: As :func:`read_document`; or a record is not a conversation.
@@ -74,13 +74,13 @@ def read_conversations(path: Path) -> Iterator[tuple[str, Conversation]]:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read the records of a JSON list or of JSON lines, whichever the content is; suffixes often lie.
+    """Yield the records of a JSON list or of JSON lines; the format is determined by the content, not by the suffix.
 
     Yields:
-        Where the record is, in words, and its fields.
+        The location of the record for messages, and its fields.
 
     Raises:
-        CorpusError: As :func:`read_plain`; or the JSON is broken, or a record is not an object.
+        CorpusError: As :func:`read_plain`; or the JSON is invalid, or a record is not an object.
     """
     text = read_plain(path)
     records: Iterable[tuple[int, Any]]
@@ -88,7 +88,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         records = enumerate(_parse_json(text, path, 1), start=1)
         unit = "record"
     else:
-        # Not splitlines(): JSON strings may hold U+2028 and friends as they are.
+        # Not splitlines(): JSON strings may contain other line separators such as U+2028.
         lines = enumerate(text.split("\n"), start=1)
         records = ((number, _parse_json(line, path, number)) for number, line in lines if line.strip())
         unit = "line"
@@ -135,7 +135,7 @@ def _record_text(record: dict[str, Any], where: str) -> str:
 
 
 def _messages(record: dict[str, Any], where: str) -> Conversation | None:
-    """Return a record as messages: chat (OpenAI or ShareGPT field names) or Alpaca; None if it is neither."""
+    """Return the messages of a chat (OpenAI or ShareGPT field names) or Alpaca record; None if it is neither."""
     for field in ("messages", "conversations"):
         if field in record:
             turns = record[field]
@@ -143,9 +143,9 @@ def _messages(record: dict[str, Any], where: str) -> Conversation | None:
                 raise CorpusError(f"{field} in {where} is not a list of messages with role and content.")
             return [_message(turn, f"a message in {where}") for turn in turns]
     if "instruction" in record and "output" in record:
-        asked = [_string(record.get(field) or "", field, where) for field in ("instruction", "input")]
+        prompt = [_string(record.get(field) or "", field, where) for field in ("instruction", "input")]
         return [
-            {"role": "user", "content": DOCUMENT_SEPARATOR.join(part for part in asked if part)},
+            {"role": "user", "content": DOCUMENT_SEPARATOR.join(part for part in prompt if part)},
             {"role": "assistant", "content": _string(record["output"], "output", where)},
         ]
     return None
@@ -159,8 +159,8 @@ def _message(turn: dict[str, Any], where: str) -> dict[str, str]:
 
 def _string(value: object, field: str, where: str) -> str:
     if not isinstance(value, str):
-        found = "missing" if value is None else f"{type(value).__name__} instead of a string"
-        raise CorpusError(f"field {field!r} of {where} is {found}: correct or remove this record.")
+        problem = "missing" if value is None else f"{type(value).__name__} instead of a string"
+        raise CorpusError(f"field {field!r} of {where} is {problem}: correct or remove this record.")
     return value
 
 
@@ -169,5 +169,5 @@ def _fields(record: dict[str, Any]) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates: JSON can spell half a character, but no tokenizer can encode it."""
+    """Return the text with lone surrogates replaced: JSON escapes may contain them, but they cannot be encoded."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Calibration text that the model writes itself: what it can say is what it has to keep."""
+"""Calibration text sampled from the model itself (source ``self``)."""
 
 import random
 from typing import Any
@@ -16,11 +16,11 @@ _BATCH = 8
 def write_windows(
     model: Any, tokenizer: Any, windows: int, length: int, seed: int, progress: ProgressCallback = silent
 ) -> Tensor:
-    """Sample token windows from a model at temperature 1, without any filter.
+    """Return token windows sampled from a model at temperature 1, without top-k or top-p filtering.
 
-    Every window starts with the beginning-of-sequence token, or with a random token where there is none, and runs on
-    over end-of-sequence tokens, as in training on packed documents. No global random state is used or changed; the
-    same seed gives the same windows on one machine, and elsewhere as far as the logits are the same.
+    Every window starts with the beginning-of-sequence token, or with a random token if there is none, and continues
+    after end-of-sequence tokens, as in training on packed documents. No global random state is used or changed. The
+    same seed gives the same windows on one machine; on another one they may differ if its logits do.
 
     Args:
         model: Causal language model in evaluation mode.
@@ -34,7 +34,7 @@ def write_windows(
         Token ids, int64, shape ``[windows, length]``, on the CPU.
 
     Raises:
-        CorpusError: The windows are longer than the model's positions.
+        CorpusError: The windows are longer than the model's maximum number of positions.
         NumericalError: The model computes NaN or infinity.
     """
     config = model.config.get_text_config()
@@ -64,7 +64,7 @@ def write_windows(
 
 
 def _first_tokens(tokenizer: Any, vocab_size: int, windows: int, seed: int) -> Tensor:
-    """Return the token each window starts with, shape ``[windows]``."""
+    """Return the first token of every window, shape ``[windows]``."""
     if tokenizer.bos_token_id is not None:
         return torch.full((windows,), tokenizer.bos_token_id)
     special = set(tokenizer.all_special_ids)

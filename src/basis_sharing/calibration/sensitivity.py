@@ -1,8 +1,9 @@
-"""What an error at the output of each projection costs, measured without gradients.
+"""Sensitivity of the loss to output errors of each projection, measured without gradients.
 
-Each projection in turn is truncated to half its rank, and the model's next-token distribution is compared with the
-original's. The divergence divided by the output error is the sensitivity: with it, errors of all projections count in
-nats per token. It knows one number per projection, where gradients know a direction for every error.
+One projection at a time is truncated to half its rank, and the model's next-token distribution is compared with the
+original's. The sensitivity is the Kullback-Leibler divergence divided by the output error; with it, the errors of all
+projections can be compared in nats per token. It is one number per projection: unlike loss gradients, it does not
+distinguish directions of the error.
 """
 
 from collections.abc import Callable
@@ -34,44 +35,27 @@ def measure_sensitivity(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> dict[str, float]:
-    """Return nats per token for a unit of output error E|x dW|^2, by projection.
+    """Return the sensitivity of each projection: nats per token for a unit of output error E|x dW|^2.
 
-    Takes about as long as a calibration sweep over 64 windows of 2048 tokens.
+    This takes about as long as a calibration sweep over 64 windows of 2048 tokens.
 
     Args:
-        model: The dense model; its weights are put back.
+        model: The dense model; its weights are restored after each measurement.
         decoder: Its structure.
-        member_of: Returns a projection, weighted with the second moment of its input.
-        input_ids: Calibration windows; the beginnings of the first ones are used.
-        dtype: Dtype to run in.
-        machine: Where to run; None: where the model is. Several processes divide the projections among them.
+        member_of: Returns a projection as a member weighted with the second moment of its input.
+        input_ids: Calibration windows; the first 512 tokens of the first two are used.
+        dtype: Dtype of activations and weights during the measurement.
+        machine: Where the blocks run; None: where the model is. Several processes divide the projections among them.
         progress: Receives one event per projection.
+
+    Returns:
+        Projection name -> sensitivity.
     """
     machine = machine or Machine(model.device)
-    device = machine.device
-    ids = input_ids[:_WINDOWS, :_LENGTH]
-    calls = [call.to(device, dtype) for call in block_calls(model, decoder, ids)]
-    ids = ids.to(device)
-
-    def step(hidden: Tensor, index: int) -> Tensor:
-        block = module(model, decoder.blocks[index])
-        with placed(block, device, dtype):
-            return run_block(block, hidden, calls[index])
-
-    def run(hidden: Tensor, start: int) -> Tensor:
-        """Return log-probabilities ``[windows, length, vocabulary]`` from the inputs of block ``start``."""
-        for index in range(start, len(decoder.blocks)):
-            hidden = step(hidden, index)
-        with head_only(model, decoder, device, dtype) as head:
-            return head(hidden, ids).float().log_softmax(-1)
-
-    states = torch.empty(states_shape(model, decoder, ids), dtype=dtype)
-    fill_first_states(model, decoder, ids, states)
-    inputs = [states.to(device)]
-    for index in range(len(decoder.blocks) - 1):
-        inputs.append(step(inputs[-1], index))
-    reference = run(inputs[0], 0)
-    found: dict[str, float] = {}
+    forward = _Forward(model, decoder, input_ids[:_WINDOWS, :_LENGTH], dtype, machine.device)
+    inputs = forward.inputs()
+    reference = forward.log_probabilities(inputs[0], 0)
+    sensitivity: dict[str, float] = {}
     own = machine.processes.own(decoder.projections)
     for done, projection in enumerate(own, start=1):
         member = member_of(projection)
@@ -82,14 +66,46 @@ def measure_sensitivity(
         stored = module(model, projection.name).weight
         assert isinstance(stored, torch.nn.Parameter)
         original = stored.data
-        # Written over, a weight that is read from its file would become memory of its own.
+        # Replace the tensor instead of writing into it: a write would copy a memory-mapped weight into memory.
         changed_weight = approximation if projection.transposed else approximation.T
         stored.data = changed_weight.to(original.device, original.dtype).contiguous()
         try:
-            changed = run(inputs[projection.block], projection.block)
+            changed = forward.log_probabilities(inputs[projection.block], projection.block)
         finally:
             stored.data = original
         divergence = (reference.exp() * (reference - changed)).sum(-1).mean().item()
-        found[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
+        sensitivity[projection.name] = max(divergence, 1e-12) / max(error, 1e-30)
         progress(Progress("measuring sensitivity", done, len(own), "projections"))
-    return {name: value for part in machine.processes.gather(found) for name, value in part.items()}
+    return {name: value for part in machine.processes.gather(sensitivity) for name, value in part.items()}
+
+
+class _Forward:
+    """The forward pass over a few windows, starting at any block."""
+
+    def __init__(
+        self, model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._model, self._decoder, self._dtype, self._device = model, decoder, dtype, device
+        self._calls = [call.to(device, dtype) for call in block_calls(model, decoder, input_ids)]
+        self._ids = input_ids.to(device)
+
+    def inputs(self) -> list[Tensor]:
+        """Return the inputs of every block, each ``[windows, length, hidden]``."""
+        states = torch.empty(states_shape(self._model, self._decoder, self._ids), dtype=self._dtype)
+        fill_first_states(self._model, self._decoder, self._ids, states)
+        inputs = [states.to(self._device)]
+        for index in range(len(self._decoder.blocks) - 1):
+            inputs.append(self._step(inputs[-1], index))
+        return inputs
+
+    def log_probabilities(self, hidden: Tensor, start: int) -> Tensor:
+        """Return the log-probabilities, ``[windows, length, vocabulary]``, for the inputs ``hidden`` of a block."""
+        for index in range(start, len(self._decoder.blocks)):
+            hidden = self._step(hidden, index)
+        with head_only(self._model, self._decoder, self._device, self._dtype) as head:
+            return head(hidden, self._ids).float().log_softmax(-1)
+
+    def _step(self, hidden: Tensor, index: int) -> Tensor:
+        block = module(self._model, self._decoder.blocks[index])
+        with placed(block, self._device, self._dtype):
+            return run_block(block, hidden, self._calls[index])

@@ -1,4 +1,4 @@
-"""The calibration text of a run: its windows of tokens, and the dtype it runs in."""
+"""The calibration text of a run: its token windows, and the dtype of the calibration pass."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from basis_sharing.run.run import Run
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Windows of tokens to calibrate on.
+    """Token windows to calibrate on, and the dtype to use.
 
     Attributes:
-        windows: The windows, and where they come from.
+        windows: The windows and their source.
         dtype: Dtype of the calibration pass.
     """
 
@@ -31,7 +31,7 @@ class CalibrationText:
         return self.windows.input_ids
 
     def about(self, decoder: Decoder) -> dict[str, object]:
-        """Return what the statistics of a structure depend on besides the model."""
+        """Return the settings that the statistics of a structure depend on besides the model, for the cache."""
         return {
             "text": self.windows.fingerprint,
             "calibration_dtype": dtype_name(self.dtype),
@@ -40,11 +40,11 @@ class CalibrationText:
 
 
 def calibration_text(settings: Calibration, run: Run) -> CalibrationText:
-    """Prepare the calibration windows of a run; its notes get what has to be said about them.
+    """Return the calibration text of a run, and add the notes about it to the run's notes.
 
     Raises:
         CorpusError: The text cannot be read, or is shorter than one window.
-        RecipeError: The model cannot read windows as long as asked.
+        RecipeError: The windows are longer than the model can read.
     """
     model = run.model
     windows = calibration_windows(

@@ -1,4 +1,4 @@
-"""From a source of text to windows of tokens, for calibration and for evaluation."""
+"""Token windows from sources of text, for calibration and for evaluation."""
 
 import zipfile
 import zlib
@@ -7,7 +7,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,14 +26,14 @@ _DEFAULT_LENGTH = 2048
 
 @dataclass(frozen=True)
 class TokenWindows:
-    """Windows of tokens to calibrate on.
+    """Token windows to calibrate on.
 
     Attributes:
         input_ids: Token ids, int64, shape ``[windows, length]``.
-        source: What the user named as their source.
-        fingerprint: Hash of the shape and the ids: equal where the windows are equal.
+        source: The source as the user wrote it.
+        fingerprint: Hash of the shape and the ids.
         bos: Whether every window starts with the beginning-of-sequence token because the model needs it.
-        notes: Sentences a user should read.
+        notes: Sentences for the user.
     """
 
     input_ids: Tensor
@@ -46,16 +45,16 @@ class TokenWindows:
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """Consecutive windows of a text to measure perplexity on.
+    """Consecutive token windows of a text to measure perplexity on.
 
     Attributes:
-        input_ids: Token ids, int64, shape ``[windows, length]``, with the beginning-of-sequence token if there is one.
-        bytes_per_token: UTF-8 bytes of the whole text per token of it; None for a file of token windows.
-        source: What the user named as their source.
-        fingerprint: Hash of the shape and the ids: equal where the windows are equal.
-        tokens_total: Tokens of the whole text, those after the last window included.
-        bos: Whether a beginning-of-sequence token was put in front of each window.
-        notes: Sentences a user should read.
+        input_ids: Token ids, int64, shape ``[windows, length]``, including the beginning-of-sequence token if ``bos``.
+        bytes_per_token: UTF-8 bytes per token of the whole text; None for a file of token windows.
+        source: The source as the user wrote it.
+        fingerprint: Hash of the shape and the ids.
+        tokens_total: Tokens of the whole text, including those after the last window.
+        bos: Whether each window starts with an added beginning-of-sequence token.
+        notes: Sentences for the user.
     """
 
     input_ids: Tensor
@@ -79,28 +78,30 @@ def calibration_windows(
     bos: bool = False,
     progress: ProgressCallback = silent,
 ) -> TokenWindows:
-    """Draw calibration windows from a source, or as many from each of several.
+    """Return calibration windows drawn from one source, or in equal numbers from several.
 
     A text is tokenized once, without special tokens, and cut into windows that do not overlap. Windows are drawn
-    without replacement: those whose ``blake2b("seed/index")`` is smallest, so that a seed means the same windows on
-    every machine and fewer windows are a subset of more. They stay in the order of the text; sources take turns.
+    without replacement: those with the smallest ``blake2b("seed/index")``, so that a seed gives the same windows on
+    every machine and fewer windows are a subset of more. They stay in the order of the text; those of several sources
+    alternate.
 
     Args:
         spec: The sources, see :func:`~basis_sharing.calibration.corpora.parse_mixture`.
         tokenizer: The model's tokenizer.
         model: The model; needed for ``self`` only.
-        windows: Number of windows; all there are (and a note) where there are fewer. None: all there are, 256 of
-            ``self``, which has no end.
-        length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
+        windows: Number of windows; if the sources have fewer, all of them are used and a note is added. None: all
+            windows (256 of ``self``).
+        length: Tokens per window. A file of shorter windows is used unchanged, with a note.
         seed: Seed of the draw, and of the sampling of ``self``.
-        vocab_size: Number of token ids the model knows.
+        vocab_size: Size of the model's vocabulary.
         bos: Whether each window is a beginning-of-sequence token and ``length - 1`` tokens of the text. A file of
-            windows is used as it is.
-        progress: Receives the progress of ``self``, which takes long.
+            windows is used unchanged.
+        progress: Receives the events of sampling from ``self``.
 
     Raises:
-        CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
-        NumericalError: The model computes NaN or infinity while it writes its own text.
+        CorpusError: A source is unknown or unreadable, shorter than one window, or has tokens outside the vocabulary;
+            or there are fewer windows than sources, or the windows of the sources differ in length.
+        NumericalError: The model computes NaN or infinity while it samples its own text.
     """
     first = _first_token(tokenizer, bos)
     sources = parse_mixture(spec)
@@ -110,31 +111,35 @@ def calibration_windows(
     drawn: list[Tensor] = []
     notes: list[str] = []
     for source, share in zip(sources, shares, strict=True):
+        more: tuple[str, ...] = ()
         if source.kind == "self":
             ids = write_windows(model, tokenizer, share or _OWN_WINDOWS, length, seed, progress)
         elif source.kind == "windows":
-            ids, told = _stored_windows(source, share, length, vocab_size)
-            notes += told
+            ids, more = _stored_windows(source, share, length, vocab_size)
         else:
-            ids, told = _drawn_windows(source, tokenizer, share, length, seed, vocab_size, first)
-            notes += told
+            ids, more = _drawn_windows(source, tokenizer, share, length, seed, vocab_size, first)
         drawn.append(ids)
-    lengths = {ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)}
-    if len(lengths) > 1:
-        raise CorpusError(
-            f"the windows of {lengths[min(lengths)]} have {min(lengths)} tokens, those of the other sources "
-            f"{max(lengths)}: set --length {min(lengths)}."
-        )
+        notes += more
+    _check_one_length({ids.shape[1]: source.spec for source, ids in zip(sources, drawn, strict=True)})
     turns = sorted((place, which) for which, ids in enumerate(drawn) for place in range(len(ids)))
     ids = torch.stack([drawn[which][place] for place, which in turns])
     started = first is not None and bool((ids[:, 0] == first).all())
     return TokenWindows(ids, spec, fingerprint_ids(ids), started, tuple(notes))
 
 
+def _check_one_length(sources: dict[int, str]) -> None:
+    """Raise a CorpusError if ``sources`` (by the length of their windows) have windows of different lengths."""
+    if len(sources) > 1:
+        raise CorpusError(
+            f"the windows of {sources[min(sources)]} have {min(sources)} tokens, those of the other sources "
+            f"{max(sources)}: set --length {min(sources)}."
+        )
+
+
 def _drawn_windows(
     source: Source, tokenizer: Any, windows: int | None, length: int, seed: int, vocab_size: int, first: int | None
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Return windows of a source that is text, and notes."""
+    """Return windows drawn from a source of text, and notes."""
     text = _text(source, "train", tokenizer)
     cut = _cut(_tokenize(text, tokenizer, source.spec, vocab_size), length, source.spec, first)
     notes = _few(len(cut), windows, length, source.spec) + _unknown_words(source, text)
@@ -144,20 +149,20 @@ def _drawn_windows(
 def evaluation_windows(
     spec: str, *, tokenizer: Any, windows: int | None, length: int, vocab_size: int, bos: bool
 ) -> EvaluationText:
-    """Cut a text into the consecutive windows that perplexity is measured on.
+    """Return the consecutive windows of a text to measure perplexity on.
 
-    The text is tokenized once, without special tokens; windows do not overlap and the last partial one is dropped.
+    The text is tokenized once, without special tokens; windows do not overlap, and the last, partial one is dropped.
 
     Args:
         spec: The source, see :func:`~basis_sharing.calibration.corpora.parse_source`; not ``self``.
         tokenizer: The model's tokenizer.
-        windows: Use only the first windows; None: all.
-        length: Tokens per window. A file of shorter windows is used as it is (and a note says so).
-        vocab_size: Number of token ids the model knows.
+        windows: Number of windows, counted from the beginning of the text; None: all.
+        length: Tokens per window. A file of shorter windows is used unchanged, with a note.
+        vocab_size: Size of the model's vocabulary.
         bos: Whether each window is a beginning-of-sequence token and ``length - 1`` tokens of the text.
 
     Raises:
-        CorpusError: The source is unknown or unreadable, shorter than one window, or not of the model's vocabulary.
+        CorpusError: The source is unknown or unreadable, shorter than one window, or has tokens outside the vocabulary.
     """
     source = parse_source(spec)
     if source.kind == "self":
@@ -175,10 +180,10 @@ def evaluation_windows(
 
 
 def window_length(config: Any, length: int | None) -> int:
-    """Return the tokens per window: as asked, else 2048 or the model's limit, whichever is smaller.
+    """Return the tokens per window: ``length`` if given, else 2048 or the model's limit, whichever is smaller.
 
     Raises:
-        RecipeError: The model cannot read windows as long as asked.
+        RecipeError: ``length`` exceeds the model's limit.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if length is None:
@@ -204,6 +209,8 @@ def _text(source: Source, split: Split, tokenizer: Any) -> str:
             f"the tokenizer has no chat template, which {source.spec} needs: give the file without chat: to use its "
             "plain text."
         )
+    import jinja2
+
     chats = []
     for where, messages in read_conversations(source.path):
         try:
@@ -217,7 +224,7 @@ def _text(source: Source, split: Split, tokenizer: Any) -> str:
 
 def _tokenize(text: str, tokenizer: Any, spec: str, vocab_size: int) -> Tensor:
     """Return the ids of a text, int64, shape ``[tokens]``."""
-    # verbose=False: a whole text is meant to be longer than the model's context, nobody needs to be warned.
+    # verbose=False: suppress the warning that the text is longer than the model's context.
     tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     if len(tokens) and int(tokens.max()) >= vocab_size:
         raise CorpusError(
@@ -228,7 +235,7 @@ def _tokenize(text: str, tokenizer: Any, spec: str, vocab_size: int) -> Tensor:
 
 
 def _first_token(tokenizer: Any, bos: bool) -> int | None:
-    """Return the token that windows start with, where they need one."""
+    """Return the beginning-of-sequence token if ``bos``, else None."""
     if not bos:
         return None
     if tokenizer.bos_token_id is None:
@@ -237,7 +244,7 @@ def _first_token(tokenizer: Any, bos: bool) -> int | None:
 
 
 def _cut(tokens: Tensor, length: int, spec: str, first: int | None) -> Tensor:
-    """Return all whole windows of a text, shape ``[windows, length]``, each after its first token if there is one."""
+    """Return all complete windows of a text, shape ``[windows, length]``, each starting with ``first`` if given."""
     length -= first is not None
     count = len(tokens) // length
     if not count:
@@ -256,10 +263,11 @@ def _draw(available: int, windows: int, seed: int) -> list[int]:
     return sorted(sorted(range(available), key=rank)[:windows])
 
 
-def _few(found: int, asked: int | None, length: int, spec: str) -> tuple[str, ...]:
-    if asked is None or found >= asked:
+def _few(available: int, requested: int | None, length: int, spec: str) -> tuple[str, ...]:
+    """Return a note if a source has fewer windows than requested, else nothing."""
+    if requested is None or available >= requested:
         return ()
-    return (f"{spec} has only {found} of the {asked} windows of {length} tokens asked for; all of it is used.",)
+    return (f"{spec} has only {available} of the {requested} windows of {length} tokens asked for; all of it is used.",)
 
 
 def _unknown_words(source: Source, text: str) -> tuple[str, ...]:

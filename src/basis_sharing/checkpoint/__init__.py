@@ -1,1 +1,1 @@
-"""The checkpoint dialect: modules, quantizer, reading and writing."""
+"""Reading, checking and writing of compressed checkpoints."""

@@ -1,4 +1,4 @@
-"""Check a compressed folder against its own configuration before anything is loaded."""
+"""Checks of a compressed folder against its own configuration, before anything is loaded."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, entri
 
 
 def compressed_source(folder: str | Path, remedy: str) -> tuple[ModelSource, Path]:
-    """Return the source of a compressed folder, and its path; the folder is checked.
+    """Check a compressed folder, and return its source and path.
 
     Args:
         folder: The folder.
-        remedy: What to do where it is none, as the end of a sentence.
+        remedy: End of the error message if the folder is not a compressed one: what to do.
 
     Raises:
         ModelError: It is not the folder of a compressed model.
-        CheckpointError: It contradicts itself or is too new.
+        CheckpointError: The folder is inconsistent or too new.
     """
     source = resolve(folder)
     if source.kind != "folder" or source.path is None or not is_compressed(load_config(source).to_dict()):
@@ -44,12 +44,12 @@ def entries_in(folder: Path) -> tuple[Entry, ...]:
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that a compressed folder holds the tensors its ``config.json`` promises.
+    """Make sure that a compressed folder holds the tensors that its ``config.json`` declares.
 
     Only the headers of the weight files are read.
 
     Raises:
-        CheckpointError: The format is newer than this version, a tensor is missing, or a shape disagrees.
+        CheckpointError: The format is newer than this version, a tensor is missing, or has another shape.
         ModelError: A weight file is missing or damaged.
     """
     entries = entries_in(folder)

@@ -1,4 +1,4 @@
-"""The stages of a run that make its model a compressed checkpoint."""
+"""The stages of a run that turn its model into a compressed checkpoint."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ from basis_sharing.treatments.stage import Execute, Planned
 
 
 class Declare:
-    """Make the model save itself as a compressed checkpoint.
+    """Declare the model as compressed, so that it is saved in the compressed format.
 
     Args:
-        execute: The stage that carried the plan out.
-        planned: The stage that made it.
+        execute: The stage that carries out the plan.
+        planned: The stage that makes the plan.
         provenance: How the checkpoint was made; the ratio of the plan is added.
     """
 
@@ -24,7 +24,7 @@ class Declare:
         self._execute, self._planned, self._provenance = execute, planned, provenance
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """It needs nothing."""
+        """Return nothing: the stage needs no memory or time."""
         return ()
 
     def run(self, run: Run) -> None:
@@ -44,10 +44,10 @@ class Write:
         self._folder = folder
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Weights are written from where they are."""
+        """Return nothing: weights are written without a copy."""
         return ()
 
     def run(self, run: Run) -> None:
-        """Write, in files as large as the memory of the run allows."""
+        """Write the model in shards whose size fits the memory of the run."""
         if self._folder is not None:
             write_model(self._folder, run.model, run.tokenizer, max_shard_size=run.machine.shard_bytes)

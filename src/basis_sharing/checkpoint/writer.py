@@ -1,4 +1,4 @@
-"""Write a model folder so that it is either complete or not there."""
+"""Atomic writing of model folders: a folder is complete or absent."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,15 +19,15 @@ _MARGIN = 16 * 2**20
 def reserve(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> Iterator[Path]:
     """Reserve an output folder for one run and yield an empty folder beside it to write into.
 
-    Nothing is left behind when the body fails. :func:`publish` turns the yielded folder into the output.
+    The yielded folder is removed if the body fails; :func:`publish` makes it the output.
 
     Args:
         folder: The folder to be created.
-        overwrite: Whether a model folder that is already there may be replaced.
+        overwrite: Whether an existing model folder may be replaced.
         inputs: Files and folders the run reads; none of them may be inside ``folder``.
 
     Raises:
-        OutputError: The folder is in use, holds something, is or contains an input, or cannot be created.
+        OutputError: The folder is in use, is not empty, is or contains an input, or cannot be created.
     """
     folder = folder.absolute()
     _check(folder, overwrite=overwrite, inputs=inputs)
@@ -72,7 +72,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: int | str = "2GB") -> None:
-    """Write a model and its tokenizer into an empty folder, index last.
+    """Write a model and its tokenizer to an empty folder.
 
     Raises:
         OutputError: The disk is full or fails.

@@ -1,59 +1,27 @@
 """``basis-sharing bench``."""
 
-from pathlib import Path
-from typing import Annotated
+from functools import partial
 
-import typer
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
 
 
 def bench(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Model folders (dense or compressed), .gguf files, or hub ids; the first is what the others are "
-            "compared with.",
-            metavar="MODEL...",
-        ),
-    ],
-    prompt_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a prompt (default: 512, or what the models can read).", metavar="N", show_default=False
-        ),
-    ] = None,
-    new_tokens: Annotated[int, typer.Option(help="Tokens decoded after it.", metavar="N")] = 32,
-    batch_sizes: Annotated[str, typer.Option(help="Sequences decoded at once.", metavar="N,N")] = "1,8",
-    repeats: Annotated[int, typer.Option(help="Least number of repeats, after a warm-up.", metavar="N")] = 5,
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Repeat, at most four times as often, until twice the standard error of every speed is so small; "
-            "off: do not.",
-            metavar="PERCENT",
-        ),
-    ] = "2%",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Measure torch.compile with a static cache as well; takes minutes more.")
-    ] = False,
-    dtype: Annotated[
-        str, typer.Option(help="Dtype to run in: auto (as in the checkpoint), float32, bfloat16, float16.")
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="auto (cuda, else mps, else cpu), cpu, cuda, mps.")] = "auto",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads on the CPU; fewer than processors is steadier on a busy machine (default: PyTorch's choice).",
-            metavar="N",
-            show_default=False,
-        ),
-    ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Do not measure peaks of memory.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the prompts, which are random tokens.", metavar="N")] = 0,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File for the results (JSON).", metavar="FILE")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on standard output.")] = False,
+    models: measuring.BenchmarkedModels,
+    prompt_tokens: measuring.PromptTokens = None,
+    new_tokens: measuring.DecodedTokens = 32,
+    batch_sizes: measuring.BatchSizes = "1,8",
+    repeats: measuring.Repeats = 5,
+    precision: measuring.Precision = "2%",
+    compile: measuring.Compile = False,
+    dtype: measuring.Dtype = "auto",
+    device: measuring.Device = None,
+    threads: measuring.Threads = None,
+    no_memory: measuring.NoMemory = False,
+    seed: measuring.PromptSeed = 0,
+    output: measuring.ResultFile = None,
+    overwrite: measuring.Overwrite = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Measure how fast models are and how much memory they need, side by side.
 
@@ -65,37 +33,19 @@ def bench(
     """
     sizes = _batch_sizes(batch_sizes)
 
-    from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.reports.benchmark_table import benchmark_table
-    from basis_sharing.run.files import check_files, write_file
+    from basis_sharing.cli.console import progress_bars
+    from basis_sharing.cli.printing import deliver
+    from basis_sharing.reports.tables.benchmark import benchmark_tables
+    from basis_sharing.run.files import check_files
     from basis_sharing.verbs.bench import bench as run
 
     if output is not None:
         check_files([output], overwrite=overwrite)
+    call = partial(run, models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=sizes, repeats=repeats)
+    call = partial(call, precision=precision, compile=compile, memory=not no_memory, dtype=dtype, device=device)
     with progress_bars() as progress:
-        result = run(
-            models,
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            batch_sizes=sizes,
-            repeats=repeats,
-            precision=None if precision == "off" else precision,
-            compiled=compiled,
-            memory=not no_memory,
-            dtype=dtype,
-            device=device,
-            threads=threads,
-            seed=seed,
-            progress=progress,
-        )
-    if output is not None:
-        write_file(output, result.write)
-    if as_json:
-        print(result.model_dump_json(indent=2))
-        return
-    out.print(benchmark_table(result))
-    if output is not None:
-        out.print(f"\n  written to {output}\n", highlight=False)
+        result = call(threads=threads, seed=seed, progress=progress)
+    deliver(result, benchmark_tables, output, as_json)
 
 
 def _batch_sizes(text: str) -> list[int]:

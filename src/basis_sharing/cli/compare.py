@@ -1,81 +1,40 @@
 """``basis-sharing compare``."""
 
-from pathlib import Path
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 
-from basis_sharing.cli import options
+from basis_sharing.cli import arguments
+from basis_sharing.cli import measuring_arguments as measuring
+
+if TYPE_CHECKING:
+    from basis_sharing.results.comparison import Limits
 
 
 def compare(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Two models: folders (dense or compressed), .gguf files, or hub ids; the second one is judged. With "
-            "--baseline the second one alone is enough.",
-            metavar="A B",
-        ),
-    ],
-    text: Annotated[
-        str | None,
-        typer.Option(
-            help="Text to compare on, as for calibration (default: python-docs:heldout, or the baseline's).",
-            show_default=False,
-        ),
-    ] = None,
-    windows: Annotated[
-        int | None, typer.Option(help="Use only the first windows (default: all).", show_default=False)
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per window (default: 2048, or the models' limit).", show_default=False)
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of prompts that both continue, one a line (default: three of ours).",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-    new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens to write after each prompt (default: 40).", show_default=False)
-    ] = None,
-    disagreements: Annotated[
-        int, typer.Option(help="Number of positions to show where the models disagree most.")
-    ] = 10,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Dtype to run in: auto (as in the checkpoint), float32, bfloat16, float16 (default: auto).",
-            show_default=False,
-        ),
-    ] = None,
-    max_kl: options.MaxKl = None,
-    max_perplexity_increase: options.MaxIncrease = None,
-    min_agreement: options.MinAgreement = None,
-    max_drift: Annotated[
-        str | None, options.limit("How much the perplexity of B may be above that in the baseline, e.g. 1%.", "P")
-    ] = None,
-    tasks: options.Tasks = None,
-    task_data: options.TaskData = None,
-    limit: options.TaskLimit = None,
-    no_cache: options.NoCache = False,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure B again as in this file, written by an earlier --output; text, windows, dtype, prompts and "
-            "limits are taken from it.",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write the comparison to this file (JSON).", metavar="FILE"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON on standard output.")] = False,
+    models: measuring.ComparedModels,
+    text: measuring.ComparedText = None,
+    evaluation_windows: measuring.EvaluationWindows = None,
+    windows: measuring.RenamedWindows = None,
+    length: measuring.Length = None,
+    prompts: measuring.Prompts = None,
+    new_tokens: measuring.NewTokens = None,
+    disagreements: measuring.Disagreements = 10,
+    dtype: measuring.Dtype = "auto",
+    device: measuring.Device = None,
+    max_kl: arguments.MaxKl = None,
+    max_perplexity_increase: arguments.MaxIncrease = None,
+    min_agreement: arguments.MinAgreement = None,
+    max_drift: measuring.MaxDrift = None,
+    tasks: measuring.Tasks = None,
+    task_data: measuring.TaskData = None,
+    limit: measuring.TaskLimit = None,
+    no_cache: measuring.NoCache = False,
+    baseline: measuring.Baseline = None,
+    output: measuring.ResultFile = None,
+    overwrite: measuring.Overwrite = False,
+    as_json: arguments.AsJson = False,
 ) -> None:
     """Compare two models: perplexity, agreement, where they disagree most, and what they write.
 
@@ -87,92 +46,34 @@ def compare(
 
         basis-sharing compare --baseline results.json ./llama-20 --max-drift 1%
     """
-    from basis_sharing.errors import RecipeError
-    from basis_sharing.recipe.model import DTYPES
-    from basis_sharing.results.comparison import Comparison, Limits
+    from basis_sharing.run.files import check_files
 
-    if len(models) > 2 or (len(models) == 1 and baseline is None):
-        raise RecipeError(f"two models are needed, and {len(models)} given: basis-sharing compare ORIGINAL COMPRESSED.")
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}.")
-    least = (
-        ("windows", windows, 1),
-        ("length", length, 2),
-        ("new-tokens", new_tokens, 1),
-        ("disagreements", disagreements, 0),
-    )
-    for name, value, smallest in least:
-        if value is not None and value < smallest:
-            raise RecipeError(f"--{name} {value} is too small: at least {smallest} is needed.")
-    options.check_task_options(tasks, task_data, limit, no_cache)
-    fixed = {
-        "tasks": tasks,
-        "windows": windows,
-        "length": length,
-        "dtype": dtype,
-        "prompts": prompts,
-        "new-tokens": new_tokens,
-    }
-    for name, given in fixed.items():
-        if baseline is not None and given is not None:
-            raise RecipeError(f"--{name} has no meaning with --baseline, which says what is measured: leave one out.")
-    given_limits = {
-        "max_kl": max_kl,
-        "max_perplexity_increase": max_perplexity_increase,
-        "min_agreement": min_agreement,
-        "max_drift": max_drift,
-    }
-    limits = Limits.create(**{name: value for name, value in given_limits.items() if value is not None})
-    stored = None if baseline is None else Comparison.read(baseline)
-
-    from basis_sharing.cli.console import out, progress_bars
-    from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
-    from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, read_prompts
-    from basis_sharing.evaluation.score_cache import default_folder
-    from basis_sharing.models.source import named_dtype
-    from basis_sharing.reports.comparison_table import comparison_table
-    from basis_sharing.run.files import check_files, write_file
-    from basis_sharing.verbs.compare import compare as run
-    from basis_sharing.verbs.recheck import recheck
-
+    limits = _limits(max_kl, max_perplexity_increase, min_agreement, max_drift)
     if output is not None:
         check_files([output], overwrite=overwrite)
+
+    from basis_sharing.cli.console import progress_bars
+    from basis_sharing.cli.printing import deliver
+    from basis_sharing.reports.tables.comparison import comparison_summary
+    from basis_sharing.verbs.compare import compare as run
+
+    call = partial(run, *models, baseline=baseline, text=text, evaluation_windows=evaluation_windows, length=length)
+    call = partial(call, prompts=prompts, new_tokens=new_tokens, disagreements=disagreements, limits=limits)
+    call = partial(call, dtype=dtype, device=device, tasks=() if tasks is None else tasks, task_data=task_data)
     with progress_bars() as progress:
-        if stored is not None:
-            result = recheck(
-                models[-1],
-                stored,
-                original=models[0] if len(models) == 2 else None,
-                source=str(baseline),
-                text=text,
-                limits=limits if limits.given else None,
-                disagreements=disagreements,
-                progress=progress,
-            )
-        else:
-            result = run(
-                *models,
-                text=text or DEFAULT_TEXT,
-                prompts=DEFAULT_PROMPTS if prompts is None else read_prompts(prompts),
-                limits=limits,
-                windows=windows,
-                length=length,
-                dtype=None if dtype is None else named_dtype(dtype),
-                new_tokens=new_tokens or NEW_TOKENS,
-                disagreements=disagreements,
-                tasks=tasks.split(",") if tasks is not None else (),
-                task_data=task_data,
-                task_limit=limit,
-                task_cache=None if no_cache else default_folder(),
-                progress=progress,
-            )
-    if output is not None:
-        write_file(output, result.write)
-    if as_json:
-        print(result.model_dump_json(indent=2))
-    else:
-        out.print(comparison_table(result))
-        if output is not None:
-            out.print(f"  written to {output}\n", highlight=False, markup=False)
+        result = call(limit=limit, cache=not no_cache, progress=progress)
+    deliver(result, comparison_summary, output, as_json)
     if result.verdict.held is False:
         raise typer.Exit(1)
+
+
+def _limits(*given: float | str | None) -> "Limits | None":
+    """Return the limits from their values in the order of the fields; None if none is given.
+
+    Raises:
+        RecipeError: A limit is out of range.
+    """
+    from basis_sharing.results.comparison import Limits
+
+    limits = {name: value for name, value in zip(Limits.model_fields, given, strict=True) if value is not None}
+    return Limits.create(**limits) if limits else None

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,7 +20,7 @@ err = Console(stderr=True)
 
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """Show one bar per stage with the time left, on standard error; only the first of several processes does."""
+    """Yield a callback that shows one bar per stage on standard error, in the first of several processes only."""
     if int(os.environ.get("RANK", "0")) > 0:
         yield silent
         return
@@ -42,3 +43,12 @@ def progress_bars() -> Iterator[ProgressCallback]:
 
     with bars:
         yield show
+
+
+def written(output: Path) -> None:
+    """Print where a compressed model was written, and how to load it."""
+    out.print(
+        f"\n  written to {output}; load it with\n"
+        f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",
+        highlight=False,
+    )

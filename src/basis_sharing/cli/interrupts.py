@@ -1,4 +1,4 @@
-"""What an interrupted command leaves, said in one sentence."""
+"""The message of an interrupted command that can be resumed."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from basis_sharing.run.work import work_beside
 
 @contextmanager
 def resumable(output: Path, work: Path | None) -> Iterator[None]:
-    """After an interrupt, say how to go on, and exit with 130."""
+    """After an interrupt within the context, print how to resume the run, and exit with code 130."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,1 +1,1 @@
-"""Currencies in which an option is paid: one file per currency, found by looking into this folder."""
+"""Costs of options, one module per currency; all modules of this folder are registered automatically."""

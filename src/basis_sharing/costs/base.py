@@ -1,7 +1,7 @@
-"""What a cost is: the price of an option in one currency, from the tensors and the products that the option names.
+"""Base class of costs: the price of an option in one currency.
 
-A cost knows no treatment, and a treatment knows no cost: an option names its tensors and its products, and every
-currency counts them in its own way.
+Costs and treatments are independent of each other: an option lists its stored tensors and its matrix products, and each
+cost is computed from these lists.
 """
 
 from abc import ABC, abstractmethod
@@ -20,24 +20,24 @@ Scope = Sequence[Projection]
 
 
 class Priced(Protocol):
-    """An option, or many of one kind at once, whose sizes are arrays then."""
+    """An option, or a sequence of options of one kind, whose sizes are then arrays."""
 
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
-        """Return its tensors."""
+        """Return the tensors that the option stores for projections of these shapes."""
         ...
 
     def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return its products for one token."""
+        """Return the matrix products that the option computes for one token."""
         ...
 
 
 class Cost(ABC):
-    """A currency.
+    """A currency in which options are priced.
 
     Attributes:
         name: Its name, e.g. ``"parameters"``.
         limit: The setting of a recipe that limits it for the whole model; None: there is none.
-        unit: What one of the setting's units is, in units of the currency.
+        unit: Units of the setting per unit of the currency.
     """
 
     name: ClassVar[str]
@@ -45,27 +45,27 @@ class Cost(ABC):
     unit: ClassVar[float] = 1
 
     def __init__(self, itemsize: int = 4) -> None:
-        """Price a model whose numbers take ``itemsize`` bytes."""
+        """Initialize the cost for a model whose dtype takes ``itemsize`` bytes per number."""
         self.itemsize = itemsize
 
     @abstractmethod
     def of(self, scope: Scope, option: Priced) -> Any:
-        """Return what an option costs for the projections of a scope; an array for many options."""
+        """Return the cost of an option for the projections of a scope; an array for a sequence of options."""
 
     @abstractmethod
     def dense(self, scope: Scope) -> int:
-        """Return what the projections of a scope cost as they are."""
+        """Return the cost of the dense projections of a scope."""
 
     @abstractmethod
     def outside(self, model: Any, decoder: Decoder) -> float:
-        """Return what the rest of the model costs."""
+        """Return the cost of the model outside the compressible projections."""
 
     def budget(self, limit: float, model: Any, decoder: Decoder) -> float:
-        """Return what the projections may cost if the whole model may cost ``limit``, in the units of the setting."""
+        """Return the budget of the projections for a ``limit`` on the whole model in units of the setting."""
         return limit / self.unit - self.outside(model, decoder)
 
     def whole(self, projections: float, model: Any, decoder: Decoder) -> float:
-        """Return what the whole model costs if its projections cost so much, in the units of the setting."""
+        """Return the cost of the whole model in units of the setting, for a given cost of its projections."""
         return self.unit * (projections + self.outside(model, decoder))
 
 
@@ -83,7 +83,7 @@ def shapes_of(scope: Scope) -> tuple[Shape, ...]:
 
 
 def numbers(tensor: Stored) -> Any:
-    """Return how many numbers a tensor has."""
+    """Return the number of elements of a tensor; an array if its sizes are arrays."""
     count: Any = 1
     for size in tensor.shape:
         count = count * size

@@ -1,4 +1,4 @@
-"""Multiplications per token; a basis that several projections share is multiplied with by each of them."""
+"""Multiplications per token; a shared basis counts once for each projection that multiplies by it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from basis_sharing.models.family import Decoder
 
 @register
 class Multiplications(Cost):
-    """The currency of ``max_flops``, which counts a multiplication and an addition as two operations."""
+    """Multiplications per token, limited by ``max_flops`` (a multiplication with its addition is two operations)."""
 
     name = "multiplications"
     limit = "max_flops"

@@ -1,15 +1,14 @@
-"""Parameters: numbers that are stored; shared ones count once."""
+"""Parameters: the number of stored weights; shared ones count once."""
 
 from typing import Any
 
 from basis_sharing.costs.base import Cost, Priced, Scope, numbers, register, shapes_of
 from basis_sharing.models.family import Decoder
-from basis_sharing.models.sizes import parameter_count
 
 
 @register
 class Parameters(Cost):
-    """The currency of ratios and of ``max_parameters``."""
+    """Parameters, limited by ratios and by ``max_parameters``."""
 
     name = "parameters"
     limit = "max_parameters"
@@ -23,5 +22,7 @@ class Parameters(Cost):
         return sum(p.d_in * p.d_out for p in scope)
 
     def outside(self, model: Any, decoder: Decoder) -> float:
-        """Return the parameters outside of the compressible projections' weights."""
+        """Return the parameters of the model outside the weights of the compressible projections."""
+        from basis_sharing.models.sizes import parameter_count  # torch, which reading a plan does not need
+
         return parameter_count(model) - self.dense(decoder.projections)

@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Evaluation and comparison of models."""

@@ -1,4 +1,4 @@
-"""How far the next-token distributions of two models are apart: KL divergence, and the most probable token."""
+"""Agreement of the next-token distributions of two models: KL divergence and most probable tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _CONTEXT = 16
 
 @dataclass(frozen=True)
 class Divergence:
-    """Two models' predictions at every position of one window; all tensors on the CPU, of shape ``[positions]``.
+    """Comparison of two models' predictions in one window; all tensors on the CPU, of shape ``[positions]``.
 
     Attributes:
         kl: KL divergence (first || second), in nats.
@@ -35,12 +35,12 @@ class Divergence:
 
 
 def divergence(first: Tensor, second: Tensor, chunk: int = _CHUNK) -> Divergence:
-    """Compare the logits of two models for one window.
+    """Return the divergence of the logits of two models for one window.
 
     Args:
         first: Logits of the first model, any dtype, shape ``[positions, vocabulary]``.
-        second: Logits of the second model, the same shape.
-        chunk: Positions that are in memory as fp32 probabilities at once; does not change the result.
+        second: Logits of the second model, same shape.
+        chunk: Positions whose fp32 probabilities are in memory at a time; does not change the result.
     """
     pairs = zip(first.split(chunk), second.to(first.device).split(chunk), strict=True)
     parts = [_divergence(*pair) for pair in pairs]
@@ -52,18 +52,18 @@ def _divergence(first: Tensor, second: Tensor) -> tuple[Tensor, ...]:
     kl = nn.functional.kl_div(second, first, reduction="none", log_target=True).sum(-1)
     first_log, first_token = first.max(-1)
     second_log, second_token = second.max(-1)
-    # The divergence of nearly equal distributions may round to less than the zero it cannot be below.
+    # The divergence of nearly equal distributions may be slightly negative by rounding.
     return kl.clamp_min(0), first_token, first_log.exp(), second_token, second_log.exp()
 
 
 def summarize(windows: Sequence[Divergence], input_ids: Tensor, tokenizer: Any, most: int) -> Agreement:
-    """Summarize the divergences of all windows.
+    """Return the agreement of two models from the divergences of all windows.
 
     Args:
         windows: One divergence per window.
         input_ids: The windows, shape ``[windows, positions + 1]``.
-        tokenizer: Turns tokens into text.
-        most: Number of disagreements to keep.
+        tokenizer: Tokenizer that decodes the tokens.
+        most: Largest number of disagreements to keep.
     """
     kl = torch.stack([window.kl for window in windows]).double()
     same = torch.stack([window.first == window.second for window in windows]).double()
@@ -85,13 +85,13 @@ def _disagreements(
     kl: Tensor, windows: Sequence[Divergence], input_ids: Tensor, tokenizer: Any, most: int
 ) -> tuple[Disagreement, ...]:
     values, places = kl.flatten().topk(min(most, kl.numel()))
-    found = []
+    disagreements = []
     for value, place in zip(values.tolist(), places.tolist(), strict=True):
         if value == 0:
             break
         index, position = divmod(place, kl.shape[1])
         window, ids = windows[index], input_ids[index]
-        found.append(
+        disagreements.append(
             Disagreement(
                 window=index,
                 position=position + 1,
@@ -104,7 +104,7 @@ def _disagreements(
                 kl=value,
             )
         )
-    return tuple(found)
+    return tuple(disagreements)
 
 
 def _within(interval: Interval | None, low: float, high: float) -> Interval | None:

@@ -1,4 +1,4 @@
-"""The part of lm-evaluation-harness that we use, behind a small and quiet interface. It is an optional package."""
+"""An interface to the optional package lm-evaluation-harness, without its messages and progress bars."""
 
 import contextlib
 import difflib
@@ -11,18 +11,18 @@ from typing import Any
 
 from basis_sharing.errors import CorpusError, RecipeError
 
-_SEED = 1234  # the harness's own; it draws nothing without solved examples, but wants to have one
+_SEED = 1234  # the harness's default; required although nothing is sampled without solved examples
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the harness returns about one task.
+class TaskRun:
+    """The results of the harness on one task.
 
     Attributes:
         version: Version of the task.
         means: The mean of each metric.
         samples: One dict per example, with its prompts, the model's answers, and each metric.
-        full: Whether some prompts fill all the tokens the model can read, and lose their start if they are longer.
+        full: Whether some prompts reach the model's limit of tokens; the start of longer ones is cut off.
     """
 
     version: str
@@ -31,7 +31,7 @@ class Measured:
     full: bool
 
     def error(self, metric: str) -> float | None:
-        """Return the standard error of the mean of a metric; None if there is none."""
+        """Return the standard error of the mean of a metric; None if there is no such metric, or a single example."""
         from lm_eval.api.metrics import mean_stderr
 
         if metric not in self.means or len(self.samples) < 2:
@@ -39,7 +39,7 @@ class Measured:
         return float(mean_stderr([sample[metric] for sample in self.samples]))
 
     def marks(self, metric: str) -> tuple[bool, ...] | None:
-        """Return which examples are right; None if there is no such metric, or it gives parts of a point."""
+        """Return which examples are right; None if there is no such metric, or it gives fractional points."""
         if metric not in self.means:
             return None
         values = [float(sample[metric]) for sample in self.samples]
@@ -73,17 +73,17 @@ def definitions() -> Path:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that suggests the nearest names, or ends it."""
+    """Return the end of a sentence: a suggestion of the nearest known names, or a full stop if there are none."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f": did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
 def load_tasks(names: Sequence[str], folders: Sequence[Path] | None) -> list[Any]:
-    """Load tasks with their examples; groups and tags become their tasks.
+    """Return tasks with their examples; groups and tags are replaced by their tasks.
 
     Args:
-        names: What to load.
-        folders: Where their definitions are; None: anywhere in the harness, which takes seconds to search.
+        names: Names of tasks, groups or tags.
+        folders: Folders with their definitions; None: all of the harness, which takes seconds to search.
 
     Raises:
         RecipeError: A name is unknown.
@@ -102,7 +102,7 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path] | None) -> list[Any
     for name in names:
         try:
             tasks |= manager.load([name])["tasks"]
-        except Exception as error:  # no network, a data set that is gone or gated: each library has an error for it
+        except Exception as error:  # no network, a missing or gated data set: each library has its own error types
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise CorpusError(
                 f"the examples of {name} cannot be fetched from the Hugging Face Hub ({reason[0].rstrip('.')}): check "
@@ -112,20 +112,20 @@ def load_tasks(names: Sequence[str], folders: Sequence[Path] | None) -> list[Any
 
 
 def wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """Return a model in memory as the harness wants it."""
+    """Return a model in memory wrapped for the harness."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int], None]) -> Measured:
-    """Score a wrapped model on a task, without solved examples in the prompt.
+def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int], None]) -> TaskRun:
+    """Return the results of a model on a task, without solved examples in the prompt.
 
     Args:
-        wrapped: From :func:`wrap`.
-        task: From :func:`load_tasks`.
+        wrapped: The model, from :func:`wrap`.
+        task: The task, from :func:`load_tasks`.
         limit: Use only the first examples; None: all.
-        report: Receives how many answers have been scored, and of how many.
+        report: Receives the number of scored answers and their total number.
     """
     from lm_eval.evaluator import evaluate
 
@@ -141,8 +141,8 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
 
     hook = wrapped.model.register_forward_hook(count)
     try:
-        # evaluate, not simple_evaluate: that one runs pip, git and nvidia-smi to describe the machine, each time.
-        found = evaluate(
+        # simple_evaluate would run pip, git and nvidia-smi each time to describe the machine.
+        results = evaluate(
             wrapped,
             {"tasks": {task.task_name: task}, "groups": {}, "group_map": {}},
             limit=limit,
@@ -151,15 +151,15 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
         )
     finally:
         hook.remove()
-    report(len(task.instances), len(task.instances))  # answers of one token to the same question share a row
-    samples = found["samples"][task.task_name]
+    report(len(task.instances), len(task.instances))  # fewer rows: one-token answers to a question share one
+    samples = results["samples"][task.task_name]
     filter_name = samples[0]["filter"]
     ending = f",{filter_name}"
-    return Measured(
-        version=str(found["versions"][task.task_name]),
+    return TaskRun(
+        version=str(results["versions"][task.task_name]),
         means={
             name.removesuffix(ending): value
-            for name, value in found["results"][task.task_name].items()
+            for name, value in results["results"][task.task_name].items()
             if name.endswith(ending) and isinstance(value, float | int)
         },
         samples=[sample for sample in samples if sample["filter"] == filter_name],
@@ -168,8 +168,8 @@ def run(wrapped: Any, task: Any, limit: int | None, report: Callable[[int, int],
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the log and the progress bars of the harness and of datasets: ours say what matters."""
+def silenced() -> Iterator[None]:
+    """Suppress the log and the progress bars of the harness and of datasets within the context."""
     import datasets
     from lm_eval.api import model, task
     from lm_eval.models import huggingface
@@ -182,7 +182,7 @@ def quiet() -> Iterator[None]:
     level, hidden_before = log.level, datasets.are_progress_bars_disabled()
     log.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
-    # Not all of its bars have a switch, and tqdm's own is read only once, when tqdm is imported.
+    # Some of its progress bars cannot be disabled, and tqdm reads its own setting only when it is imported.
     for module in (model, task, huggingface):
         module.tqdm = hidden
     try:

@@ -15,7 +15,7 @@ _LARGEST_EXPONENT = 700.0
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Return the 95 % confidence interval of the mean of independent values; None for a single one.
 
-    Student's t, without assuming that there are many values.
+    It uses Student's t, so that it is valid for few values too.
     """
     if len(values) < 2:
         return None
@@ -25,7 +25,12 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def loss_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare the losses of the same windows, in nats per token; all windows have the same number of tokens."""
+    """Return the difference of two models' losses on the same windows.
+
+    Args:
+        first: Losses of the first model in nats per token, one per window; all windows have the same length.
+        second: Losses of the second model on the same windows.
+    """
     rises = [after - before for before, after in zip(first, second, strict=True)]
     mean = float(np.mean(rises))
     interval = mean_interval(rises)

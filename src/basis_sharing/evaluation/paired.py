@@ -1,4 +1,4 @@
-"""Two models on the same examples: only the examples on which they disagree tell them apart."""
+"""Paired differences of two models on the same examples."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from basis_sharing.results.tasks import PairedDifference, TaskResults, TaskScore
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDifference:
-    """Compare two models example by example.
+    """Return the difference of two models, example by example.
 
-    With b examples right only in the first and c right only in the second, the difference is (c - b) / n. Its error
-    comes from the n differences -1, 0, 1; the test is the exact binomial one on b and c.
+    With b examples right only in the first and c right only in the second, the difference is (c - b) / n. Its standard
+    error is that of the mean of the n differences -1, 0, 1; the test is the exact binomial test on b and c.
 
     Args:
-        first: Which examples the first model answers right.
-        second: Which the second does, in the same order.
+        first: Whether the first model answers each example right.
+        second: Whether the second model does, in the same order.
 
     Returns:
         The difference (second minus first), its standard error and the p-value.
@@ -44,12 +44,12 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> PairedDi
 
 
 def task_differences(first: TaskResults, second: TaskResults) -> tuple[TaskDifference, ...]:
-    """Compare two models task by task; both were scored on the same tasks."""
+    """Return the differences of two models task by task; both were scored on the same tasks."""
     return tuple(task_difference(*scores) for scores in zip(first.scores, second.scores, strict=True))
 
 
 def task_difference(first: TaskScore, second: TaskScore) -> TaskDifference:
-    """Compare two models on one task, example by example where both read the same prompts."""
+    """Return the difference of two models on one task, example by example if both read the same prompts."""
     paired = None
     if first.prompt_fingerprint == second.prompt_fingerprint and first.correct and second.correct:
         paired = paired_difference(first.correct, second.correct)
@@ -57,13 +57,21 @@ def task_difference(first: TaskScore, second: TaskScore) -> TaskDifference:
 
 
 def sign_test(first: int, second: int) -> float:
-    """Return the two-sided p-value of a split of ``first + second`` fair coin tosses, exactly.
+    """Return the exact two-sided p-value of a split of ``first + second`` fair coin tosses.
 
     Args:
-        first: Tosses of one side.
-        second: Tosses of the other.
+        first: Number of heads.
+        second: Number of tails.
     """
     tosses = first + second
     tail = sum(math.comb(tosses, k) for k in range(min(first, second) + 1))
-    share: float = 2 * tail / 2**tosses  # integers of any size divide without overflow
+    share: float = 2 * tail / 2**tosses  # division of integers of any size does not overflow
     return min(1.0, share)
+
+
+def shared_notes(first: TaskResults, second: TaskResults) -> list[str]:
+    """Return the notes on two models' scores; a note on only one of them starts with its name, A or B."""
+    a, b = first.all_notes, second.all_notes
+    both = [note for note in a if note in b]
+    only = [(name, note) for name, notes in (("A", a), ("B", b)) for note in notes if note not in both]
+    return [*both, *(f"{name}: {note}" for name, note in only)]

@@ -1,8 +1,7 @@
-"""Perplexity and bits per byte (docs/measuring.md#what-the-numbers-mean)."""
+"""Perplexity and bits per byte of a model on non-overlapping windows of text."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,67 +9,17 @@ from torch import Tensor, nn
 
 from basis_sharing.blocks.placing import placed
 from basis_sharing.calibration.windows import EvaluationText, evaluation_windows, window_length
-from basis_sharing.checkpoint.folder import check_folder
 from basis_sharing.errors import NumericalError
 from basis_sharing.models.families import needs_bos
-from basis_sharing.models.refusals import is_compressed
-from basis_sharing.models.source import dtype_name, load_config, load_model, load_tokenizer, resolve
+from basis_sharing.models.source import dtype_name
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 DEFAULT_TEXT = "python-docs:heldout"
 
 
-def evaluate(
-    model: str | Path | Any,
-    text: str = DEFAULT_TEXT,
-    *,
-    tokenizer: Any = None,
-    windows: int | None = None,
-    length: int | None = None,
-    dtype: torch.dtype | None = None,
-    progress: ProgressCallback = silent,
-) -> Perplexity:
-    """Measure the perplexity of any model, dense or compressed.
-
-    Args:
-        model: A folder, a GGUF file, a hub id, or a model in memory.
-        text: Source of the text, as for calibration.
-        tokenizer: The tokenizer of a model given in memory; a text source needs it.
-        windows: Use only the first windows; None: all.
-        length: Tokens per window; None: 2048, or the model's limit where that is smaller.
-        dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
-        progress: Receives one event per window.
-
-    Returns:
-        The perplexity with everything needed to repeat it.
-
-    Raises:
-        ModelError: The model cannot be loaded.
-        CorpusError: The text cannot be read or is shorter than one window.
-        NumericalError: The model computes NaN or infinity.
-    """
-    if isinstance(model, (str, Path)):
-        model, tokenizer = load(model, dtype)
-    prepared = prepare_text(model, tokenizer, text, windows=windows, length=length)
-    return measure(model, prepared, progress=progress)
-
-
-def load(model: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
-    """Load any model, dense or compressed, and its tokenizer; a compressed folder is checked first.
-
-    Raises:
-        ModelError: The model cannot be loaded.
-        CheckpointError: A compressed folder contradicts itself or is too new.
-    """
-    source = resolve(model)
-    if source.kind == "folder" and source.path is not None and is_compressed(load_config(source).to_dict()):
-        check_folder(source.path)
-    return load_model(source, dtype), load_tokenizer(source)
-
-
 def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, length: int | None) -> EvaluationText:
-    """Tokenize a text and cut it into the windows a model is evaluated on.
+    """Return a text as token windows for the evaluation of a model.
 
     Raises:
         CorpusError: The text cannot be read or is shorter than one window.
@@ -94,14 +43,17 @@ def measure(
     stage: str = "evaluating",
     progress: ProgressCallback = silent,
 ) -> Perplexity:
-    """Measure perplexity on prepared windows: the token-weighted mean of the negative log-likelihood.
+    """Return the perplexity of a model on prepared windows.
 
     Args:
         model: The model.
         text: The windows.
-        device: Where the model runs, as a whole; None: where it is.
+        device: Device on which the whole model runs; None: the model's device.
         stage: Name of the stage in progress events.
         progress: Receives one event per window.
+
+    Returns:
+        The perplexity with everything needed to repeat it.
 
     Raises:
         NumericalError: The model computes NaN or infinity.
@@ -115,7 +67,7 @@ def measure(
 
 
 def window_logits(model: Any, text: EvaluationText, index: int) -> Tensor:
-    """Return a model's logits for the tokens it has to predict in one window, shape ``[length - 1, vocabulary]``."""
+    """Return a model's logits for the predicted tokens of one window, shape ``[length - 1, vocabulary]``."""
     logits: Tensor = model(input_ids=text.input_ids[index][None].to(model.device), use_cache=False).logits[0, :-1]
     return logits
 
@@ -124,7 +76,7 @@ def window_loss(logits: Tensor, text: EvaluationText, index: int) -> float:
     """Return the negative log-likelihood of one window, summed over its predicted tokens, in nats.
 
     Raises:
-        NumericalError: It is NaN or infinite.
+        NumericalError: The loss is NaN or infinite.
     """
     targets = text.input_ids[index, 1:].to(logits.device)
     loss = sum(
@@ -140,7 +92,7 @@ def window_loss(logits: Tensor, text: EvaluationText, index: int) -> float:
 
 
 def from_losses(losses: Sequence[float], text: EvaluationText, dtype: torch.dtype) -> Perplexity:
-    """Return the perplexity that the losses of all windows amount to."""
+    """Return the perplexity from the summed losses of all windows, in nats."""
     windows, length = text.input_ids.shape
     tokens = windows * (length - 1)
     mean = sum(losses) / tokens

@@ -1,4 +1,4 @@
-"""What a model writes after a prompt: greedily, and without a chat template."""
+"""Greedy continuations of prompts, without a chat template."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ NEW_TOKENS = 40
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """Read prompts from a file, one a line.
+    """Return the prompts in a file, one per line.
 
     Raises:
         RecipeError: The file cannot be read, is not UTF-8, or holds no prompt or an empty line.
@@ -39,10 +39,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[Tensor]:
-    """Tokenize prompts as the tokenizer does by itself, each of shape ``[tokens]``.
+    """Return the tokens of prompts with the tokenizer's defaults, each of shape ``[tokens]``.
 
     Raises:
-        RecipeError: A prompt gives no token, or too many for the model to continue.
+        RecipeError: A prompt has no token, or too many for the model to continue.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoded = []
@@ -61,16 +61,16 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], new_token
 
 @torch.no_grad()
 def continue_prompt(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int) -> Continuation:
-    """Let a model continue a prompt, always with its most probable token.
+    """Return a model's greedy continuation of a prompt.
 
-    ``model.generate`` is not used: it applies what the model's ``generation_config`` asks for, such as a penalty on
-    repetitions, which hides how the model itself has changed.
+    ``model.generate`` is not used, because it applies the model's ``generation_config``, such as a penalty on
+    repetitions, which hides changes of the model itself.
 
     Args:
         model: Causal language model.
         tokenizer: Its tokenizer.
         prompt: Tokens of the prompt, shape ``[tokens]``.
-        new_tokens: Most tokens to write.
+        new_tokens: Largest number of new tokens.
     """
     ends = _end_tokens(model, tokenizer)
     ids, cache, written, ended = prompt[None].to(model.device), None, list[int](), False
@@ -88,7 +88,7 @@ def continue_prompt(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int)
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that end a text, as the model or the tokenizer names them."""
+    """Return the end-of-text tokens of the model and of the tokenizer."""
     named = model.generation_config.eos_token_id
     ends = set(named) if isinstance(named, list) else {named}
     return (ends | {tokenizer.eos_token_id}) - {None}

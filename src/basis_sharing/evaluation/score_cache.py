@@ -1,4 +1,4 @@
-"""Scores kept between runs, one JSON file per model and question."""
+"""A cache of task scores, with one JSON file per model and question."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from basis_sharing.run.files import check_files, write_file
 
 
 def default_folder() -> Path:
-    """Return the folder scores are kept in: ``basis-sharing/tasks`` in the user's cache folder."""
+    """Return the default cache folder: ``basis-sharing/tasks`` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basis-sharing" / "tasks"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a hash of everything a tokenizer is saved as, 32 hexadecimal digits."""
+    """Return a hash of all files of a saved tokenizer, 32 hexadecimal digits."""
     digest = blake2b(digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -28,19 +28,19 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def question_key(*parts: str | int | None) -> str:
-    """Return a hash of everything a score depends on, 32 hexadecimal digits."""
+    """Return a hash of the parts that a score depends on, 32 hexadecimal digits."""
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 class ScoreCache:
-    """The scores of one model.
+    """The cached scores of one model.
 
     Args:
-        folder: Where the scores of all models are; created when one is kept.
-        model_fingerprint: Identifies the model.
+        folder: Folder with the scores of all models; it is created when a score is saved.
+        model_fingerprint: Fingerprint of the model.
 
     Raises:
-        OutputError: The folder cannot be written to, which nobody wants to hear after an hour of scoring.
+        OutputError: The folder cannot be written to; checked here, before the scoring.
     """
 
     def __init__(self, folder: Path, model_fingerprint: str) -> None:
@@ -53,11 +53,11 @@ class ScoreCache:
             ) from None
 
     def load(self, task: str, key: str) -> tuple[TaskScore | None, tuple[str, ...]]:
-        """Return a score if it is kept, and a note if its file is damaged.
+        """Return a cached score, or None, and a note if its file is damaged.
 
         Args:
             task: Name of the task.
-            key: What the score depends on, see :func:`question_key`.
+            key: Hash of what the score depends on, from :func:`question_key`.
         """
         file = self._file(task, key)
         if not file.exists():
@@ -71,7 +71,7 @@ class ScoreCache:
         return cached.score, ()
 
     def save(self, key: str, score: TaskScore) -> None:
-        """Keep a score.
+        """Save a score in the cache.
 
         Raises:
             OutputError: The disk is full or the folder cannot be written to.

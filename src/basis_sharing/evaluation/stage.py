@@ -9,7 +9,7 @@ from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import POSITIONS, Needs, Shapes
 
-_WINDOWS = 64  # that are counted on where all of a text is asked for
+_WINDOWS = 64  # assumed in estimates if all windows of a text are used
 
 
 class Evaluate:
@@ -32,7 +32,7 @@ class Evaluate:
         self._evaluation, self._length, self._name = evaluation, length, name
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what a forward pass over the texts needs."""
+        """Yield the needs of a forward pass over the texts."""
         if not self._evaluation.evaluate:
             return
         size, length = shapes.dtype.itemsize, self._length or shapes.length or 2048
@@ -44,7 +44,7 @@ class Evaluate:
         yield Needs(self._name, shapes.seconds(work), working + 8 * POSITIONS * shapes.vocabulary)
 
     def run(self, run: Run) -> None:
-        """Measure; the first of several processes does."""
+        """Measure the perplexities, in the first of several processes."""
         perplexities = None
         if run.processes.first:
             perplexities = tuple(
@@ -55,7 +55,7 @@ class Evaluate:
 
 
 def prepared_texts(evaluation: Evaluation, length: int | None, run: Run) -> list[EvaluationText]:
-    """Tokenize the texts of a recipe and cut them into windows.
+    """Return the texts of a recipe as token windows.
 
     Raises:
         CorpusError: A text cannot be read or is shorter than one window.

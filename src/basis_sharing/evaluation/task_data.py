@@ -1,7 +1,7 @@
-"""Zero-shot tasks from local files: the harness's own task with our examples in place of the hub's.
+"""Zero-shot tasks from local files: the harness's task definitions with local examples instead of the hub's.
 
-A folder of task data holds, for each task, either ``TASK.jsonl`` (or ``.jsonl.gz``) in the fields of the original data
-set, or a file in the place and form it is re-published in (see :data:`LOCAL_TASKS`).
+A folder of task data holds, for each task, either ``TASK.jsonl`` (or ``.jsonl.gz``) with the fields of the original
+data set, or a re-published file under its path (see :data:`LOCAL_TASKS`).
 """
 
 import json
@@ -19,7 +19,7 @@ from basis_sharing.errors import CorpusError
 from basis_sharing.evaluation import task_records as records
 from basis_sharing.evaluation.task_records import Example, Record
 
-_UNCONDITIONAL = 1_000_000  # requests from this doc_id on repeat the choices of others without their question
+_UNCONDITIONAL = 1_000_000  # smallest doc_id of requests that repeat choices without their question
 _SPLITS = ("training_split", "validation_split", "test_split")
 
 
@@ -28,10 +28,10 @@ class TaskFile:
     """A file that holds the examples of a task.
 
     Attributes:
-        path: Where it is in the folder of task data.
-        read: Reads its records.
-        convert: Turns one record into an example.
-        overrides: Settings of the harness's task that these examples need changed.
+        path: Its path in the folder of task data.
+        read: Yields its records.
+        convert: Converts a record to an example.
+        overrides: Settings of the harness's task that these examples replace.
     """
 
     path: str
@@ -45,11 +45,11 @@ class LocalTask:
     """A task whose examples can be read from a folder.
 
     Attributes:
-        definition: The harness's own definition, in its folder of tasks.
-        split: The split the harness scores, ``"test"`` or ``"validation"``.
-        examples: How many examples this split has.
-        convert: Checks an example in the original fields.
-        published: Where and how the same examples are re-published.
+        definition: Path of the harness's definition in its folder of tasks.
+        split: The split that the harness scores, ``"test"`` or ``"validation"``.
+        examples: Number of examples of this split.
+        convert: Checks and converts a record with the original fields.
+        published: The re-published file with the same examples.
     """
 
     definition: str
@@ -64,8 +64,8 @@ class WrittenTask:
     """The examples of a task, ready for the harness.
 
     Attributes:
-        source: The file they were read from.
-        notes: What a reader has to know.
+        source: The file that they were read from.
+        notes: Notes for the reader.
     """
 
     source: Path
@@ -78,7 +78,7 @@ def _lines(path: Path) -> Iterator[Record]:
 
 
 def _requests(path: Path) -> Iterator[Record]:
-    """Yield each example of a file that has one line per choice."""
+    """Yield each example once from a file that has one line per choice."""
     seen = set()
     for line in _lines(path):
         number = line.fields.get("doc_id")
@@ -90,15 +90,17 @@ def _requests(path: Path) -> Iterator[Record]:
 
 
 def _with_labels(path: Path) -> Iterator[Record]:
-    """Yield the records of a file whose labels are on the same lines of another file."""
+    """Yield the records of a file with their labels, which are on the same lines of another file."""
     file = path.with_name(f"{path.stem}-labels.lst")
     if not file.is_file():
         raise CorpusError(f"{path} needs its labels in {file.name} beside it, and there is no such file: add it.")
     labels = read_plain(file).split()
-    found = list(_lines(path))
-    if len(found) != len(labels):
-        raise CorpusError(f"{path} has {len(found)} records and {file} has {len(labels)} labels: fetch both again.")
-    for record, label in zip(found, labels, strict=True):
+    unlabelled = list(_lines(path))
+    if len(unlabelled) != len(labels):
+        raise CorpusError(
+            f"{path} has {len(unlabelled)} records and {file} has {len(labels)} labels: fetch both again."
+        )
+    for record, label in zip(unlabelled, labels, strict=True):
         yield Record(record.where, {**record.fields, "label": label})
 
 
@@ -162,12 +164,12 @@ LOCAL_TASKS: dict[str, LocalTask] = {
 
 
 def write_task(name: str, folder: Path, output: Path, definitions: Path) -> WrittenTask:
-    """Write a task of :data:`LOCAL_TASKS` as the harness reads it: its examples, and a YAML file that includes its own.
+    """Write a task of :data:`LOCAL_TASKS` for the harness: its examples, and a YAML file based on its definition.
 
     Args:
         name: The task.
         folder: The folder of task data.
-        output: Where to write ``NAME.jsonl`` and ``NAME.yaml``; the harness's ``include_path``.
+        output: Folder for ``NAME.jsonl`` and ``NAME.yaml``; the harness's ``include_path``.
         definitions: The harness's folder of tasks.
 
     Returns:
@@ -189,7 +191,7 @@ def write_task(name: str, folder: Path, output: Path, definitions: Path) -> Writ
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        # The cache goes where the examples are: the next run has another temporary folder and would not find it.
+        # The cache is beside the examples: the next run has another temporary folder and cannot use it.
         "dataset_kwargs": {"data_files": {task.split: str(data)}, "cache_dir": str(output / "arrow")},
         **dict.fromkeys(_SPLITS),
         f"{task.split}_split": task.split,
@@ -206,7 +208,7 @@ def write_task(name: str, folder: Path, output: Path, definitions: Path) -> Writ
 
 
 def fingerprint_examples(examples: list[Any]) -> str:
-    """Return a hash of examples (anything JSON can say), 32 hexadecimal digits."""
+    """Return a hash of JSON-serializable examples, 32 hexadecimal digits."""
     digest = blake2b(digest_size=16)
     for example in examples:
         digest.update(json.dumps(example, sort_keys=True, default=str).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""Examples of zero-shot tasks: from the fields a file has to the fields the harness's prompts are made of.
+"""Conversion of records of zero-shot tasks to examples with the fields that the harness's prompts use.
 
-Every function takes one record and returns one example in the fields of the original data set. Those named
-``published_*`` read the re-published files that are easy to get; the others read the original fields and check them.
+Every function returns one record as an example with the fields of the original data set. Those named ``published_*``
+read re-published files, which are easily available; the others read and check the original fields.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Record:
     """One record of a file.
 
     Attributes:
-        where: Where it is, in words.
+        where: Description of its location in the file, for messages.
         fields: Its fields.
     """
 
@@ -83,7 +83,7 @@ class Record:
         return Record(f"field {name!r} of {self.where}", value)
 
     def wrong(self, name: str, what: str) -> CorpusError:
-        """Return the error that says what is wrong with a field."""
+        """Return the error for an invalid field; ``what`` says what is wrong."""
         return CorpusError(f"field {name!r} of {self.where} {what}: correct or remove this record.")
 
     def _value(self, name: str) -> Any:
@@ -168,14 +168,14 @@ def boolq(record: Record) -> Example:
 
 def published_boolq(record: Record) -> Example:
     """Read BoolQ as ``query`` (the prompt), ``choices`` yes and no in any order, and ``gold``."""
-    passage, question, asked = record.text("query").rpartition("\nQuestion: ")
-    if not question or not asked.endswith("?\nAnswer:"):
+    passage, separator, question = record.text("query").rpartition("\nQuestion: ")
+    if not separator or not question.endswith("?\nAnswer:"):
         raise record.wrong("query", "does not end in a question and 'Answer:'")
     choices = record.texts("choices")
     if sorted(choices) != ["no", "yes"]:
         raise record.wrong("choices", "are not yes and no")
     answer = choices[record.index("gold", 2)]
-    return {"passage": passage, "question": asked.removesuffix("?\nAnswer:"), "label": int(answer == "yes")}
+    return {"passage": passage, "question": question.removesuffix("?\nAnswer:"), "label": int(answer == "yes")}
 
 
 def lambada(record: Record) -> Example:

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy through lm-evaluation-harness: its tasks, its prompts, its scores; our model in memory."""
+"""Zero-shot accuracy with the tasks, prompts and scores of lm-evaluation-harness."""
 
 import math
 import tempfile
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from basis_sharing.checkpoint.loading import load_any
 from basis_sharing.errors import NumericalError, RecipeError
 from basis_sharing.evaluation import harness
-from basis_sharing.evaluation.perplexity import load
 from basis_sharing.evaluation.score_cache import ScoreCache, question_key, tokenizer_fingerprint
 from basis_sharing.evaluation.task_data import LOCAL_TASKS, fingerprint_examples, write_task
 from basis_sharing.models.source import dtype_name, fingerprint, load_skeleton, load_tokenizer, resolve
@@ -24,8 +24,8 @@ _BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """The model that is scored: what identifies it, and how to load it once it is needed."""
+class _Scored:
+    """The model to score: its identity, and a function that loads it when it is needed."""
 
     name: str
     fingerprint: str | None
@@ -56,10 +56,11 @@ def evaluate_tasks(
     data: Path | None = None,
     limit: int | None = None,
     dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
     cache: Path | None = None,
     progress: ProgressCallback = silent,
 ) -> TaskResults:
-    """Score a model, dense or compressed, on tasks of lm-evaluation-harness, without solved examples in the prompt.
+    """Return the scores of a model on tasks of lm-evaluation-harness, without solved examples in the prompt.
 
     Args:
         model: A folder, a GGUF file, a hub id, or a model in memory.
@@ -69,12 +70,12 @@ def evaluate_tasks(
             them from the hub.
         limit: Use only the first examples of each task; None: all.
         dtype: Dtype to load the model in; None: the checkpoint's own. Ignored for a model given in memory.
-        cache: Folder that scores are kept in and taken from; None: none. A model given in memory has no identity
-            and is always measured.
+        device: Device of the loaded model; None: the CPU. Ignored for a model given in memory.
+        cache: Cache folder of scores; None: none. A model given in memory has no fingerprint and is always measured.
         progress: Receives one event per batch.
 
     Returns:
-        The scores, with what is needed to repeat them and to compare models example by example.
+        The scores, with everything needed to repeat them and to compare models example by example.
 
     Raises:
         RecipeError: The harness is not installed, a task is unknown or has no accuracy, or the limit is too small.
@@ -89,19 +90,16 @@ def evaluate_tasks(
     if limit is not None and limit < 1:
         raise RecipeError(f"--limit {limit} is too small: at least 1 is needed.")
     harness.require()
-    if isinstance(model, (str, Path)):
-        subject = _stored(model, dtype)
-    else:
-        subject = _Subject(type(model).__name__, None, dtype_name(model.dtype), tokenizer, lambda: model)
-    with tempfile.TemporaryDirectory() as folder, harness.quiet():
+    scored = _scored_model(model, tokenizer, dtype, device)
+    with tempfile.TemporaryDirectory() as folder, harness.silenced():
         prepared = _from_hub(names) if data is None else _from_folder(names, data, Path(folder))
-        scores, notes = _scores(subject, prepared, limit, cache, progress)
+        scores, notes = _scores(scored, prepared, limit, cache, progress)
     if limit is not None:
         notes = (f"only the first {limit} examples of each task were scored (--limit).", *notes)
     return TaskResults(
-        model=subject.name,
-        model_fingerprint=subject.fingerprint,
-        dtype=subject.dtype,
+        model=scored.name,
+        model_fingerprint=scored.fingerprint,
+        dtype=scored.dtype,
         limit=limit,
         harness=harness.version(),
         scores=scores,
@@ -110,7 +108,7 @@ def evaluate_tasks(
 
 
 def task_names(given: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the tasks asked for: aliases opened, each task once, in order.
+    """Return the names of tasks in order and without duplicates, with aliases replaced by their tasks.
 
     Raises:
         RecipeError: There is none.
@@ -121,12 +119,20 @@ def task_names(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _stored(model: str | Path, dtype: torch.dtype | None) -> _Subject:
+def _scored_model(
+    model: str | Path | Any, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None
+) -> _Scored:
+    if not isinstance(model, (str, Path)):
+        return _Scored(type(model).__name__, None, dtype_name(model.dtype), tokenizer, lambda: model)
     source = resolve(model)
     tokenizer = load_tokenizer(source)
     stored = load_skeleton(source).dtype
-    return _Subject(
-        source.given, fingerprint(source), dtype_name(dtype or stored), tokenizer, lambda: load(model, dtype)[0]
+    return _Scored(
+        source.given,
+        fingerprint(source),
+        dtype_name(dtype or stored),
+        tokenizer,
+        lambda: load_any(model, dtype, device)[0],
     )
 
 
@@ -167,27 +173,27 @@ def _from_hub(names: Sequence[str]) -> list[_Prepared]:
 
 
 def _scores(
-    subject: _Subject, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
+    scored: _Scored, prepared: list[_Prepared], limit: int | None, folder: Path | None, progress: ProgressCallback
 ) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
-    """Return a score for each task, kept or measured, and notes; the model is loaded when one has to be measured."""
-    cache = None if folder is None or subject.fingerprint is None else ScoreCache(folder, subject.fingerprint)
-    words = tokenizer_fingerprint(subject.tokenizer) if cache else ""
+    """Return a score for each task, cached or measured, and notes; the model is loaded when it has to be measured."""
+    cache = None if folder is None or scored.fingerprint is None else ScoreCache(folder, scored.fingerprint)
+    words = tokenizer_fingerprint(scored.tokenizer) if cache else ""
     scores: list[TaskScore] = []
     kept: list[str] = []
     notes: tuple[str, ...] = ()
     wrapped = None
     for one in prepared:
-        key = question_key(harness.version(), words, one.name, one.fingerprint, limit, subject.dtype)
+        key = question_key(harness.version(), words, one.name, one.fingerprint, limit, scored.dtype)
         score, damage = cache.load(one.name, key) if cache else (None, ())
         notes += damage
         if score is None:
-            wrapped = wrapped or harness.wrap(subject.load(), subject.tokenizer, _BATCH_SIZE)
+            wrapped = wrapped or harness.wrap(scored.load(), scored.tokenizer, _BATCH_SIZE)
             score = _measure(wrapped, one, limit, progress)
             if cache:
                 cache.save(key, score)
         else:
             kept.append(one.name)
-        # The same examples may lie elsewhere now: where they are is no part of the question.
+        # The location of the examples is not part of the key, and may differ from that of a cached score.
         scores.append(score.model_copy(update={"source": one.source, "notes": (*one.notes, *score.notes)}))
     if kept:
         notes += (f"kept from an earlier run (--no-cache measures again): {', '.join(kept)}.",)

@@ -1,4 +1,4 @@
-"""From measured differences to one sentence that says whether the limits are held."""
+"""The verdict of a comparison: whether the measured differences hold the limits."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _PERCENT = ("max_perplexity_increase", "min_agreement", "max_drift")
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a measure is missing, as the end of a sentence; None where it is there.
+    """Why measures are missing, each as the end of a sentence; None if a measure is available.
 
     Attributes:
         difference: Why the perplexities cannot be compared.
@@ -54,24 +54,24 @@ def judge(
     agreement: Agreement | None,
     drift: Drift | None,
 ) -> Verdict:
-    """Hold the measured values against the limits; without limits, only say what was measured.
+    """Return the verdict on the measured values; without limits its sentence only describes them.
 
-    A limit is held if the measured value holds it. Where the confidence interval reaches beyond the limit, the sentence
-    says so: another stretch of text might decide otherwise.
+    A limit is held if the measured value holds it. If the confidence interval contains the limit, the sentence says so,
+    because another part of the text might give another verdict.
     """
     measured = _measured(difference, agreement, drift)
     checks = tuple(_check(name, bound, *measured[name]) for name, bound in limits.given.items())
     if not checks:
         return Verdict(held=None, sentence=_description(first, second, difference, agreement, drift), checks=())
     held = all(check.held for check in checks)
-    told = [_sentence(check) for check in checks]
+    sentences = [_sentence(check) for check in checks]
     if drift is not None and limits.max_drift is None:
-        told.append(_drifted(drift))
-    return Verdict(held=held, sentence=f"{'PASS' if held else 'FAIL'}: {'; '.join(told)}.", checks=checks)
+        sentences.append(_drifted(drift))
+    return Verdict(held=held, sentence=f"{'PASS' if held else 'FAIL'}: {'; '.join(sentences)}.", checks=checks)
 
 
 def _shown(name: str, value: float, digits: int | None = None) -> str:
-    """Return a value of a limit as a person reads it; by default as short as the number allows."""
+    """Return a limit or a measured value as text; by default with as few digits as possible."""
     if name in _PERCENT:
         return f"{100 * value:g} %" if digits is None else f"{100 * value:,.{digits}f} %"
     return f"{value:g}" if digits is None else f"{value:.{digits + 2}f}"
@@ -114,11 +114,11 @@ def _sentence(check: Check) -> str:
     name, least = check.limit, check.limit.startswith("min_")
     relations = ("is below", "reaches") if least else ("is above", "is within")
     relation = relations[check.held]
-    told = f"{_NAMES[name]} {_shown(name, check.value, 2)} {relation} the limit of {_shown(name, check.bound)}"
+    sentence = f"{_NAMES[name]} {_shown(name, check.value, 2)} {relation} the limit of {_shown(name, check.bound)}"
     if check.interval is None:
-        return f"{told} (a single window: no confidence interval)"
-    told += f" (95 % interval {_shown(name, check.interval.low, 2)} to {_shown(name, check.interval.high, 2)}"
-    return told + (", which straddles the limit: measure more windows to be sure)" if check.uncertain else ")")
+        return f"{sentence} (a single window: no confidence interval)"
+    sentence += f" (95 % interval {_shown(name, check.interval.low, 2)} to {_shown(name, check.interval.high, 2)}"
+    return sentence + (", which straddles the limit: measure more windows to be sure)" if check.uncertain else ")")
 
 
 def _description(

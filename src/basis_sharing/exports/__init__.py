@@ -1,1 +1,1 @@
-"""Compressed models as files for other tools."""
+"""Export of compressed models for other tools."""

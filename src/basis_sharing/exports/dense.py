@@ -1,62 +1,61 @@
-"""Multiply the factors out: an ordinary dense model for tools that know nothing of shared bases.
+"""Export to an ordinary dense model by multiplying the factors out, for tools that do not support shared bases.
 
-It computes what the compressed model computes and has the original's size again: for tools that quantize or convert
-dense weights, and for telling apart what a method lost from what a runtime does.
+The dense model computes the same as the compressed model and has the original's size. It is meant for tools that
+quantize or convert dense weights, and for separating the loss of a method from effects of the runtime.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
-from basis_sharing.checkpoint.folder import compressed_source
-from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
-from basis_sharing.models.decoder import describe
-from basis_sharing.models.quiet import quiet
-from basis_sharing.models.sizes import memory_bytes
-from basis_sharing.models.source import load_model, load_tokenizer
+from basis_sharing.exports.base import register
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.runtime.layers_basis_sharing import kind_of
 
-_OURS = ("quantization_config", "auto_map")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_ADDED = ("quantization_config", "auto_map")
 
 
-def densify(
-    folder: str | Path, output: str | Path, *, overwrite: bool = False, progress: ProgressCallback = silent
-) -> PreTrainedModel:
-    """Write the dense model that a compressed folder stands for.
+class Dense:
+    """Export to the equivalent dense model."""
 
-    Args:
-        folder: A compressed folder.
-        output: Folder for the dense model.
-        overwrite: Whether a model folder at ``output`` may be replaced.
-        progress: Receives one event per projection.
+    name = "dense"
+    summary = "an ordinary dense model of the original's size, for tools that quantize or convert dense weights"
 
-    Returns:
-        The dense model, in the dtype of the compressed one.
+    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+        """Write the dense model, in the dtype of the compressed one, with its tokenizer.
 
-    Raises:
-        ModelError: The folder holds no compressed model.
-        CheckpointError: It contradicts itself or is too new.
-        OutputError: The output cannot be written.
-    """
-    (source, path), output = compressed_source(folder, "there is nothing to multiply out"), Path(output)
-    with reserve(output, overwrite=overwrite, inputs=[path]) as staging:
+        Raises:
+            ModelError: The model cannot be loaded.
+            OutputError: The disk has not enough space.
+        """
+        from basis_sharing.checkpoint.writer import check_space, write_model
+        from basis_sharing.models.sizes import memory_bytes
+        from basis_sharing.models.source import load_model, load_tokenizer, resolve
+
+        source = resolve(folder)
         dense = dense_model(load_model(source), progress=progress)
         check_space(staging, memory_bytes(dense))
         write_model(staging, dense, load_tokenizer(source))
-        publish(staging, output)
-    return dense
 
 
-def dense_model(model: Any, *, progress: ProgressCallback = silent) -> PreTrainedModel:
-    """Return a dense model that computes what a compressed one does, up to rounding; products are made in fp64.
+register(Dense())
+
+
+def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrainedModel":
+    """Return the dense model that is equivalent to a compressed one up to rounding; products are computed in fp64.
 
     Args:
         model: Compressed model; it is not changed.
         progress: Receives one event per projection.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from basis_sharing.models.decoder import describe
+    from basis_sharing.models.quiet import quiet
+    from basis_sharing.runtime.layers_basis_sharing import kind_of
+
     config = _native_config(model.config)
     with torch.device("meta"):
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
@@ -80,8 +79,10 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> PreTraine
     return dense.eval()
 
 
-def _native_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the configuration of the architecture without what the compression added."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in _OURS}
+def _native_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """Return the configuration of the architecture without the settings that the compression added."""
+    from transformers import AutoConfig
+
+    settings = {name: value for name, value in config.to_dict().items() if name not in _ADDED}
     native: PretrainedConfig = AutoConfig.for_model(**settings)
     return native

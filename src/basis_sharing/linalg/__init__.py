@@ -1,1 +1,1 @@
-"""Pure tensor mathematics: whitening, truncated factorization, least squares. Knows no model."""
+"""Tensor mathematics, independent of any model: whitening, truncation, pivoting and least squares."""

@@ -1,4 +1,4 @@
-"""Coefficients for a given basis."""
+"""Optimal coefficients for a fixed basis."""
 
 from torch import Tensor, cholesky_solve
 
@@ -6,7 +6,7 @@ from basis_sharing.linalg.whitening import positive_cholesky
 
 
 def refit_coefficients(basis: Tensor, G: Tensor, W: Tensor) -> tuple[Tensor, float]:
-    """Minimise tr((W - B C)^T G (W - B C)) over C: C = (B^T G B)^-1 B^T G W (Basis Sharing, section 3.4).
+    """Return the C that minimises tr((W - B C)^T G (W - B C)): (B^T G B)^-1 B^T G W (Basis Sharing, section 3.4).
 
     Args:
         basis: B, shape ``[d_in, k]``, fp64.
@@ -14,7 +14,7 @@ def refit_coefficients(basis: Tensor, G: Tensor, W: Tensor) -> tuple[Tensor, flo
         W: Weights, shape ``[d_in, n]``, fp64.
 
     Returns:
-        C of shape ``[k, n]``, and the relative ridge that was needed to solve for it (0: none).
+        C of shape ``[k, n]``, and the relative ridge that had to be added to B^T G B (0: none).
 
     Raises:
         NumericalError: B^T G B is indefinite beyond repair.

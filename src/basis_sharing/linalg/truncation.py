@@ -1,12 +1,11 @@
-"""The best rank-k factors of a group of matrices with one basis, each under a weighting of its own.
+"""Rank-k factors of a group of weighted matrices that share one basis.
 
-See docs/how-it-works.md#several-matrices-one-basis.
+The factors minimise sum_i ||S_i (W_i - B C_i) R_i||^2 over the shared basis B and the coefficients C_i, with
+R_i R_i^T = H_i. One decomposition covers all ranks: the columns of B are ordered, and the leading k of them are the
+basis of rank k. See docs/how-it-works.md#several-matrices-one-basis.
 
-What is minimised over the shared B and the C_i is sum_i ||S_i (W_i - B C_i) R_i||^2 with R_i R_i^T = H_i. Every rank
-comes out of one decomposition: the columns of B are ordered, and the leading k of them are the factors of rank k.
-
-Members are looked at one after the other, and coefficients are made when they are asked for: however many layers a
-group spans, no more than one member's matrices have to exist at a time.
+Members are processed one after the other and coefficients are computed on request, so that only one member's matrices
+need to be in memory at a time, however many layers a group spans.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from basis_sharing.linalg.whitening import CholeskyWhitening, Whitening, cholesk
 
 
 class Member(Protocol):
-    """One matrix of a group, and how its errors count; the matrices may be computed anew at every access."""
+    """One matrix of a group with its weighting; implementations may recompute the matrices at every access."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -30,7 +29,7 @@ class Member(Protocol):
 
     @property
     def W(self) -> Tensor:  # noqa: N802 - the mathematics' name
-        """Shape ``[d_in, d_out]``, fp64."""
+        """The weight, shape ``[d_in, d_out]``, fp64."""
         ...
 
     @property
@@ -45,7 +44,7 @@ class Member(Protocol):
 
     @property
     def input_key(self) -> object:
-        """Equal for members of a group whose input side is weighted alike."""
+        """A key that is equal for members of a group with the same S."""
         ...
 
     @property
@@ -56,11 +55,11 @@ class Member(Protocol):
 
 @dataclass(frozen=True)
 class Weighted:
-    """A :class:`Member` whose matrices are at hand.
+    """A :class:`Member` that holds its matrices.
 
     Attributes:
         W: Shape ``[d_in, d_out]``, fp64.
-        S: Weighting of the input side. Members that are weighted alike have the same object.
+        S: Weighting of the input side. Members with the same weighting must hold the same object.
         H: Weighting of the output side, symmetric positive definite, shape ``[d_out, d_out]``; None: the identity.
     """
 
@@ -87,15 +86,17 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Truncation:
-    """Ordered factors of a group: W_i ~ B C_i at every rank up to ``len(losses) - 1``.
+    """Factors of a group, W_i ~ B C_i, at every rank up to K = ``len(losses) - 1``.
+
+    The coefficients of rank k are the leading k rows of ``left @ W_i`` or of ``parts[i]``, whichever is set. If neither
+    is set, they are the least-squares optimum for the leading k columns of B.
 
     Attributes:
         basis: All columns of B, shape ``[d_in, K]``.
-        losses: What is lost at rank 0, 1, ..., K; shape ``[K + 1]``, falling.
-        members: What was truncated.
-        left: The matrix with C_i = left_k W_i for its leading k rows, shape ``[K, d_in]``; None: see the others.
-        parts: One matrix per member whose leading k rows are C_i, shape ``[K, d_out_i]``; None without ``left``: each
-            C_i is the optimum for the leading k columns of B.
+        losses: Weighted squared error at ranks 0, 1, ..., K, non-increasing; shape ``[K + 1]``.
+        members: The matrices that were truncated.
+        left: Shape ``[K, d_in]``, or None.
+        parts: One matrix per member, shape ``[K, d_out_i]``, or None.
     """
 
     basis: Tensor
@@ -106,7 +107,7 @@ class Truncation:
 
     @property
     def total(self) -> float:
-        """What is lost if nothing is kept."""
+        """The loss at rank 0."""
         return self.losses[0].item()
 
     def coefficients(self, rank: int) -> Iterator[Tensor]:
@@ -122,22 +123,23 @@ class Truncation:
 
 
 def loss_of(member: Member, error: Tensor) -> float:
-    """Return tr(E^T S^T S E H) for an error E of the shape of W."""
+    """Return the weighted squared error tr(E^T S^T S E H) of an error E, shape ``[d_in, d_out]``."""
     weighted, H = member.S.apply(error), member.H
     right = weighted if H is None else weighted @ H
     return (weighted * right).sum().item()
 
 
 def truncate(members: Sequence[Member]) -> Truncation:
-    """Return the factors of a group.
+    """Return the factors of a group at all ranks.
 
     With one S for all members the singular value decomposition S [W_1 R_1 ... W_n R_n] = U Sigma V^T gives the optimum,
-    B = S^-1 U Sigma and C_i = Sigma^-1 U^T S W_i (without R: Basis Sharing, equation 5). Where the S_i differ there is
-    no closed form: B comes from the mean of the S_i^T S_i, each divided by its trace, with the traces moved to the
-    columns, and each C_i is the optimum for its own S_i. The losses are exact for these factors in either case.
+    B = S^-1 U Sigma and C_i = Sigma^-1 U^T S W_i (without R: Basis Sharing, equation 5). If the S_i differ, there is no
+    closed form: B is computed from the mean of the S_i^T S_i, each divided by its trace, with each W_i scaled by the
+    square root of its trace, and each C_i is the optimum for its own S_i. The losses are those of the returned factors
+    in both cases.
 
-    Only one side's singular vectors are needed; they are eigenvectors of a matrix with ``d_in`` or with
-    ``sum_i d_out_i`` rows: the smaller one is decomposed, never the wide matrix itself.
+    Only the singular vectors of one side are needed. They are eigenvectors of the smaller of the two Gram matrices,
+    with ``d_in`` or ``sum_i d_out_i`` rows.
 
     Args:
         members: Matrices with the same number of rows.
@@ -152,7 +154,7 @@ def truncate(members: Sequence[Member]) -> Truncation:
     if _wide(members):
         energy, vectors = torch.linalg.eigh(_left_product(members, S, scales, unit))
         energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
-        # Directions without energy would divide 0 by 0; any scale between B and C is as good for them.
+        # Avoid 0 / 0 for directions without energy, where the scale between B and C is arbitrary.
         sigma = energy.sqrt()
         sigma = torch.where(sigma > 1e-12 * sigma[0], sigma, torch.ones_like(sigma))
         basis = S.solve(vectors * sigma)
@@ -164,18 +166,18 @@ def truncate(members: Sequence[Member]) -> Truncation:
         energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
         slices = vectors.split([member.shape[1] for member in members])
         basis = vectors.new_zeros(members[0].shape[0], len(vectors))
-        found = []
+        coefficients = []
         for member, root, scale, V in zip(members, roots, scales, slices, strict=True):
             basis += member.W @ (V if root is None else root @ V) * scale
-            found.append((V if root is None else torch.linalg.solve_triangular(root.T, V, upper=True)).T / scale)
-        parts = tuple(found) if alike else None
+            coefficients.append((V if root is None else torch.linalg.solve_triangular(root.T, V, upper=True)).T / scale)
+        parts = tuple(coefficients) if alike else None
     if not alike:
         energy = sum((_kept_energy(member, basis, unit) for member in members), torch.zeros_like(energy))
     return Truncation(basis, (unit * _tails(energy)).cpu(), members, left, parts)
 
 
 def losses(members: Sequence[Member]) -> Tensor:
-    """Return :attr:`Truncation.losses`, where one S weighs all members without computing any vectors."""
+    """Return :attr:`Truncation.losses`; if all members have the same S, no eigenvectors are computed."""
     if not _alike(members):
         return truncate(members).losses
     unit = _unit(members)
@@ -185,12 +187,12 @@ def losses(members: Sequence[Member]) -> Tensor:
 
 
 def left_product(member: Member) -> Tensor:
-    """Return S W H W^T S^T, ``[d_in, d_in]``; those of members with one S add up to that of their group."""
+    """Return S W H W^T S^T, shape ``[d_in, d_in]``; the sum over members with the same S is that of their group."""
     return _left_product([member], member.S, [1.0], 1.0)
 
 
 def losses_of_product(product: Tensor, most: int) -> Tensor:
-    """Return the losses of a group from the sum of its members' left products, at ranks 0 to ``most``."""
+    """Return the losses of a group at ranks 0 to ``most``, from the sum of its members' left products."""
     return _tails(torch.linalg.eigvalsh(product).flip(0)[:most].clamp_min(0)).cpu()
 
 
@@ -203,15 +205,16 @@ def _wide(members: Sequence[Member]) -> bool:
 
 
 def _unit(members: Sequence[Member]) -> float:
-    """Return the unit of losses that makes output weightings at most about 1; 0 where nothing depends on the outputs.
+    """Return the largest mean diagonal of the members' H, or 1 without any H; 0 if no output affects the loss.
 
-    B and C would share out the scale of the weightings between them; that of loss gradients is too small for fp16.
+    Each H is divided by it before the decomposition: the scale of H would otherwise be divided between B and C, and
+    that of loss gradients is too small for fp16.
     """
     return max((member.output_scale for member in members if member.output_scale is not None), default=1.0)
 
 
 def _output_weighting(member: Member, unit: float) -> Tensor | None:
-    """Return H in units; none where nothing depends on the outputs: any factors will do, these ones are finite."""
+    """Return H / unit; None for the identity, also if ``unit`` is 0, where all factors lose nothing."""
     if unit == 0:
         return None
     H = member.H
@@ -219,7 +222,7 @@ def _output_weighting(member: Member, unit: float) -> Tensor | None:
 
 
 def _common(members: Sequence[Member]) -> tuple[Whitening, list[float]]:
-    """Return one S for all members, and the factors for their columns that go with it."""
+    """Return one S for all members, and the factors by which their columns have to be scaled."""
     if not all(torch.isfinite(member.W).all() for member in members):
         raise NumericalError("a weight matrix contains NaN or infinity: the model is damaged.")
     if _alike(members):
@@ -251,7 +254,7 @@ def _left_product(members: Sequence[Member], S: Whitening, scales: Sequence[floa
 def _right_product(
     members: Sequence[Member], S: Whitening, scales: Sequence[float], unit: float
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Return M^T M for M = S [s_1 W_1 R_1 ...], and the R_i."""
+    """Return M^T M for M = S [s_1 W_1 R_1 ...], and the R_i (None for the identity)."""
     roots, columns = [], []
     for member, scale in zip(members, scales, strict=True):
         H = _output_weighting(member, unit)
@@ -263,38 +266,38 @@ def _right_product(
 
 
 def _projected(member: Member, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return L and L^-1 B^T G W, with L L^T = B^T G B: the optimal coefficients are L^-T times the latter."""
+    """Return L and P = L^-1 B^T G W, with L L^T = B^T G B; the optimal coefficients are L^-T P."""
     GB = _gram(member) @ basis
     L, _ = positive_cholesky(basis.T @ GB)
     return L, torch.linalg.solve_triangular(L, GB.T @ member.W, upper=False)
 
 
 def _kept_energy(member: Member, basis: Tensor, unit: float) -> Tensor:
-    """Return what each column of a basis keeps of a member whose coefficients are optimal at every leading rank."""
+    """Return by how much each column of the basis reduces a member's loss if its coefficients are optimal."""
     _, projected = _projected(member, basis)
     H = _output_weighting(member, unit)
     return (projected * (projected if H is None else projected @ H)).sum(1)
 
 
 def _tails(energy: Tensor) -> Tensor:
-    """Return what is lost at ranks 0 to K: the sums of the last energies."""
+    """Return the losses at ranks 0 to K: the sums of the energies of the columns that are cut off."""
     return torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
 
 
-def losses_under(members: Sequence[Member], found: Truncation) -> Tensor:
-    """Return what given factors lose, at ranks 0 to K, under another weighting than the one they were made with.
+def losses_under(members: Sequence[Member], factors: Truncation) -> Tensor:
+    """Return the losses of factors at ranks 0 to K under another weighting than the one they were computed with.
 
     Args:
-        members: The matrices with the weighting to measure in.
-        found: Factors with nested coefficients (one weighting S for all members).
+        members: The matrices with the weighting to evaluate under.
+        factors: The factors; their coefficients must be nested (one S for all members).
     """
-    K = found.basis.shape[1]
+    K = factors.basis.shape[1]
     change = torch.zeros(K, dtype=torch.float64)
     total = 0.0
-    for member, C in zip(members, found.coefficients(K), strict=True):
+    for member, C in zip(members, factors.coefficients(K), strict=True):
         S, H = member.S, member.H
         target = S.apply(member.W)
-        X = S.apply(found.basis)
+        X = S.apply(factors.basis)
         weighted = target if H is None else target @ H
         total += (target * weighted).sum().item()
         CH = C if H is None else C @ H

@@ -1,7 +1,7 @@
-"""Weightings of the input side: the matrix S that makes ||S dW||^2 the loss to minimise.
+"""Weightings of the input side: matrices S such that ||S dW||^2 is the loss to minimise.
 
-``svd`` uses S = I, ``fwsvd`` and ``asvd`` a diagonal S, ``svd-llm`` and ``basis-sharing`` the Cholesky factor of the
-second moment of the inputs. Everything is fp64.
+Method ``svd`` uses S = I, ``fwsvd`` and ``asvd`` a diagonal S, ``svd-llm`` and ``basis-sharing`` the Cholesky factor of
+the second moment of the inputs. All computations are in fp64.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Whitening(Protocol):
 
 @dataclass(frozen=True)
 class IdentityWhitening:
-    """S = I: the plain singular value decomposition."""
+    """S = I, as in the plain singular value decomposition."""
 
     def apply(self, W: Tensor) -> Tensor:
         """Return W."""
@@ -79,7 +79,7 @@ class CholeskyWhitening:
 
     Attributes:
         factor: S, shape ``[d_in, d_in]``.
-        ridge: The relative ridge that was needed; 0 where G is positive definite as it is.
+        ridge: The relative ridge that was added; 0 if G is positive definite.
     """
 
     factor: Tensor
@@ -105,16 +105,13 @@ class CholeskyWhitening:
 
 
 def cholesky_whitening(G: Tensor) -> CholeskyWhitening:
-    """Whiten with a second moment (SVD-LLM; Basis Sharing, section 3.2).
+    """Return the whitening of a second moment (SVD-LLM; Basis Sharing, section 3.2).
 
     Args:
         G: Symmetric second moment, shape ``[d_in, d_in]``; any float dtype.
 
-    Returns:
-        The factor, and the ridge that was added if G was not positive definite.
-
     Raises:
-        NumericalError: G contains NaN or infinity, or is so far from positive definite that it is no second moment.
+        NumericalError: G contains NaN or infinity, or no ridge up to its mean diagonal makes it positive definite.
     """
     G = G.double()
     if not torch.isfinite(G).all():
@@ -124,7 +121,9 @@ def cholesky_whitening(G: Tensor) -> CholeskyWhitening:
 
 
 def positive_cholesky(G: Tensor) -> tuple[Tensor, float]:
-    """Return the lower Cholesky factor of G, with the smallest relative ridge (a power of ten) that makes it exist.
+    """Return the lower Cholesky factor of G plus a ridge, and the relative ridge.
+
+    The ridge is 0 or the smallest power of ten, in units of the mean diagonal of G, that makes G positive definite.
 
     Raises:
         NumericalError: No ridge up to the mean diagonal suffices.
@@ -145,10 +144,11 @@ def positive_cholesky(G: Tensor) -> tuple[Tensor, float]:
 
 
 def diagonal_whitening(scale: Tensor) -> DiagonalWhitening:
-    """Whiten with one positive number per input feature.
+    """Return the whitening with one positive number per input feature.
 
     Args:
-        scale: Shape ``[d_in]``, non-negative. Zeros (features that never fire) are raised to a millionth of the mean.
+        scale: Shape ``[d_in]``, non-negative. Entries below a millionth of the mean are raised to it; if all are 0,
+            they become 1.
 
     Raises:
         NumericalError: The scale contains NaN or infinity.

@@ -1,1 +1,1 @@
-"""What a causal language model has: decoder blocks, roles, inputs, sizes. Knows no method."""
+"""The structure of causal language models: decoder blocks, roles, inputs and sizes, independent of any method."""

@@ -17,7 +17,7 @@ from basis_sharing.models.roles import UNKNOWN_ROLE, special_part
 
 
 def describe(model: PreTrainedModel) -> Decoder:
-    """Describe what of a causal language model can be compressed.
+    """Describe which parts of a causal language model can be compressed.
 
     Args:
         model: The model, real or on the meta device.
@@ -26,11 +26,11 @@ def describe(model: PreTrainedModel) -> Decoder:
         Its blocks, its projections and the weights that stay dense.
 
     Raises:
-        ModelError: If the structure cannot be found, or nothing in it can be compressed.
+        ModelError: The structure cannot be detected, or nothing in it can be compressed.
     """
-    known = family_of(model.config.model_type)
-    found = Detection(known) if known is not None else detect(model)
-    family = found.family
+    declared = family_of(model.config.model_type)
+    detection = Detection(declared) if declared is not None else detect(model)
+    family = detection.family
     try:
         stack = model.get_submodule(family.blocks)
     except AttributeError as error:
@@ -40,7 +40,7 @@ def describe(model: PreTrainedModel) -> Decoder:
         ) from error
     blocks = tuple(f"{family.blocks}.{name}" for name, _ in stack.named_children())
     projections, reasons = _projections(model, family, blocks)
-    left_dense = _left_dense(model, blocks, {p.name for p in projections}, {**found.reasons, **reasons})
+    left_dense = _left_dense(model, blocks, {p.name for p in projections}, {**detection.reasons, **reasons})
     if not projections:
         detail = f": {left_dense[0].name}: {left_dense[0].reason}" if left_dense else ""
         raise ModelError(f"{type(model).__name__} has no projection that can be compressed{detail}.")
@@ -48,21 +48,21 @@ def describe(model: PreTrainedModel) -> Decoder:
 
 
 def module(model: nn.Module, name: str) -> nn.Module:
-    """Return the module at a path, e.g. that of a projection or a block."""
+    """Return the module at a path, e.g. a projection or a block."""
     return model.get_submodule(name)
 
 
 def weight(model: nn.Module, projection: Projection) -> Tensor:
     """Return the weight of a projection as ``[d_in, d_out]``, so that ``y = x @ weight``.
 
-    It is a view of the model's parameter: no copy, any device, the model's dtype.
+    The result is a view of the model's parameter, on its device and in its dtype.
     """
     stored = parameter(model, projection)
     return stored if projection.transposed else stored.T
 
 
 def with_roles(decoder: Decoder, roles: Sequence[str] | None) -> Decoder:
-    """Return a decoder with the projections of some roles only; all for None.
+    """Return a decoder with only the projections of some roles; None: all roles.
 
     Raises:
         ModelError: The model has no projections of a role.
@@ -77,14 +77,14 @@ def with_roles(decoder: Decoder, roles: Sequence[str] | None) -> Decoder:
 
 
 def parameter(model: nn.Module, projection: Projection) -> Tensor:
-    """Return the weight of a projection as it is stored."""
+    """Return the weight of a projection in the orientation in which the model stores it."""
     stored = module(model, projection.name).weight
     assert isinstance(stored, Tensor)
     return stored
 
 
 def bias(model: nn.Module, projection: Projection) -> Tensor | None:
-    """Return the bias of a projection, ``[d_out]``, or None if it has none."""
+    """Return the bias of a projection, shape ``[d_out]``; None if it has none."""
     stored = module(model, projection.name).bias
     assert stored is None or isinstance(stored, Tensor)
     return stored
@@ -93,20 +93,20 @@ def bias(model: nn.Module, projection: Projection) -> Tensor | None:
 def _projections(
     model: PreTrainedModel, family: Family, blocks: tuple[str, ...]
 ) -> tuple[list[Projection], dict[str, str]]:
-    """All projections in order, and the reasons (path inside a block -> why) for those that cannot be one."""
+    """Return all projections in order, and the reason why a linear module is none, by its path inside a block."""
     slots = sorted(
         ((role, path, name) for name, members in family.inputs.items() for role, path in members.items()),
         key=lambda slot: ROLES.index(slot[0]),
     )
     projections: list[Projection] = []
     reasons: dict[str, str] = {}
-    owner: dict[int, str] = {}  # id of a weight -> first projection that has it
+    owner: dict[int, str] = {}  # id of a weight -> path of the first projection that uses it
     for index, block in enumerate(blocks):
         present = dict(model.get_submodule(block).named_modules(remove_duplicate=False))
         for role, path, input_name in slots:
             candidate = present.get(path)
             if candidate is None:
-                continue  # hybrid stacks: not every block has every projection
+                continue  # in hybrid stacks not every block has every projection
             if not is_matrix_module(candidate):
                 reasons[path] = f"it is a {type(candidate).__name__}, not a plain linear layer, so it is left as it is"
             elif not is_dense(candidate):
@@ -128,7 +128,7 @@ def _projections(
                         transposed=transposed,
                     )
                 )
-    # A weight used in several places is no projection in its first place either.
+    # The first module that uses a tied weight stays dense as well.
     tied = {path for path, reason in reasons.items() if "several places" in reason}
     return [p for p in projections if p.name.removeprefix(f"{blocks[p.block]}.") not in tied], reasons
 
@@ -144,14 +144,14 @@ def block_parameters(model: PreTrainedModel, blocks: tuple[str, ...]) -> Iterato
 
 
 def left_dense_name(blocks: tuple[str, ...], path: str) -> str:
-    """Return the name under which a matrix of all blocks is listed: numbers become ``*``, no ``.weight``."""
+    """Return the name under which a matrix of all blocks is listed: numbers become ``*``, ``.weight`` is removed."""
     stack = blocks[0].rpartition(".")[0]
     inner = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", path.removesuffix(".weight"))
     return f"{stack}.*.{inner}"
 
 
 def is_matrix(path: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter of a block counts as a weight matrix: norms, biases and scalars do not."""
+    """Return whether a parameter of a block is a weight matrix and not a norm, bias or scalar."""
     return parameter.dim() >= 2 and "bias" not in path.rpartition(".")[2]
 
 

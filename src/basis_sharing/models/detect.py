@@ -1,4 +1,4 @@
-"""Finding the structure of a decoder that no declared family names."""
+"""Detection of the structure of a decoder whose family is not declared."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ _SOURCE = "detected: roles by module names, inputs by a probe, shared roles by a
 
 @dataclass(frozen=True)
 class Detection:
-    """A detected family and what was set aside.
+    """A detected family, and the linear modules that it leaves out.
 
     Attributes:
-        family: The structure that was found.
-        reasons: Module path inside a block -> why this linear module stays dense.
+        family: The detected structure.
+        reasons: Why a linear module stays dense, by its path inside a block.
     """
 
     family: Family
@@ -37,16 +37,16 @@ def detect_family(model: PreTrainedModel) -> Family:
         model: The model.
 
     Returns:
-        A family named after the model type, with the roles that could be told.
+        A family named after the model type, with the roles that could be determined.
 
     Raises:
-        ModelError: If there is no stack of decoder blocks, more than one, or the model cannot be probed.
+        ModelError: There is no stack of decoder blocks, more than one, or the model cannot be probed.
     """
     return detect(model).family
 
 
 def detect(model: PreTrainedModel) -> Detection:
-    """Detect a family and keep the reasons for what it leaves out; see :func:`detect_family`."""
+    """Return the detected family and the reasons for what it leaves out; see :func:`detect_family`."""
     blocks_path = find_blocks(model)
     blocks = _blocks(model, blocks_path)
     paths = [{name for name, module in block.named_modules() if is_matrix_module(module)} for block in blocks]
@@ -71,13 +71,13 @@ def detect(model: PreTrainedModel) -> Detection:
 
 
 def find_blocks(model: PreTrainedModel) -> str:
-    """Return the path of the one list of decoder blocks.
+    """Return the module path of the list of decoder blocks.
 
     Blocks may be of different classes, as in models that mix attention with state-space layers.
 
     Raises:
-        ModelError: If no list of blocks with linear modules exists, or more than one (encoder and decoder,
-            vision tower and language model).
+        ModelError: There is no list of blocks with linear modules, or more than one (encoder and decoder, vision tower
+            and language model).
     """
     stacks: list[str] = []
     for name, module in model.named_modules():
@@ -98,7 +98,7 @@ def find_blocks(model: PreTrainedModel) -> str:
 
 
 def _is_stack(modules: nn.ModuleList) -> bool:
-    """Whether every item is a block, i.e. holds at least two linear modules."""
+    """Return whether every item is a block, i.e. contains at least two linear modules."""
     return len(modules) > 0 and all(
         not is_matrix_module(item) and sum(is_matrix_module(child) for child in item.modules()) >= 2 for item in modules
     )
@@ -111,7 +111,7 @@ def _blocks(model: PreTrainedModel, path: str) -> list[nn.Module]:
 
 
 def _roles(blocks: list[nn.Module], paths: list[set[str]], reasons: dict[str, str]) -> dict[str, str]:
-    """Role of every linear path; a role is given once, to the path with the most parameters."""
+    """Return the role of linear modules by path; each role is assigned once, to the path with the most parameters."""
     every = frozenset().union(*paths)
     weight: dict[str, int] = defaultdict(int)
     dense: dict[str, bool] = defaultdict(lambda: True)
@@ -141,7 +141,7 @@ def _usable_readings(
     readings: dict[str, list[Reading]],
     reasons: dict[str, str],
 ) -> list[dict[str, Reading]]:
-    """Per block: path -> what it read; drops paths that some block holds but does not call exactly once."""
+    """Return the reading of every path per block; drop paths that some block has but does not call exactly once."""
     for i, present in enumerate(paths):
         for path in sorted(present & roles.keys()):
             calls = len(readings[f"{blocks_path}.{i}.{path}"])
@@ -159,7 +159,7 @@ def _usable_readings(
 
 
 def _same_input(by_block: list[dict[str, Reading]], roles: dict[str, str]) -> list[list[str]]:
-    """Partition the paths: together where they read one tensor in every block that has both."""
+    """Return a partition of the paths into groups that read one tensor in every block that has them."""
 
     def together(a: str, b: str) -> bool:
         both = [block for block in by_block if a in block and b in block]
@@ -167,16 +167,16 @@ def _same_input(by_block: list[dict[str, Reading]], roles: dict[str, str]) -> li
 
     groups: list[list[str]] = []
     for path in sorted(roles, key=lambda path: ROLES.index(roles[path])):
-        home = next((group for group in groups if all(together(path, member) for member in group)), None)
-        if home is None:
+        matching = next((group for group in groups if all(together(path, member) for member in group)), None)
+        if matching is None:
             groups.append([path])
         else:
-            home.append(path)
+            matching.append(path)
     return groups
 
 
 def _name_inputs(groups: list[list[str]], roles: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Name each group after what reads it, the way the declared families do."""
+    """Return role -> path by input name, with the input names that the declared families use."""
     inputs: dict[str, dict[str, str]] = {}
     for group in groups:
         members = {roles[path]: path for path in group}

@@ -1,4 +1,4 @@
-"""The families this package knows by name. A new one is a literal; an unknown one is detected."""
+"""The declared families of models; the structure of other models is detected."""
 
 from types import MappingProxyType
 
@@ -105,8 +105,8 @@ PHI3 = Family(
     shared_roles_source=_BY_ANALOGY,
 )
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, OPT, GPT2, QWEN2, QWEN3, GEMMA, PHI3)
-"""Every family declared by hand."""
+FAMILIES = tuple(family for family in list(vars().values()) if isinstance(family, Family))
+"""Every family declared above."""
 
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
@@ -118,12 +118,12 @@ def family_of(model_type: str) -> Family | None:
         model_type: Value of ``config.model_type``.
 
     Returns:
-        The family, or None if none is declared (then it can be detected from a model).
+        The family; None if none is declared, so that it has to be detected from the model.
     """
     return _BY_MODEL_TYPE.get(model_type)
 
 
 def needs_bos(model_type: str) -> bool:
-    """Return whether a model is only usable with the beginning-of-sequence token in front of a window."""
+    """Return whether models of a type need the beginning-of-sequence token at the start of every window."""
     family = family_of(model_type)
     return family is not None and family.needs_bos

@@ -1,11 +1,11 @@
-"""What a family of models looks like, as data: where the decoder blocks are and what reads what."""
+"""The structure of a family of models as data: its decoder blocks, projections and their inputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
-"""Every role a projection can have, in the order it acts within a decoder block."""
+"""All roles of projections, in the order in which they act within a decoder block."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Family:
         name: Name shown to the user, e.g. ``"llama"``.
         model_types: Values of ``config.model_type`` that belong to the family.
         blocks: Module path of the list of decoder blocks, e.g. ``"model.layers"``.
-        inputs: For each activation that projections read, the projections that read it: input name ->
-            role -> module path inside a block. Projections under one input name read the same tensor.
+        inputs: Projections by the input they read: input name -> role -> module path inside a block. Projections
+            under one input name read the same tensor.
         shared_roles: Roles whose projections share a basis across layers in the preset ``basis-sharing``.
-        shared_roles_source: Where that choice comes from: the paper, or an analogy.
-        needs_bos: Whether the model is only usable with the beginning-of-sequence token in front of a window.
+        shared_roles_source: Source of that choice: the paper, or an analogy.
+        needs_bos: Whether the models need the beginning-of-sequence token at the start of every window.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Projection:
     Attributes:
         name: Module path in the model, e.g. ``"model.layers.3.self_attn.q_proj"``.
         block: Index of the decoder block in depth order.
-        role: What it is for, one of :data:`ROLES`.
-        input: Name of the activation it reads; equal within a block exactly for projections that read one tensor.
+        role: Its role, one of :data:`ROLES`.
+        input: Name of its input; projections of a block have the same name exactly if they read the same tensor.
         d_in: Number of input features.
         d_out: Number of output features.
-        bias: Whether it adds a bias.
+        bias: Whether it has a bias.
         transposed: Whether the stored weight is ``[d_in, d_out]`` (``Conv1D``) instead of ``[d_out, d_in]``.
     """
 
@@ -77,10 +77,10 @@ class Decoder:
     """The compressible structure of one model.
 
     Attributes:
-        family: The family that matched, or the one that was detected.
+        family: The declared or detected family.
         blocks: Module paths of the decoder blocks in depth order.
         projections: Every compressible projection, ordered by block, then by role.
-        left_dense: Weights inside the blocks that stay as they are (norms and biases are not listed).
+        left_dense: Weights inside the blocks that are not compressed (norms and biases are not listed).
     """
 
     family: Family

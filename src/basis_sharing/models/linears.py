@@ -1,18 +1,18 @@
-"""Which modules multiply by one dense weight matrix, and how that matrix is stored."""
+"""Modules that multiply by one dense weight matrix, and how they store it."""
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
 def is_matrix_module(module: nn.Module) -> bool:
-    """Whether a module applies one matrix: ``Linear``, ``Conv1D`` or a quantized relative of theirs."""
+    """Return whether a module applies one matrix: ``Linear``, ``Conv1D`` or a quantized subclass of them."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether a matrix module stores its weight as plain floating-point numbers of the full shape.
+    """Return whether a matrix module stores its weight as floating-point numbers in the full shape.
 
-    Quantized linears of other libraries inherit from ``nn.Linear`` but keep packed integers.
+    Quantized linear modules of other libraries inherit from ``nn.Linear`` but store packed integers.
     """
     weight = module.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():

@@ -1,4 +1,4 @@
-"""One forward pass that shows which projections read the same tensor."""
+"""A probing forward pass that determines which projections read the same tensor."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ _TOKENS = 8
 
 
 class Reading(NamedTuple):
-    """Identity of a tensor at the moment it was read; equal for a tensor and its reshapes."""
+    """Identity of a tensor when a module reads it; equal for a tensor and its reshapes."""
 
     storage: int
     offset: int
@@ -25,9 +25,9 @@ class Reading(NamedTuple):
 
 
 def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[Reading]]:
-    """Run a model once on a few tokens and report what each module read.
+    """Return the inputs that modules read in one forward pass over a few tokens.
 
-    The pass runs on the meta device (no memory, no arithmetic) if the architecture can; otherwise on the
+    The pass runs on the meta device, without memory or arithmetic, if the architecture supports it; otherwise on the
     given model itself.
 
     Args:
@@ -35,15 +35,15 @@ def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[
         names: Paths of the modules to watch.
 
     Returns:
-        For each module the readings in call order: empty if it was not called.
+        The readings of each module in call order; empty if it was not called.
 
     Raises:
-        ModelError: If no forward pass succeeds.
+        ModelError: No forward pass succeeds.
     """
     watched = list(names)
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    # Masks built by transformers look at values, which meta tensors do not have: a ready-made 4-D mask is
-    # passed through untouched. The few architectures that take no such mask run without.
+    # transformers builds masks from values, which meta tensors do not have; a 4-D mask is passed through
+    # unchanged. The few architectures that accept no such mask run without one.
     mask = torch.zeros(1, 1, _TOKENS, _TOKENS, dtype=torch.bfloat16, device="meta")
     failure: Exception | None = None
     try:
@@ -51,7 +51,7 @@ def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[
         for arguments in ({"attention_mask": mask}, {}):
             try:
                 return _watch(skeleton, watched, input_ids=tokens, **arguments)
-            except Exception as error:  # any architecture may fail in its own way
+            except Exception as error:  # architectures raise errors of any type
                 failure = error
     except Exception as error:
         failure = error
@@ -68,7 +68,7 @@ def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    # bfloat16 because the grouped matrix products of mixture-of-experts models accept nothing else on meta.
+    # On the meta device the grouped matrix products of mixture-of-experts models accept only bfloat16.
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -79,7 +79,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
 
 def _watch(model: PreTrainedModel, names: list[str], **inputs: Any) -> dict[str, list[Reading]]:
     readings: dict[str, list[Reading]] = {name: [] for name in names}
-    alive: list[Tensor] = []  # a freed storage's address could be given to another tensor
+    alive: list[Tensor] = []  # keeps storages alive, so that their addresses are not reused
 
     def record(name: str, tensor: Tensor) -> None:
         alive.append(tensor)

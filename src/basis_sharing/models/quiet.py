@@ -1,4 +1,4 @@
-"""Silence while other libraries load a model: our own messages say what matters."""
+"""Suppression of the messages of other libraries while a model is loaded."""
 
 import contextlib
 import io
@@ -10,13 +10,13 @@ from transformers.utils import logging
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the warnings and progress bars of transformers; restores every setting afterwards."""
+    """Suppress the warnings and progress bars of transformers within the context."""
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        # The GGUF reader draws its bar on stderr whatever the settings say.
+        # The GGUF reader draws its progress bar on stderr regardless of the settings.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield

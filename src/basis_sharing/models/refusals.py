@@ -1,4 +1,4 @@
-"""What is not a model we can work on, decided from its configuration before any weight is read."""
+"""Refusal of unsupported models from their configuration, before any weight is read."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ _METHOD = "basis_sharing"
 
 
 def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
-    """Refuse what is not a decoder-only language model that transformers knows.
+    """Refuse models that are not decoder-only language models of transformers.
 
     Args:
-        name: What the user called the model.
+        name: The model as the user gave it.
         config: The parsed ``config.json``.
 
     Raises:
-        ModelError: With the class that it is instead.
+        ModelError: The model is of another kind; the message names its class.
     """
     model_type = config.get("model_type")
     architectures = config.get("architectures") or []
@@ -47,7 +47,7 @@ def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
 
 
 def quantization_method(config: dict[str, Any]) -> str | None:
-    """Return the name of the method a checkpoint is quantized or compressed with, or None for a plain one."""
+    """Return the name of the method with which a checkpoint is quantized or compressed; None for a plain one."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not section:
         return None
@@ -55,10 +55,10 @@ def quantization_method(config: dict[str, Any]) -> str | None:
 
 
 def is_compressed(config: dict[str, Any]) -> bool:
-    """Whether a parsed ``config.json`` is that of a model compressed by this package."""
+    """Return whether a parsed ``config.json`` is that of a model compressed by this package."""
     return quantization_method(config) == _METHOD
 
 
 def _names(mapping: dict[str, Any]) -> set[str]:
-    """All class names of a transformers mapping, whose values are a name or a tuple of names."""
+    """Return all class names of a transformers mapping, whose values are a name or a tuple of names."""
     return {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}

@@ -1,4 +1,4 @@
-"""What a module of a decoder block is for, told by its name; and why some weights stay dense."""
+"""The role of a linear module from its name, and the reasons why some weights stay dense."""
 
 import re
 
@@ -17,7 +17,7 @@ _ROLE_BY_NAME = {
     }.items()
 }
 _OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
-"""Names that mean the last projection of attention or of the MLP, whichever they stand in."""
+"""Names of the last projection of attention or of the MLP, depending on the parent module."""
 
 _IN_ATTENTION = re.compile(r"(^|_)(attn|attention)($|_)|^self_?attn|^selfattention", re.IGNORECASE)
 _IN_MLP = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward)($|_)", re.IGNORECASE)
@@ -36,15 +36,15 @@ UNKNOWN_ROLE = "its role in the block is not known, so it is left dense"
 
 
 def role_of(path: str, siblings: frozenset[str]) -> str | None:
-    """Return the role of a linear module of a decoder block, told by its name.
+    """Return the role of a linear module of a decoder block from its name.
 
     Args:
         path: Module path inside the block, e.g. ``"self_attn.q_proj"``.
         siblings: Paths of all linear modules of the block; ``w1`` is a gate only next to a ``w3``.
 
     Returns:
-        One of :data:`~basis_sharing.models.family.ROLES`, or None if the name says nothing, or says that the
-        module belongs to a part that is left dense.
+        One of :data:`~basis_sharing.models.family.ROLES`; None if the name is not known, or the module belongs to a
+        part that is left dense.
     """
     if special_part(path) is not None:
         return None
@@ -61,13 +61,13 @@ def role_of(path: str, siblings: frozenset[str]) -> str | None:
 
 
 def special_part(path: str) -> str | None:
-    """Return why a module or parameter stays dense if it belongs to a part that is never compressed.
+    """Return the reason why a module or parameter stays dense if it belongs to a part that is never compressed.
 
     Args:
         path: Module or parameter path inside the block.
 
     Returns:
-        The reason, e.g. for experts and routers, or None if the path names no such part.
+        The reason, e.g. for experts and routers; None if the path names no such part.
     """
     for part in path.lower().split("."):
         for pattern, reason in _LEFT_DENSE:

@@ -1,4 +1,4 @@
-"""Exact accounting: what a model holds in memory and on disk, down to the role."""
+"""Exact sizes of a model in memory and on disk, by role."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,17 +15,17 @@ from basis_sharing.models.weight_files import weight_files
 
 @dataclass(frozen=True)
 class RoleRow:
-    """One line of the table of what a model consists of.
+    """One row of the table of the parts of a model.
 
     Attributes:
-        name: A role (``"q"``), the name of a left-dense weight, or what else it is ("embeddings").
+        name: A role (``"q"``), the name of a left-dense weight, or another part (``"embeddings"``).
         shapes: Distinct shapes, ``(d_in, d_out)`` for roles and as stored for the rest; empty for mixtures.
         count: Number of tensors counted.
-        parameters: Number of parameters; shared ones count once, where they first appear.
+        parameters: Number of parameters; shared ones count once, in the first part that has them.
         bytes: Bytes in memory, buffers included.
-        share: Part of the model's memory, 0 to 1.
+        share: Fraction of the model's memory, 0 to 1.
         compressible: Whether compression applies to it.
-        reason: Why not, or where a shared weight is counted; empty for roles.
+        reason: Why it is not compressible, or where a shared weight is counted; empty for roles.
     """
 
     name: str
@@ -38,12 +38,12 @@ class RoleRow:
     reason: str = ""
 
     def saved_bytes(self, ratio: float) -> int:
-        """Return the bytes of memory the model loses when this fraction of the row's parameters is removed."""
+        """Return the bytes of memory that are saved when this fraction of the row's parameters is removed."""
         return round(self.bytes * ratio) if self.compressible else 0
 
 
 def memory_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; tensors with one storage count once."""
+    """Return the bytes of all parameters and buffers; tensors that share memory count once."""
     return sum(tensor.numel() * tensor.element_size() for _, tensor in _unique_tensors(model))
 
 
@@ -59,15 +59,15 @@ def weight_file_bytes(folder: str | Path) -> int:
         folder: Folder of a model, or a single ``.gguf`` file.
 
     Raises:
-        ModelError: If there are no weight files.
+        ModelError: There are no weight files.
     """
     return sum(path.stat().st_size for path in weight_files(Path(folder)))
 
 
 def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
-    """Return what the model consists of, for ``inspect``.
+    """Return the table of the parts of a model, for ``inspect``.
 
-    The rows are the roles in their order, embeddings and output head, what is left dense inside the blocks, and
+    The rows are the roles in order, embeddings and output head, the weights left dense inside the blocks, and
     everything else; their parameters sum to :func:`parameter_count`, their bytes to :func:`memory_bytes`.
 
     Args:
@@ -121,7 +121,7 @@ _OTHER = "norms, biases and other"
 
 
 def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
-    """Full parameter name -> label of its row; parameters that are not listed belong to the row of the rest."""
+    """Return the label of the row of each parameter by full name; unlisted parameters belong to the last row."""
     labels = {f"{p.name}.weight": p.role for p in decoder.projections}
     for block, path, parameter in block_parameters(model, decoder.blocks):
         name = f"{block}.{path}"
@@ -136,7 +136,7 @@ def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
 
 
 def _unique_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer with its first name, skipping what shares memory with an earlier one."""
+    """Yield every parameter and buffer with its first name, skipping those that share memory with an earlier one."""
     alive: list[object] = []
     seen: set[tuple[int, int, tuple[int, ...]]] = set()
     for named in (model.named_parameters(), model.named_buffers()):

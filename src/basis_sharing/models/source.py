@@ -1,4 +1,4 @@
-"""Where a model comes from, and loading it: a folder, a GGUF file or the Hugging Face Hub."""
+"""Sources of models, and loading from them: a folder, a GGUF file or the Hugging Face Hub."""
 
 import json
 import os
@@ -36,10 +36,10 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was asked for; nothing has been loaded yet.
+    """The source of a model that is not loaded yet.
 
     Attributes:
-        given: What the user wrote; used in messages.
+        given: The source as the user gave it; used in messages.
         kind: ``"folder"``, ``"gguf"`` or ``"hub"``.
         path: The folder; for ``"gguf"`` the folder that holds the file; None for the hub.
         gguf_file: Name of the GGUF file in that folder, for ``"gguf"`` only.
@@ -52,14 +52,14 @@ class ModelSource:
 
 
 def resolve(model: str | Path) -> ModelSource:
-    """Tell what kind of model a path or name means; uses no network.
+    """Return the source that a path or name denotes; uses no network.
 
     Args:
         model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, or an id
             ``org/name`` on the hub.
 
     Raises:
-        ModelError: If it is a path that does not exist or a folder that holds no model.
+        ModelError: The path does not exist, or the folder holds no model.
     """
     given = str(model)
     path = Path(model).expanduser()
@@ -85,7 +85,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     """Load the configuration of a causal language model.
 
     Raises:
-        ModelError: If it cannot be found or read, or is not that of a causal language model.
+        ModelError: It cannot be found or read, or is not that of a causal language model.
     """
     folder = _fetch(source)
     if source.gguf_file is None:
@@ -98,7 +98,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a model.
 
     Raises:
-        ModelError: If there is none, or it cannot be read.
+        ModelError: There is none, or it cannot be read.
     """
     folder = _fetch(source)
     with quiet():
@@ -106,7 +106,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_skeleton(source: ModelSource) -> PreTrainedModel:
-    """Build a model on the meta device from its configuration alone: every shape, no memory.
+    """Return a model on the meta device, built from its configuration alone.
 
     Raises:
         ModelError: As :func:`load_config`.
@@ -128,10 +128,10 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
 
     Args:
         source: What :func:`resolve` returned.
-        dtype: Type of the weights in memory; None keeps the checkpoint's own (float32 for GGUF).
+        dtype: Dtype of the weights in memory; None: the checkpoint's own (float32 for GGUF).
 
     Raises:
-        ModelError: If a file is missing or damaged, a weight is missing or not finite, or it is not a causal
+        ModelError: A file is missing or damaged, a weight is missing or not finite, or the model is not a causal
             language model.
     """
     config = load_config(source)
@@ -140,7 +140,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
     arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source)}
     if source.gguf_file is not None:
         arguments["dtype"] = dtype or torch.float32
-        if hasattr(transformers, "GgufConfig"):  # versions without it always unpack
+        if hasattr(transformers, "GgufConfig"):  # versions without it always dequantize
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -165,12 +165,12 @@ def check_finite(model: nn.Module) -> None:
     """Check that every parameter is finite.
 
     Raises:
-        ModelError: With the name of the first parameter that holds NaN or infinity.
+        ModelError: A parameter holds NaN or infinity; the message names the first one.
     """
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0 or not parameter.is_floating_point():
             continue
-        low, high = torch.aminmax(parameter.detach())  # NaN propagates; no mask of the parameter's size is made
+        low, high = torch.aminmax(parameter.detach())  # propagates NaN without a mask of the parameter's size
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ModelError(
                 f"The weight {name} holds NaN or infinite values; the model is damaged, download it again."
@@ -178,13 +178,13 @@ def check_finite(model: nn.Module) -> None:
 
 
 def refuse_compressed(source: ModelSource) -> None:
-    """Refuse what cannot be compressed because it is compressed or quantized already.
+    """Refuse models that are already compressed or quantized.
 
     Raises:
-        ModelError: With the method that was used.
+        ModelError: The model is; the message names the method.
     """
     if source.gguf_file is not None:
-        return  # read back into plain numbers while loading
+        return  # dequantized while loading
     config = _config_json(source)
     if is_compressed(config):
         raise ModelError(f"{source.given} is already compressed by basis-sharing; compress the original instead.")
@@ -207,10 +207,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def read_in_place(source: ModelSource, dtype: torch.dtype | None) -> bool:
-    """Whether weights loaded in ``dtype`` (None: as stored) are pages of their files rather than memory of their own.
+    """Return whether weights loaded in ``dtype`` (None: as stored) are memory-mapped pages of their files.
 
     Raises:
-        ModelError: If the configuration cannot be read.
+        ModelError: The configuration or the weight files cannot be read.
     """
     if source.gguf_file is not None:
         return False
@@ -228,17 +228,17 @@ def stored_bytes(source: ModelSource) -> int:
     """Return the bytes of a model's weight files.
 
     Raises:
-        ModelError: If the weights cannot be found or fetched.
+        ModelError: The weights cannot be found or fetched.
     """
     folder = _fetch(source, weights=True)
     return weight_file_bytes(folder / source.gguf_file if source.gguf_file else folder)
 
 
 def fingerprint(source: ModelSource) -> str:
-    """Return 32 hexadecimal digits that identify a model's configuration and weights, wherever they are stored.
+    """Return 32 hexadecimal digits that identify a model's configuration and weights, independent of their location.
 
     Raises:
-        ModelError: If files are missing or damaged.
+        ModelError: Files are missing or damaged.
     """
     folder = _fetch(source, weights=True)
     if source.gguf_file is not None:
@@ -247,7 +247,7 @@ def fingerprint(source: ModelSource) -> str:
 
 
 def _guard(source: ModelSource, what: str, action: Callable[[], _T]) -> _T:
-    """Run an action of transformers and turn whatever it raises into one sentence."""
+    """Return the result of an action of transformers, and turn any error into a one-sentence :class:`ModelError`."""
     try:
         return action()
     except ImportError as error:
@@ -268,7 +268,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fetch(source: ModelSource, weights: bool = False) -> Path:
-    """Return the local folder of a model; for the hub, download what is asked for unless it is cached."""
+    """Return the local folder of a model; for the hub, download the configuration (and weights) unless cached."""
     if source.path is not None:
         return source.path
     try:
@@ -282,7 +282,7 @@ def _fetch(source: ModelSource, weights: bool = False) -> Path:
             f"{source.given} is only for those who accepted its licence; accept it on the Hugging Face Hub and run "
             "hf auth login."
         ) from error
-    except Exception as error:  # no network, no such model, no disk space: the hub client has an error for each
+    except Exception as error:  # no network, no such model, no disk space: each is another error of the hub client
         raise ModelError(
             f"{source.given} is no file or folder here and could not be fetched from the Hugging Face Hub "
             f"({_first_line(error)}); check the name and the network."
@@ -304,7 +304,7 @@ def _config_json(source: ModelSource) -> dict[str, Any]:
 
 
 def _stored_dtype(source: ModelSource, config: PreTrainedConfig) -> torch.dtype:
-    """The type :func:`load_model` gives the weights: the configuration's, else that of the first file."""
+    """Return the dtype in which :func:`load_model` loads weights: the configuration's, else that of the first file."""
     if source.gguf_file is not None:
         return torch.float32
     declared: torch.dtype | None = config.dtype

@@ -1,4 +1,4 @@
-"""The weight files of a model folder: which they are, whether they are whole, and a fingerprint of them."""
+"""The weight files of a model folder: their paths, integrity checks and a fingerprint."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ _SAMPLES_PER_FILE = 512
 def weight_files(path: Path) -> tuple[Path, ...]:
     """Return the weight files of a model, sorted by name.
 
-    Safetensors are preferred to GGUF and GGUF to PyTorch's ``.bin``. Where an index or ``model.safetensors`` says
-    which files are the model, other safetensors (adapters, consolidated copies) are not counted.
+    Safetensors are preferred to GGUF and GGUF to PyTorch's ``.bin``. If there is an index or ``model.safetensors``,
+    other safetensors (adapters, consolidated copies) are not counted.
 
     Args:
         path: Folder of a model, or one weight file.
 
     Raises:
-        ModelError: If there are none, or the index cannot be read or names files that are missing.
+        ModelError: There are none, or the index cannot be read or names files that are missing.
     """
     if path.is_file():
         return (path,)
@@ -35,17 +35,17 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     if (path / _SINGLE).is_file():
         return (path / _SINGLE,)
     for pattern in ("*.safetensors", "*.gguf", "pytorch_model*.bin"):
-        found = tuple(sorted(path.glob(pattern)))
-        if found:
-            return found
+        files = tuple(sorted(path.glob(pattern)))
+        if files:
+            return files
     raise ModelError(f"{path} holds no weight files; expected *.safetensors (or one .gguf file) beside config.json.")
 
 
 def check_weight_files(path: Path) -> None:
-    """Check that every weight file is whole, reading only headers and sizes.
+    """Check that every weight file is complete, reading only headers and sizes.
 
     Raises:
-        ModelError: If a file is missing, truncated or damaged; the message names it.
+        ModelError: A file is missing, truncated or damaged; the message names it.
     """
     for file in weight_files(path):
         if file.suffix == ".safetensors":
@@ -58,7 +58,7 @@ def read_header(file: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: tensor name -> dtype, shape and data offsets.
 
     Raises:
-        ModelError: If the header is damaged or the file does not have the size it announces.
+        ModelError: The header is damaged, or the size of the file does not match it.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -81,19 +81,19 @@ def read_header(file: Path) -> dict[str, Any]:
 def fingerprint_files(files: Iterable[Path], config: dict[str, Any]) -> str:
     """Return a hash of a model that does not depend on where or when it was stored.
 
-    It covers the configuration, and of each file the size, the header and samples: the first bytes of every tensor
-    of a safetensors file, and evenly spaced ones of any file.
+    It covers the configuration, and of each file its size, header and samples: the first bytes of every tensor of a
+    safetensors file, and evenly spaced bytes of any file.
 
     Args:
         files: The weight files in order.
-        config: The parsed ``config.json``; where it was saved and by which version does not count.
+        config: The parsed ``config.json``; the path and the transformers version in it are ignored.
 
     Returns:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    told = {k: v for k, v in config.items() if k not in {"_name_or_path", "transformers_version"}}
-    digest.update(json.dumps(told, sort_keys=True).encode())
+    relevant = {k: v for k, v in config.items() if k not in {"_name_or_path", "transformers_version"}}
+    digest.update(json.dumps(relevant, sort_keys=True).encode())
     for file in files:
         size = file.stat().st_size
         digest.update(f"\0{size}\0".encode())

@@ -1,1 +1,1 @@
-"""From candidates and their costs to a plan."""
+"""Planning: choosing options from candidates, by their losses and costs, to meet a target."""

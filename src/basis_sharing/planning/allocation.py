@@ -1,11 +1,11 @@
-"""Spend a budget where it hurts least: which candidates to use, and which of their options.
+"""Choice of candidates and options that minimises the total loss within budgets (Lagrangian relaxation).
 
-Pure numbers: candidates are losses and costs of options. For a price per unit of cost every candidate has a best
-option; a dynamic programme over depth picks the candidates; bisection finds the price at which the budget is met; what
-the jumps between neighbouring prices leave over is spent greedily. Losses need not be convex in costs.
+At a price per unit of cost, the best option of every candidate minimises loss + price x cost, and a dynamic programme
+over depth chooses the candidates. Bisection finds the price at which the budget is met; what is left of the budget is
+spent greedily. Losses need not be convex in costs. This module works on arrays of losses and costs only.
 
-With several limits, the limit that binds sets the price. Where each of them alone breaks another, their costs are
-weighted against each other in a few ways, the price is found for each, and the best choice wins.
+With several limits, each one is first used alone; if every such choice exceeds another limit, the price is paid for
+weighted sums of the costs, with a fixed set of weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,15 @@ from basis_sharing.treatments.scopes import Part
 Floats = NDArray[np.float64]
 
 _REST = 1e-4
-_MIXTURES = 12  # weights that are tried where two limits bind
+_MIXTURES = 12  # number of weights that are tried if several limits bind
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a candidate loses and costs with each of its options.
+    """The losses and costs of a candidate's options.
 
     Attributes:
-        costs: Cost of every option; what the price is paid for.
+        costs: Cost of every option, which is multiplied by the price.
         losses: Loss of every option in nats per token.
         limited: Cost of every option under every limit, shape ``[limits, options]``; None: there is one, ``costs``.
     """
@@ -39,7 +39,7 @@ class Curve:
     limited: Floats | None = None
 
     def best(self, price: float) -> int:
-        """Return the position that minimises loss + price x cost."""
+        """Return the position of the option that minimises loss + price x cost."""
         return int((self.losses + price * self.costs).argmin())
 
     @property
@@ -50,11 +50,11 @@ class Curve:
 
 @dataclass
 class Lane:
-    """Consecutive blocks whose projections of one input may be treated together: along depth, across roles, or both.
+    """Consecutive blocks whose projections of one input may share a basis: across blocks, across roles, or both.
 
     Attributes:
         length: Number of blocks.
-        partitions: The ways to divide the roles into parts that act as one, each a tuple of parts.
+        partitions: The ways to divide the projections of a block into parts.
         segments: Part -> (first block, block after the last) -> index of the candidate.
     """
 
@@ -73,11 +73,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What was chosen, and what it loses and costs.
+    """The chosen options with their total loss and costs.
 
     Attributes:
-        choices: The chosen options; every projection is in one of them.
-        loss: Sum of their losses.
+        choices: The chosen options; every projection is in exactly one of them.
+        loss: Sum of their losses, in nats per token.
         costs: Sum of their costs under every limit, shape ``[limits]``.
     """
 
@@ -86,7 +86,7 @@ class Allocation:
     costs: Floats
 
     def within(self, budgets: Floats) -> bool:
-        """Whether every limit is held."""
+        """Return whether no cost exceeds its budget."""
         return bool((self.costs <= budgets).all())
 
 
@@ -94,8 +94,8 @@ class UnreachableError(PlanError):
     """A budget is below the least possible cost.
 
     Attributes:
-        limit: Position of the limit.
-        least: The least cost under it.
+        limit: Position of the limit whose budget is too small.
+        least: The least possible cost under this limit.
     """
 
     def __init__(self, limit: int, least: float) -> None:
@@ -108,12 +108,12 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budgets: Sequence[f
 
     Args:
         curves: The candidates.
-        lanes: How they may be combined.
-        budgets: The most that the choice may cost, one number for every limit of the curves.
+        lanes: The combinations of candidates that are possible.
+        budgets: The maximum cost under every limit of the curves.
 
     Raises:
-        UnreachableError: Even the cheapest options cost more; says what the least cost is.
-        PlanError: Nothing was found that meets all limits, though each alone can be met.
+        UnreachableError: Even the cheapest options exceed a budget.
+        PlanError: Each budget can be met alone, but no choice that meets all of them was found.
     """
     limits = np.asarray(budgets, dtype=float)
     if len(limits) == 1:
@@ -124,15 +124,15 @@ def allocate(curves: Sequence[Curve], lanes: Sequence[Lane], budgets: Sequence[f
 
 
 def _priced_in(curves: Sequence[Curve], limit: int) -> list[Curve]:
-    """Return the curves with one of their limits as the cost."""
+    """Return the curves with the costs under one limit as ``costs``."""
     return [replace(curve, costs=curve.limits[limit], limited=curve.limits) for curve in curves]
 
 
 def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Allocation:
-    """Return the choice with the least loss that was met with weights between those of single limits.
+    """Return the best choice among those for several weighted sums of the costs.
 
     Raises:
-        PlanError: None was.
+        PlanError: No weights lead to a choice within all limits.
     """
     choices = []
     for share in np.linspace(0, 1, _MIXTURES + 2)[1:-1]:
@@ -151,29 +151,32 @@ def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Al
 
 
 def _allocate(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats, only: int | None = None) -> Allocation:
-    """Return the best choice that one price leads to.
+    """Return the best choice within the budgets for one kind of cost, the ``costs`` of the curves.
 
     Args:
-        curves: The candidates; their ``costs`` are what the price is paid for.
-        lanes: How they may be combined.
+        curves: The candidates.
+        lanes: The combinations of candidates that are possible.
         limits: Budget of every limit.
-        only: The only limit that counts; None: all of them.
+        only: Position of the only limit to respect; None: all of them.
+
+    Raises:
+        UnreachableError: Even the cheapest options exceed a budget.
     """
     binding = limits if only is None else np.where(np.arange(len(limits)) == only, limits, inf)
 
     def fits(choice: Allocation) -> bool:
         return choice.within(binding)
 
-    # At one end only costs count, at the other only losses: also between candidates, whose curves know no such price.
+    # Bounds at which only costs (high) or only losses (low) determine the choice, also between candidates.
     scale = max(curve.losses[0] for curve in curves) / min(curve.costs[0] for curve in curves)
     high, low = 1e9 * scale + 1e-275, 1e-25 * scale + 1e-300
     best = _at_price(curves, lanes, high)
     if not fits(best):
         limit = int((best.costs / limits).argmax()) if only is None else only
         raise UnreachableError(limit, float(best.costs[limit]))
-    free = _at_price(curves, lanes, low)
-    if fits(free):
-        return free
+    unlimited = _at_price(curves, lanes, low)
+    if fits(unlimited):
+        return unlimited
     for _ in range(100):
         price = (low * high) ** 0.5
         choice = _at_price(curves, lanes, price)
@@ -189,6 +192,7 @@ def _allocate(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats, on
 
 
 def _at_price(curves: Sequence[Curve], lanes: Sequence[Lane], price: float) -> Allocation:
+    """Return the choice that minimises loss + price x cost."""
     choices: list[Choice] = []
     for lane in lanes:
         choices += _best_groups(curves, lane, price)
@@ -204,7 +208,10 @@ def _total(curves: Sequence[Curve], choices: Sequence[Choice]) -> Allocation:
 
 
 def _best_groups(curves: Sequence[Curve], lane: Lane, price: float) -> list[Choice]:
-    """Divide a lane into stretches of one partition each, and each part of a stretch into segments."""
+    """Return the choices for a lane that minimise loss + price x cost.
+
+    The lane is divided into stretches of blocks with one partition each, and each part of a stretch into segments.
+    """
     value: dict[int, tuple[float, Choice]] = {}
     for segments in lane.segments.values():
         for candidate in segments.values():
@@ -255,7 +262,7 @@ def _stretches(
 def _chain(
     segments: Mapping[tuple[int, int], int], value: Mapping[int, tuple[float, Choice]], start: int, length: int
 ) -> dict[int, tuple[float, int, int]]:
-    """Return the best way to cover ``start..stop`` with segments: stop -> value, last segment's start, candidate."""
+    """Return the best covers of ``start..stop`` with segments: stop -> value, last segment's start, candidate."""
     ending: dict[int, list[tuple[int, int]]] = {}
     for (first, stop), candidate in segments.items():
         if first >= start:
@@ -272,11 +279,12 @@ def _chain(
 
 
 def _spend_rest(curves: Sequence[Curve], choice: Allocation, limits: Floats) -> Allocation:
-    """Choose better options as long as the budgets allow, always where a unit of cost gains most."""
+    """Replace options by better ones while the budgets allow it, each time with the largest gain per unit of cost."""
     positions = {choice.candidate: choice.position for choice in choice.choices}
     rest = limits - choice.costs
 
     def best_step(candidate: int) -> tuple[float, int]:
+        """Return the largest gain per unit of cost for a candidate, and the position of the option with it."""
         curve, now = curves[candidate], positions[candidate]
         more = curve.limits - curve.limits[:, now, None]
         possible = np.flatnonzero((more <= rest[:, None]).all(0) & (curve.costs > curve.costs[now]))

@@ -1,6 +1,6 @@
-"""Loss curves on disk, for a later run with the same model and text.
+"""Cache of loss curves on disk, for later runs with the same model and text.
 
-A key is the name of a treatment, then the names of the projections of a scope.
+A key is the name of a treatment, followed by the names of the projections of a scope.
 """
 
 import errno
@@ -20,7 +20,7 @@ _PATIENCE = 60.0
 
 
 class StoredCurves(MutableMapping[CurveKey, Floats]):
-    """Loss curves by treatment and scope; those that were set are written about once a second."""
+    """Loss curves by treatment and scope in an SQLite database; new ones are written about once a second."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -57,7 +57,7 @@ class StoredCurves(MutableMapping[CurveKey, Floats]):
         return count + sum(self._database.execute(stored, (key,)).fetchone() is None for key in self._waiting)
 
     def write(self) -> None:
-        """Write what is not written yet."""
+        """Write the curves that are not in the database yet."""
         if self._waiting:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO curves VALUES (?, ?)", self._waiting.items())
@@ -67,10 +67,10 @@ class StoredCurves(MutableMapping[CurveKey, Floats]):
 
 @contextmanager
 def stored_curves(folder: Path) -> Iterator[StoredCurves]:
-    """Open the curves in a folder; a damaged file is begun anew, what was in it is measured again.
+    """Open the curves in a folder; a damaged file is replaced by an empty one.
 
     Raises:
-        OSError: The disk is full or fails, or another run does not let go of the file.
+        OSError: The disk is full or fails, or another run keeps the file locked.
     """
     file = folder / _FILE
     try:
@@ -95,11 +95,16 @@ def stored_curves(folder: Path) -> Iterator[StoredCurves]:
 
 
 def _open(file: Path) -> sqlite3.Connection:
+    """Return a connection to the database, which is created if needed.
+
+    Raises:
+        sqlite3.DatabaseError: The file is damaged, or (OperationalError) the disk fails or the file is locked.
+    """
     database = sqlite3.connect(file, timeout=_PATIENCE)
     try:
-        (found,) = database.execute("PRAGMA integrity_check").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
+        (status,) = database.execute("PRAGMA integrity_check").fetchone()
+        if status != "ok":
+            raise sqlite3.DatabaseError(status)
         with database:
             database.execute("CREATE TABLE IF NOT EXISTS curves (scope TEXT PRIMARY KEY, losses BLOB NOT NULL)")
     except BaseException:

@@ -1,4 +1,4 @@
-"""The planner: from measured candidates to the plan that meets a target at the least expected loss."""
+"""The planner: plans that meet a target with the least expected loss, from measured candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,14 +16,14 @@ _RATIO_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Planner:
-    """Everything needed to answer "which plan for this target?" without looking at the model again.
+    """Makes plans for any target from the measured candidates of a model, without using the model again.
 
     Attributes:
         decoder: Structure of the model.
         space: Its measured candidates.
-        method: Method the plans are for.
+        method: Name of the method, for the plans.
         gradients: Whether the candidates were measured with loss gradients.
-        planned_for: The model, as the plans name it.
+        planned_for: The model, for the plans.
     """
 
     decoder: Decoder
@@ -34,31 +34,35 @@ class Planner:
     _priced: dict[tuple[str, ...], list[PricedScope]] = field(default_factory=dict, repr=False, compare=False)
 
     def within(self, budgets: Sequence[tuple[Cost, float]]) -> Plan:
-        """Return the plan with the least expected loss that stays within budgets of the projections' costs.
+        """Return the plan with the least expected loss within budgets.
 
         Args:
-            budgets: Currencies, each with the most that the compressible projections may cost in it.
+            budgets: Currencies, each with the maximum cost of the compressible projections.
 
         Raises:
-            UnreachableError: No plan does.
+            UnreachableError: Even the cheapest options exceed a budget.
+            PlanError: The budgets cannot be met together.
         """
         scopes = self._prices([cost for cost, _ in budgets])
         curves = [scope.curve for scope in scopes]
         return self._plan(scopes, allocate(curves, self.space.lanes, [budget for _, budget in budgets]))
 
     def at_ratio(self, ratio: float) -> Plan:
-        """Return the plan that removes a fraction of the parameters."""
+        """Return the plan that removes at least a fraction of the parameters of the compressible projections."""
         return self.within([(Parameters(), (1 - ratio) * dense_parameters(self.decoder))])
 
     def of_size(self, parameters: int) -> Plan:
-        """Return the plan whose projections have at most so many parameters."""
+        """Return the plan whose compressible projections have at most ``parameters`` parameters."""
         return self.within([(Parameters(), parameters)])
 
     def within_loss(self, loss: float) -> Plan:
-        """Return the smallest plan, within 0.01 % of the ratio, whose expected loss stays below ``loss``.
+        """Return the smallest plan whose expected loss is at most ``loss``, up to a tolerance of 1e-4 in the ratio.
+
+        Args:
+            loss: The maximum loss, in nats per token.
 
         Raises:
-            PlanError: Every compression is expected to cost more.
+            PlanError: The expected loss of every compression is larger.
         """
         low, high = 0.0, 1.0
         best: Plan | None = None
@@ -81,11 +85,12 @@ class Planner:
         return best
 
     def without_sharing_across_depth(self) -> "Planner":
-        """Return the planner that shares nothing across layers, with nothing measured again."""
+        """Return the planner without sharing across layers; no candidate is measured again."""
         space = restricted(self.space, self.decoder, across_depth=False)
         return replace(self, space=space, _priced={})
 
     def _prices(self, costs: Sequence[Cost]) -> list[PricedScope]:
+        """Return all scopes priced in some currencies, from the cache if they were priced before."""
         key = tuple(f"{cost.name}/{cost.itemsize}" for cost in costs)
         if key not in self._priced:
             self._priced[key] = [priced(scope, costs) for scope in self.space.scopes]

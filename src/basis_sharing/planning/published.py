@@ -1,4 +1,4 @@
-"""The plan of a published method: which roles share, and the same rank for every group of a role."""
+"""Plans of the published methods: shared roles, and the same rank for every group of a role."""
 
 from fractions import Fraction
 
@@ -11,7 +11,7 @@ from basis_sharing.treatments.factors.uniform import uniform_plan
 
 
 def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Plan:
-    """Return the plan of a published method.
+    """Return the plan of a published method at a ratio.
 
     Raises:
         RecipeError: A role or family to share is unknown.
@@ -28,7 +28,9 @@ def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Pla
 
 
 def shared_roles_of(planning: Planning, decoder: Decoder) -> tuple[str, ...]:
-    """Return the roles that share: as asked, by the named family's table, or by the model's own.
+    """Return the roles that share a basis across layers.
+
+    They are those of the ``share`` setting, which may name families, or else those of the model's own family.
 
     Raises:
         RecipeError: A role or family to share is unknown.

@@ -1,4 +1,4 @@
-"""What a planner chooses from: all candidates of a model, priced, and how they may be combined."""
+"""The search space of the planner: all candidates of a model, their combinations, and their prices."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from basis_sharing.treatments.scopes import Part, lanes_of, parts_in, ways_to_di
 
 @dataclass(frozen=True)
 class Scope:
-    """Projections that are treated as one, with the candidates of all treatments for them.
+    """One or more projections with the candidates of all treatments for them.
 
     Attributes:
         projections: The projections.
-        candidates: What they may be turned into.
+        candidates: The candidates.
     """
 
     projections: tuple[Projection, ...]
@@ -29,11 +29,11 @@ class Scope:
 
 @dataclass(frozen=True)
 class Space:
-    """All scopes of a model, and how they may be combined.
+    """All scopes of a model, and the combinations of them that are possible.
 
     Attributes:
         scopes: The scopes.
-        lanes: Which of them cover which projections.
+        lanes: The lanes, which refer to scopes by their positions; each projection is in one lane.
     """
 
     scopes: tuple[Scope, ...]
@@ -41,13 +41,13 @@ class Space:
 
 
 def search_space(search: Search, treatments: Mapping[str, Treatment] = TREATMENTS) -> Space:
-    """Measure the candidates of all treatments that a search asks for, and arrange them."""
+    """Return the space of the candidates of all treatments in the search's settings, after measuring them."""
     candidates = [c for name in search.planning.treatments for c in treatments[name].candidates(search)]
     return arranged(search.decoder, candidates)
 
 
 def arranged(decoder: Decoder, candidates: Iterable[Candidate]) -> Space:
-    """Return candidates by scope, in lanes; every projection is in a scope of its own too, so that it can stay dense."""
+    """Return the space of some candidates; every single projection is a scope too, so that it can stay dense."""
     by_scope: dict[tuple[str, ...], list[Candidate]] = {}
     for candidate in candidates:
         by_scope.setdefault(tuple(p.name for p in candidate.scope), []).append(candidate)
@@ -72,7 +72,7 @@ def arranged(decoder: Decoder, candidates: Iterable[Candidate]) -> Space:
 
 
 def _segment(scope: Sequence[str], places: Mapping[str, tuple[int, str]]) -> tuple[Part, tuple[int, int]] | None:
-    """Return the part and the blocks that a scope covers in a lane; None where it is not in it."""
+    """Return the part and the range of blocks that a scope covers in a lane; None if it is not in the lane."""
     if any(name not in places for name in scope):
         return None
     positions = [places[name][0] for name in scope]
@@ -80,7 +80,7 @@ def _segment(scope: Sequence[str], places: Mapping[str, tuple[int, str]]) -> tup
 
 
 def restricted(space: Space, decoder: Decoder, *, across_depth: bool) -> Space:
-    """Return what would have been found without sharing across depth, with nothing measured again."""
+    """Return the space without candidates across blocks, unless ``across_depth``; no candidate is measured again."""
     candidates = [
         candidate
         for scope in space.scopes
@@ -92,12 +92,12 @@ def restricted(space: Space, decoder: Decoder, *, across_depth: bool) -> Space:
 
 @dataclass(frozen=True)
 class PricedScope:
-    """The options of a scope that are worth choosing from, by rising cost; for a single projection dense is one of them.
+    """The options of a scope with their prices, by rising cost; a single projection can also stay dense.
 
     Attributes:
         scope: The scope.
-        curve: What the options lose and cost.
-        places: For every option the candidate it is of and its position there; None: the scope stays dense.
+        curve: Losses and costs of the options.
+        places: For every option the positions of its candidate and of the option in it; None: the scope stays dense.
     """
 
     scope: Scope
@@ -111,7 +111,7 @@ class PricedScope:
 
 
 def priced(scope: Scope, costs: Sequence[Cost]) -> PricedScope:
-    """Return the options of a scope with their prices in every currency, without those that others make pointless."""
+    """Return the options of a scope with their prices in every currency, without dominated ones (for one currency)."""
     prices: list[Floats] = []
     losses: list[Floats] = []
     places: list[tuple[int, int] | None] = []
@@ -132,7 +132,7 @@ def priced(scope: Scope, costs: Sequence[Cost]) -> PricedScope:
 
 
 def _worth_keeping(prices: Floats, losses: Floats) -> list[int]:
-    """Return the positions of options by rising cost; with one currency, only those that lose less than cheaper ones."""
+    """Return the positions of options by rising cost; with one currency, without those that a cheaper one dominates."""
     order = np.lexsort((losses, prices[0]))
     if len(prices) > 1:
         return [int(index) for index in order]
@@ -144,6 +144,7 @@ def _worth_keeping(prices: Floats, losses: Floats) -> list[int]:
 
 
 def _of_all(cost: Cost, candidate: Candidate) -> Floats:
+    """Return the costs of all options of a candidate, priced together if its options support it."""
     options: Any = candidate.options
     if hasattr(options, "stored"):
         return np.asarray(cost.of(candidate.scope, options), dtype=float) * np.ones(len(options))

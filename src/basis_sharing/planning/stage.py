@@ -27,16 +27,16 @@ _TRIAL_WINDOWS = 8
 
 
 class MakePlan:
-    """Measure candidates, and choose among them what meets the target.
+    """Measure candidates, and make the plan that meets the target.
 
     Args:
-        planning: How to choose.
-        target: What to meet.
-        evaluation: Texts; a target in perplexity is measured on the first.
-        length: Tokens per window of that text; None: as for calibration.
+        planning: Settings of the planner.
+        target: The target.
+        evaluation: Evaluation settings; a target in perplexity is measured on their first text.
+        length: Tokens per window of that text; None: the default length.
         collect: The stage that collects the statistics.
-        given: A plan that was made earlier, or that follows from the method: nothing has to be chosen.
-        on_plan: Receives the plan once it is made.
+        given: A plan that was made earlier or follows from the method; no candidates are then measured.
+        on_plan: Called with the plan when it has been made.
 
     Attributes:
         plan: The plan.
@@ -61,7 +61,7 @@ class MakePlan:
             self.plan = given
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what measuring the candidates needs."""
+        """Yield the time and memory that measuring the candidates needs; nothing if the plan is given."""
         if self._given is None:
             weighting = self._collect.kind
             seconds = sum(
@@ -71,7 +71,7 @@ class MakePlan:
             yield Needs("planning", seconds, memory)
 
     def run(self, run: Run) -> None:
-        """Make the plan where none is given."""
+        """Make the plan if none is given."""
         if self._given is not None:
             return
         text = self._collect.text
@@ -85,7 +85,7 @@ class MakePlan:
         """Return the plan that meets the target.
 
         Raises:
-            PlanError: No plan does; says what the best can.
+            PlanError: No plan meets the target; says what the best possible is.
         """
         increase = self._target.max_perplexity_increase
         if increase is None:
@@ -106,7 +106,7 @@ class MakePlan:
 
 
 def planner_for(planning: Planning, cost: Cost, run: Run, collect: Collect, curves: Curves) -> Planner:
-    """Return the planner of a run's model, once all candidates are measured or known."""
+    """Return the planner of a run's model, after measuring the candidates that are not in ``curves``."""
     search = Search(
         model=run.model,
         decoder=run.decoder,
@@ -128,9 +128,7 @@ def planner_for(planning: Planning, cost: Cost, run: Run, collect: Collect, curv
 
 @contextmanager
 def known_curves(run: Run, weighting: Weighting, text: CalibrationText) -> Iterator[Curves]:
-    """Yield the loss curves that are known of a model and a text, to be read and added to.
-
-    They stay in the work folder; without one there are none yet, and what is added is forgotten.
+    """Yield the cache of loss curves of a model and a text, which is empty and not saved without a work folder.
 
     Raises:
         OutputError: The disk of the work folder is full or fails.

@@ -1,4 +1,4 @@
-"""From the target a person thinks in to the plan that meets it."""
+"""Plans for the targets of a recipe: a ratio, limits on costs, or a limit on the rise of perplexity."""
 
 import math
 from collections.abc import Callable
@@ -16,9 +16,9 @@ _MOST_EXTRAPOLATION = 3.0
 
 
 def costs_of(target: Target, model: Any) -> list[Cost]:
-    """Return the currencies that a target limits; parameters where it limits none, or the loss.
+    """Return the currencies that a target limits; parameters if it limits none, or only the loss.
 
-    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, where
+    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, if
     these are limited, since a shared basis saves them before it saves multiplications.
     """
     itemsize = model.dtype.itemsize
@@ -31,11 +31,11 @@ def plan_for(target: Target, model: Any, planner: Planner) -> Plan:
     """Return the plan for a ratio or for limits on costs.
 
     Raises:
-        PlanError: The target cannot be met; says what the best can.
+        PlanError: The target cannot be met, with the best possible value, or is met by the original model.
     """
     decoder, costs = planner.decoder, costs_of(target, model)
     if target.ratio is not None:
-        # A quotient of shares, rounded as in 0.1.0: a ratio goes on giving the same ranks.
+        # Keep this expression: its rounding is that of version 0.1.0, so that a ratio gives the same ranks.
         budgets = [(costs[0], (1 - target.ratio) / (1 / dense_parameters(decoder)))]
         names = [f"--ratio {target.ratio:,}"]
     else:
@@ -62,13 +62,13 @@ def plan_for(target: Target, model: Any, planner: Planner) -> Plan:
 def plan_for_increase(increase: float, planner: Planner, measured: Callable[[Plan], Prediction]) -> Plan:
     """Return the smallest plan whose perplexity is expected to rise by at most the fraction ``increase``.
 
-    One plan is measured to scale the prediction, at the loss that is allowed if the prediction is right as it is; a
-    prediction is not trusted beyond three times the loss of what was measured.
+    The plan for the allowed loss under the unscaled prediction is measured, to scale the prediction. The expected loss
+    of the returned plan is at most three times that of the measured one.
 
     Args:
-        increase: The fraction.
-        planner: Makes plans.
-        measured: Measures a plan, and returns its scaled prediction.
+        increase: The maximum rise of perplexity, as a fraction.
+        planner: The planner.
+        measured: Measures a plan and returns its scaled prediction.
 
     Raises:
         PlanError: The target cannot be met.

@@ -1,4 +1,4 @@
-"""Measure one plan on a text, to scale what plans are expected to cost."""
+"""Measurement of one plan on a text, to scale the expected losses of plans."""
 
 from statistics import stdev
 
@@ -13,9 +13,9 @@ from basis_sharing.weightings.base import Weighting
 
 
 def measured_prediction(plan: Plan, run: Run, weighting: Weighting, text: EvaluationText) -> Prediction:
-    """Return the prediction of a plan, scaled by the loss rise that it really causes on a text.
+    """Return the prediction of a plan, scaled by its measured loss rise on a text.
 
-    The model's projections are replaced for that, and put back.
+    The plan is carried out in the model for the measurement, and the original modules are restored.
     """
     assert plan.prediction is not None
     model, machine = run.model, run.machine

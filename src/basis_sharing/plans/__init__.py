@@ -1,1 +1,1 @@
-"""What will be done, as data: which entry every group of projections gets, and what that is expected to cost."""
+"""Plans as data: the entry of every group of projections, and the expected loss."""

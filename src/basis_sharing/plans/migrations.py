@@ -1,17 +1,18 @@
-"""Plans of earlier versions, brought to the present one."""
+"""Migration of plans from earlier versions of the schema."""
 
-from typing import Any
+from typing import Any, Literal
 
-PLAN_VERSION = 2
+PLAN_VERSION: Literal[2] = 2
 
 
 def migrated(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON form of a plan in the present version.
+    """Return the JSON form of a plan, converted to the current version.
 
-    Version 1 had ``groups``, all of them factors, in place of ``entries``.
+    Version 1 had ``groups``, all of them factors, instead of ``entries``.
 
     Raises:
-        ValueError: The version is no number, or newer than this one.
+        ValueError: The version is not a positive integer or is newer than the current one, or a plan of version 1
+            has no list of groups.
     """
     version = data.get("version", 1 if "groups" in data else PLAN_VERSION)
     if not isinstance(version, int) or version < 1:
@@ -31,5 +32,5 @@ def migrated(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def entry_of_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON form of the entry that a group of version 1 is."""
+    """Return the JSON form of the entry for a group of version 1."""
     return {"kind": "factors", **group}

@@ -1,4 +1,4 @@
-"""The plan as data: which option every scope gets, and what that is expected to cost."""
+"""The plan: the option of every scope, and the expected loss, with reading, writing and checking."""
 
 import json
 from hashlib import blake2b
@@ -26,15 +26,15 @@ AnyEntry = Annotated[
     BeforeValidator(entry_from),
     PlainSerializer(lambda entry: entry.to_dict(), return_type=dict[str, Any]),
 ]
-"""An entry of any kind, which validates from its JSON form and serializes to it."""
+"""An entry of any kind, for pydantic models: validated from its JSON form and serialized to it."""
 
 
 class PlannedFor(_Frozen):
     """The model a plan was made for.
 
     Attributes:
-        model: The model as it was given.
-        fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
+        model: Name or path of the model as given by the user.
+        fingerprint: Fingerprint of its weights and configuration; None for a model in memory.
         structure: Hash of the names and shapes of its projections, see :func:`structure_of`.
     """
 
@@ -44,13 +44,13 @@ class PlannedFor(_Frozen):
 
 
 class Prediction(_Frozen):
-    """What a plan is expected to cost.
+    """The expected loss rise of a plan.
 
     Attributes:
         loss: Sum of the expected losses of the entries, in nats per token.
         scale: Measured loss rise divided by the expected one, from one measured plan; None: not measured.
-        scale_error: Standard error of ``scale``, from the spread between windows.
-        text: The text it was measured on.
+        scale_error: Standard error of ``scale`` over the windows; None: not measured, or only one window.
+        text: The text that ``scale`` was measured on.
     """
 
     loss: float
@@ -60,21 +60,21 @@ class Prediction(_Frozen):
 
     @property
     def nats_per_token(self) -> float:
-        """The best guess of the true loss rise."""
+        """Estimated loss rise in nats per token, including the measured scale."""
         return self.loss * (1.0 if self.scale is None else self.scale)
 
 
 class Plan(_Frozen):
-    """Everything that carrying out a compression has to know; projections in no entry stay dense.
+    """A plan of a compression; projections that are in no entry stay dense.
 
     Attributes:
-        version: Version of this schema; older ones are read, newer ones refused.
-        method: Method whose weighting and refit rule apply.
+        version: Version of the schema; older plans are migrated on reading, newer ones are refused.
+        method: Name of the method, which determines the weighting and the refit.
         ratio: Fraction of the parameters that the plan removes from the compressible projections.
-        gradients: Whether errors are weighted with loss gradients; only for methods that can.
+        gradients: Whether errors are weighted with loss gradients, for methods that support it.
         planned_for: The model it was made for; None: any model with these projections.
-        prediction: What it is expected to cost; None where the method does not predict it.
-        entries: What the projections are turned into, no projection in two of them.
+        prediction: The expected loss rise; None if the method does not predict it.
+        entries: The entries; no projection is in two of them.
     """
 
     version: Literal[2] = PLAN_VERSION
@@ -94,10 +94,10 @@ class Plan(_Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a plan of any version up to this one, also one that was edited by hand.
+        """Return the plan in a file of any version up to the current one, possibly edited by hand.
 
         Raises:
-            PlanError: The file cannot be read or is not a plan; says where.
+            PlanError: The file cannot be read or is not a valid plan; names the place of the mistake.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ class Plan(_Frozen):
             raise PlanError(f"the plan {path} cannot be used: {error}") from None
 
     def write(self, path: Path) -> None:
-        """Write the plan as JSON, one entry per line so that it is easy to edit.
+        """Write the plan as JSON, with one entry per line to make it easy to edit.
 
         Raises:
             OSError: The file cannot be written.
@@ -130,17 +130,18 @@ class Plan(_Frozen):
         path.write_text(f'{head},\n  "entries": [\n{entries}\n  ]\n}}\n', encoding="utf-8")
 
     def check(self, decoder: Decoder) -> None:
-        """Make sure that the plan fits a model.
+        """Check that the plan fits a model.
 
         Raises:
-            PlanError: Names the first projection that is unknown, used twice, or does not fit its entry.
+            PlanError: The plan is empty or was made for another structure, or a projection is unknown, used twice, or
+                does not fit its entry.
         """
         if not self.entries:
             raise PlanError("the plan has no entries: nothing would be compressed.")
         if self.planned_for is not None and self.planned_for.structure != structure_of(decoder):
             raise PlanError(
                 f"the plan was made for {self.planned_for.model}, whose projections have other names or shapes: plan "
-                "this model anew."
+                "this model again."
             )
         known = decoder.by_name
         unknown = next((name for entry in self.entries for name in entry.members if name not in known), None)
@@ -153,11 +154,13 @@ class Plan(_Frozen):
             raise PlanError(f"the plan does not fit this model: {error}") from None
 
     def cost(self, decoder: Decoder, cost: Cost) -> int:
-        """Return what the compressible projections cost under the plan, in a currency."""
+        """Return the cost of the compressible projections under the plan in one currency."""
         known = decoder.by_name
         used = {name for entry in self.entries for name in entry.members}
-        dense = cost.dense([p for p in decoder.projections if p.name not in used])
-        return dense + sum(cost.of([known[name] for name in entry.members], entry) for entry in self.entries)
+        total = cost.dense([p for p in decoder.projections if p.name not in used])
+        for entry in self.entries:
+            total += int(cost.of([known[name] for name in entry.members], entry))
+        return total
 
     def parameters(self, decoder: Decoder) -> int:
         """Return the parameters of the compressible projections under the plan."""
@@ -173,7 +176,7 @@ class Plan(_Frozen):
 
 
 def dense_parameters(decoder: Decoder) -> int:
-    """Return the parameters of all compressible projections; as many multiplications they need per token."""
+    """Return the parameters of all compressible projections, which are also their multiplications per token."""
     return Parameters().dense(decoder.projections)
 
 
@@ -184,5 +187,5 @@ def structure_of(decoder: Decoder) -> str:
 
 
 def spans_blocks(entry: Entry, decoder: Decoder) -> bool:
-    """Whether the members of an entry are in several decoder blocks."""
+    """Return whether the members of an entry are in several decoder blocks."""
     return len({decoder.by_name[name].block for name in entry.members}) > 1

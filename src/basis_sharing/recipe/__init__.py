@@ -1,1 +1,1 @@
-"""What is asked: settings in parts, each declared once, flat in YAML, in Python and on the command line."""
+"""The settings of the verbs, each declared once, for YAML, Python and the command line."""

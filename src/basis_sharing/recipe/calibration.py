@@ -1,4 +1,4 @@
-"""The calibration part of a recipe: which text the statistics are collected on."""
+"""The calibration part of a recipe: the text on which statistics are collected."""
 
 from typing import Annotated, TypedDict
 

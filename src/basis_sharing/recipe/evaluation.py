@@ -1,4 +1,4 @@
-"""The evaluation part of a recipe: what is measured before and after."""
+"""The evaluation part of a recipe: the texts on which perplexity is measured before and after."""
 
 from typing import Annotated, TypedDict
 
@@ -8,7 +8,7 @@ from basis_sharing.recipe.settings import Option, Settings
 
 
 class Evaluation(Settings):
-    """The texts perplexity is measured on."""
+    """The texts on which perplexity is measured."""
 
     evaluate: Annotated[
         tuple[str, ...],

@@ -1,4 +1,4 @@
-"""The model part of a recipe: in which dtype it is loaded, and which of its projections are compressed."""
+"""The model part of a recipe: its dtype, and the roles that are compressed."""
 
 from typing import Annotated, Literal, TypedDict, get_args
 
@@ -11,7 +11,7 @@ DTYPES: tuple[str, ...] = get_args(DtypeName)
 
 
 class ModelSettings(Settings):
-    """How the model is loaded, and what of it is compressed."""
+    """The dtype of the model, and the roles that are compressed."""
 
     roles: Annotated[
         tuple[str, ...] | None,
@@ -38,7 +38,7 @@ class ModelSettings(Settings):
 
 
 def names_in(value: object) -> object:
-    """Return names that may be written with commas between them as a tuple; anything but text as it is."""
+    """Return names that may be written as one text with commas as a tuple; other types unchanged."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 

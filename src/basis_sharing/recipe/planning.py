@@ -1,4 +1,4 @@
-"""The planning part of a recipe: the method, and what it may turn projections into."""
+"""The planning part of a recipe: the method, and the options it may choose from."""
 
 import difflib
 from typing import Annotated, Literal, TypedDict
@@ -12,8 +12,9 @@ from basis_sharing.recipe.settings import Option, Settings
 Form = Literal["plain", "pivoted"]
 FormSetting = Literal["auto", "plain", "pivoted"]
 
-_PLANNER = "Planner (method auto)"
-_PUBLISHED = "Published methods"
+PLANNER = "Planner (method auto)"
+PUBLISHED = "Published methods"
+"""Headings of the settings that have a meaning for the method ``auto``, and for the published ones, only."""
 
 
 class Planning(Settings):
@@ -25,10 +26,10 @@ class Planning(Settings):
         Option(
             "Plan without a backward pass: quicker, coarser predictions, usually a worse result",
             flag="--no-gradients",
-            panel=_PLANNER,
+            panel=PLANNER,
         ),
     ] = True
-    across_depth: Annotated[bool, Option("Never share a basis between layers", flag="--no-sharing", panel=_PLANNER)] = (
+    across_depth: Annotated[bool, Option("Never share a basis between layers", flag="--no-sharing", panel=PLANNER)] = (
         True
     )
     across_roles: Annotated[
@@ -36,12 +37,12 @@ class Planning(Settings):
         Option(
             "Never share a basis between roles that read one input (q, k, v; gate, up)",
             flag="--no-joint-roles",
-            panel=_PLANNER,
+            panel=PLANNER,
         ),
     ] = True
     rank_multiple: Annotated[
         int,
-        Option("Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them", metavar="N", panel=_PLANNER),
+        Option("Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them", metavar="N", panel=PLANNER),
     ] = Field(default=1, ge=1)
     treatments: Annotated[
         tuple[str, ...],
@@ -49,12 +50,12 @@ class Planning(Settings):
             "What projections may be turned into, separated by commas",
             metavar="NAMES",
             default="factors",
-            panel=_PLANNER,
+            panel=PLANNER,
         ),
     ] = Field(default=("factors",), min_length=1)
     group_size: Annotated[
         int | None,
-        Option("Layers that share a basis", metavar="N", default="2 for basis-sharing, else 1", panel=_PUBLISHED),
+        Option("Layers that share a basis", metavar="N", default="2 for basis-sharing, else 1", panel=PUBLISHED),
     ] = Field(default=None, ge=1)
     share: Annotated[
         tuple[str, ...] | None,
@@ -62,7 +63,7 @@ class Planning(Settings):
             "Roles that share, e.g. q,gate,up, or a family whose table is used, e.g. mistral",
             metavar="ROLES",
             default="the table of the model's family",
-            panel=_PUBLISHED,
+            panel=PUBLISHED,
         ),
     ] = None
     form: Annotated[
@@ -95,13 +96,13 @@ class Planning(Settings):
 
     @property
     def weighting(self) -> str:
-        """Name of the weighting of errors: the method's, without gradients the measured sensitivity."""
+        """Name of the weighting of errors: the method's, or ``sensitivity`` for a plan without gradients."""
         weighting = self.preset.weighting
         return "sensitivity" if weighting == "loss" and not self.gradients else weighting
 
     @property
     def stored_form(self) -> Form:
-        """How factors are stored where the method's own choice is asked for."""
+        """The form in which factors are stored; ``auto`` is resolved to the method's form."""
         if self.form == "auto":
             return "pivoted" if self.preset.planned else "plain"
         return self.form

@@ -1,7 +1,4 @@
-"""The published methods as presets of one mechanism, as data.
-
-A method is a weighting of errors, a grouping, and a rule for refitting the coefficients; ours is one of them.
-"""
+"""The methods as presets: a weighting of errors, a grouping, and a rule for refitting the coefficients."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,17 +7,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Preset:
-    """One published method.
+    """One method.
 
     Attributes:
         name: Name on the command line.
         summary: One line for ``--help`` and the report.
-        weighting: Name of the weighting of errors, a file in :mod:`basis_sharing.weightings`.
-        planned: Whether groups and ranks are chosen from measured loss, instead of the same rank for every group.
-        group_size: Number of consecutive layers that share a basis, for the roles that share; 1 shares nothing.
-        refit: How the coefficients are refitted on the compressed flow: "never", "always", as Basis Sharing does, or
-            "anchored", block by block where it helps.
-        refit_from: Ratio from which they are.
+        weighting: Name of the weighting of errors, a module of :mod:`basis_sharing.weightings`.
+        planned: Whether groups and ranks are chosen from measured loss; otherwise every group has the same rank.
+        group_size: Number of consecutive layers that share a basis, for the roles that share; 1: no sharing.
+        refit: How the coefficients are refitted on the compressed flow: "never", "always" (all at once, as in Basis
+            Sharing) or "anchored" (block by block, if it reduces the error).
+        refit_from: Smallest ratio at which they are refitted.
     """
 
     name: str

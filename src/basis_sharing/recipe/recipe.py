@@ -1,7 +1,7 @@
-"""The recipe: all that is asked of one compression, validated once.
+"""The recipe: all settings of one compression, validated once.
 
-It is put together from parts, and every stage of a run gets the part that concerns it. To everybody else it is flat: a
-YAML file, the Python keywords and the flags name its settings alike.
+It is composed of parts, and every stage of a run takes the part that it needs. For users it is flat: a YAML file, the
+Python keywords and the flags use the same names.
 """
 
 from typing import Any, Literal, Self
@@ -11,21 +11,13 @@ from pydantic import model_validator
 from basis_sharing.recipe.calibration import Calibration, CalibrationKeywords
 from basis_sharing.recipe.evaluation import Evaluation, EvaluationKeywords
 from basis_sharing.recipe.model import ModelKeywords, ModelSettings
-from basis_sharing.recipe.planning import Planning, PlanningKeywords
+from basis_sharing.recipe.planning import PLANNER, PUBLISHED, Planning, PlanningKeywords
 from basis_sharing.recipe.repair import Repair, RepairKeywords
 from basis_sharing.recipe.settings import flag_of
 from basis_sharing.recipe.target import LIMITS, Target, TargetKeywords
 
-_PLANNER_ONLY = (
-    *LIMITS,
-    "max_perplexity_increase",
-    "gradients",
-    "across_roles",
-    "across_depth",
-    "rank_multiple",
-    "treatments",
-)
-_PUBLISHED_ONLY = ("group_size", "share")
+_PLANNER_ONLY = (*LIMITS, "max_perplexity_increase", *Planning.in_panel(PLANNER))
+_PUBLISHED_ONLY = Planning.in_panel(PUBLISHED)
 
 
 class RecipeKeywords(
@@ -58,7 +50,7 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
 
     @property
     def chosen_refit(self) -> Literal["never", "always", "anchored"]:
-        """How the coefficients will be refitted; training, where it is asked for, takes the place of the method's."""
+        """How the coefficients are refitted; with ``auto``, block training replaces the method's refit."""
         if self.refit != "auto":
             return self.refit
         ratio = self.exact_ratio
@@ -67,19 +59,19 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the method looks at any calibration text."""
+        """Whether the method uses a calibration text."""
         return self.weighting != "none" or self.chosen_refit != "never" or self.refine is not None
 
 
 def as_recipe(recipe: Recipe | float | str | None, settings: RecipeKeywords | dict[str, Any]) -> Recipe:
-    """Return the recipe that a function was asked for.
+    """Return the recipe from the arguments of a verb.
 
     Args:
         recipe: A recipe, or the ratio, or None.
         settings: Settings that complete it, or replace those of a recipe.
 
     Raises:
-        RecipeError: One sentence about the first setting that is wrong.
+        RecipeError: A setting is invalid; the message is one sentence about the first one.
     """
     if isinstance(recipe, Recipe):
         given = {name: getattr(recipe, name) for name in recipe.model_fields_set}

@@ -1,4 +1,4 @@
-"""What is asked of a recovery: a training of a compressed model for a while."""
+"""The settings of a recovery, a training of a compressed model."""
 
 from typing import Annotated, Any, Literal, Self, TypedDict
 
@@ -17,13 +17,13 @@ DEFAULT_RECOVERY = "distill"
 
 
 class RecoverySettings(Settings):
-    """The settings of one recovery; a preset completes those that are not given.
+    """The settings of one recovery; a preset supplies those that are not given.
 
     Attributes:
-        train: What is trained: the factors and norms, or LoRA on the coefficients, which is then merged into them.
-        loss: Towards what: the original's next-token distributions, or the text.
+        train: What is trained: the factors and norms, or LoRA on the coefficients, which is merged at the end.
+        loss: Target of the training: the original's next-token distributions, or the next tokens of the text.
         lora_rank: Rank of LoRA.
-        lora_alpha: Its scale.
+        lora_alpha: Scale of LoRA.
     """
 
     preset: Annotated[
@@ -69,10 +69,10 @@ class RecoverySettings(Settings):
 
     @classmethod
     def create(cls, preset: str = DEFAULT_RECOVERY, **settings: Any) -> Self:
-        """Complete settings from a preset and validate them; those that are None count as not given.
+        """Return validated settings, completed from a preset; None counts as not given.
 
         Raises:
-            RecipeError: One sentence about the first setting that is wrong.
+            RecipeError: A setting is invalid; the message is one sentence about the first one.
         """
         if preset not in RECOVERIES:
             raise RecipeError(f"unknown preset {preset!r}: choose from {', '.join(RECOVERIES)}.")

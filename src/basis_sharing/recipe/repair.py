@@ -1,4 +1,4 @@
-"""The repair part of a recipe: what is done after the plan has been executed."""
+"""The repair part of a recipe: refitting and training after the plan is carried out."""
 
 from typing import Annotated, Literal, TypedDict
 

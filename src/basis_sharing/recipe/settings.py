@@ -1,8 +1,7 @@
-"""What all settings have in common: one declaration per setting, and mistakes as one sentence.
+"""The base class of all settings: one declaration per setting, and errors as one sentence.
 
-A setting is a field of a :class:`Settings` class, annotated with an :class:`Option`. Its help text, its flag and its
-default are written there and nowhere else: the command line, the YAML file, the Python keywords and the documentation
-are made from it.
+A setting is a field of a :class:`Settings` class, annotated with an :class:`Option`. Its help text, flag and default
+are declared only there; the command line, the YAML file, the Python keywords and the documentation are derived from it.
 """
 
 import difflib
@@ -30,20 +29,20 @@ MOVED: dict[str, str] = {
     "text": "the calibration text is `calibration`, texts to measure on are `evaluate`",
     **dict.fromkeys(("output", "overwrite", "work", "device", "max_memory", "progress"), _OF_THE_COMMAND),
 }
-"""Settings that people look for in a recipe under another name or in another place, and where they are."""
+"""Hints for settings that have another name or belong elsewhere, by the name a user may try."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a setting appears on the command line and in the documentation.
+    """The appearance of a setting on the command line and in the documentation.
 
     Attributes:
-        help: What it does, without a full stop.
-        metavar: What stands for the value in help texts.
-        default: The default in words where the value does not speak for itself.
-        flag: The flag that turns a setting off which is on by default, e.g. ``--no-gradients``.
+        help: Help text, without a full stop.
+        metavar: Placeholder of the value in help texts.
+        default: Description of the default; None: its value is shown.
+        flag: Flag that turns off a setting that is on by default, e.g. ``--no-gradients``.
         panel: Heading under which ``--help`` lists it.
-        text: Whether it is given as text and read by a validator, e.g. ``"90M"`` or ``"5%"``.
+        text: Whether it is given as text and parsed by a validator, e.g. ``"90M"`` or ``"5%"``.
         repeated: Whether the flag may be given several times.
     """
 
@@ -57,16 +56,16 @@ class Option:
 
 
 class Settings(BaseModel):
-    """Immutable settings without unknown fields, whose mistakes are :class:`~basis_sharing.errors.RecipeError`."""
+    """Immutable settings without unknown fields; invalid ones raise :class:`~basis_sharing.errors.RecipeError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def create(cls, **settings: Any) -> Self:
-        """Validate settings.
+        """Return validated settings.
 
         Raises:
-            RecipeError: One sentence about the first setting that is wrong.
+            RecipeError: A setting is invalid; the message is one sentence about the first one.
         """
         try:
             return cls(**settings)
@@ -75,7 +74,7 @@ class Settings(BaseModel):
 
     @classmethod
     def sentence_of(cls, error: ValidationError) -> str:
-        """Return one sentence about the first mistake."""
+        """Return one sentence about the first error."""
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
             unknown = str(first["loc"][0])
@@ -87,7 +86,7 @@ class Settings(BaseModel):
 
     @classmethod
     def settings_in(cls, path: Path) -> dict[str, Any]:
-        """Read settings from a YAML or JSON file, to be completed and passed to :meth:`create`.
+        """Return the settings in a YAML or JSON file as arguments of :meth:`create`.
 
         Raises:
             RecipeError: The file cannot be read or is not a mapping of setting names to values.
@@ -108,7 +107,7 @@ class Settings(BaseModel):
 
     @classmethod
     def nearest(cls, name: str) -> str:
-        """Return what somebody who wrote an unknown setting may have meant, as the end of a sentence."""
+        """Return a hint for an unknown setting, as the end of a sentence."""
         if name in MOVED:
             return f"{MOVED[name]}."
         near = difflib.get_close_matches(name, cls.model_fields, n=1)
@@ -124,14 +123,19 @@ class Settings(BaseModel):
             if isinstance(option, Option)
         }
 
+    @classmethod
+    def in_panel(cls, panel: str) -> tuple[str, ...]:
+        """Return the settings that ``--help`` lists under a heading."""
+        return tuple(name for name, option in cls.options().items() if option.panel == panel)
+
 
 def flag_of(name: str, option: Option) -> str:
-    """Return how a setting is named on the command line."""
+    """Return the flag of a setting on the command line."""
     return option.flag or "--" + name.replace("_", "-")
 
 
 def value_type(field: FieldInfo) -> type:
-    """Return the type of a setting that is not None: that of its values, of a choice ``str``, of several a tuple."""
+    """Return the type of the values of a setting other than None; ``str`` for a choice, ``tuple`` for several."""
     annotation = field.annotation
     arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
     if get_origin(annotation) is not None and len(arguments) == 1:

@@ -1,22 +1,21 @@
-"""The target part of a recipe: how small, how cheap, or how good the compressed model has to be."""
+"""The target part of a recipe: the required size, cost or quality of the compressed model."""
 
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Self, TypedDict
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from basis_sharing.recipe.amounts import amount, fraction
 from basis_sharing.recipe.settings import Option, Settings
 
 _PANEL = "Target"
-LIMITS = ("max_parameters", "max_bytes", "max_flops")
-"""Limits on a cost of the whole model; several may be given at once."""
-TARGETS = ("ratio", *LIMITS, "max_perplexity_increase", "plan")
+Limit = Annotated[int | None, BeforeValidator(amount)]
+"""A limit on a cost of the whole model, also as text with a unit; several may be given at once."""
 
 
 class Target(Settings):
-    """One target, or several limits that all have to be held."""
+    """One target, or several limits on costs that all have to be held."""
 
     ratio: Annotated[
         float | None,
@@ -28,14 +27,14 @@ class Target(Settings):
         ),
     ] = None
     max_parameters: Annotated[
-        int | None, Option("Parameters the whole model may have, e.g. 100M", metavar="N", panel=_PANEL, text=True)
+        Limit, Option("Parameters the whole model may have, e.g. 100M", metavar="N", panel=_PANEL, text=True)
     ] = Field(default=None, ge=1)
     max_bytes: Annotated[
-        int | None,
+        Limit,
         Option("Bytes the weights of the whole model may take, e.g. 1.5GiB", metavar="N", panel=_PANEL, text=True),
     ] = Field(default=None, ge=1)
     max_flops: Annotated[
-        int | None,
+        Limit,
         Option(
             "Floating point operations per token for projections and output head, e.g. 180M",
             metavar="N",
@@ -75,11 +74,6 @@ class Target(Settings):
             )
         return ratio
 
-    @field_validator(*LIMITS, mode="before")
-    @classmethod
-    def _amount(cls, value: object) -> object:
-        return amount(value)
-
     @field_validator("max_perplexity_increase", mode="before")
     @classmethod
     def _fraction(cls, value: object) -> object:
@@ -102,13 +96,18 @@ class Target(Settings):
 
     @property
     def exact_ratio(self) -> Fraction | None:
-        """The ratio as the decimal number the user wrote, so that ranks do not depend on binary rounding."""
+        """The ratio as the decimal number that the user gave, so that ranks do not depend on binary rounding."""
         return None if self.ratio is None else Fraction(str(self.ratio))
 
     @property
     def limits(self) -> dict[str, int]:
-        """The limits on costs that are given, by setting."""
+        """The limits on costs that are set, by name."""
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
+
+
+LIMITS = tuple(name for name, field in Target.model_fields.items() if BeforeValidator(amount) in field.metadata)
+"""The settings that are limits on a cost."""
+TARGETS = tuple(Target.model_fields)
 
 
 class TargetKeywords(TypedDict, total=False):

@@ -1,1 +1,1 @@
-"""After the plan: errors that travel from block to block, and how factors make up for them (docs/after-the-plan.md)."""
+"""Repair of a compressed model: refitting and training that reduce accumulated errors (docs/after-the-plan.md)."""

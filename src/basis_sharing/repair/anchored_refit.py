@@ -1,15 +1,16 @@
-"""Anchored refit: new coefficients in closed form, from what a projection reads in both flows.
+"""Anchored refit: new coefficients in closed form, from the inputs of a projection in both flows.
 
 See docs/how-it-works.md#the-refit.
 
-In the compressed model a projection reads x' where the original reads x. With bases fixed, the coefficients that bring
-its output nearest to what the original's weight makes of x_a = a x + (1 - a) x', a point between the two flows, are
+In the compressed flow the input of a projection is x' where it is x in the dense flow. With the bases fixed, the
+coefficients whose output for x' is closest to the output of the original weight for x_a = a x + (1 - a) x', a point
+between the two flows, are
 
     C = (B^T G' B)^-1 B^T (a K + (1 - a) G') W,    G' = E[w x'^T x'],  K = E[w x'^T x],
 
-with w = 1 / |x|^2, so that tokens with huge activations (the first of a text above all) count as much as the others.
-The anchor a, and how far to go from the planned coefficients towards C, are chosen by the error of the whole block on
-windows that are kept apart; where no choice makes that smaller, the planned coefficients stay.
+with w = 1 / |x|^2, so that tokens with huge activations (such as the first token of a text) count as much as the
+others. The anchor a and the step from the planned coefficients towards C are chosen by the error of the whole block on
+held-out windows; if no choice reduces this error, the planned coefficients are kept.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class FlowMoments:
-    """What a projection reads in both flows.
+    """Second moments of the inputs of a projection in both flows.
 
     Attributes:
         own: G', shape ``[d_in, d_in]``, fp64.
@@ -39,12 +40,12 @@ class FlowMoments:
 
 
 def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, processes: Processes | None = None) -> FlowMoments:
-    """Add up the moments of what is read in the compressed and in the original flow.
+    """Return the second moments of inputs in the compressed and in the dense flow, summed over all processes.
 
     Args:
-        pairs: What is read, ``[tokens, d_in]`` in either flow.
-        d_in: Its width.
-        processes: The processes that have pairs of their own.
+        pairs: Inputs in the compressed and in the dense flow, each of shape ``[tokens, d_in]``.
+        d_in: Number of input features.
+        processes: The processes that share the work, each with its own pairs; None: only this one.
     """
     totals: list[Tensor] = []
     for compressed, original in pairs:
@@ -59,16 +60,16 @@ def flow_moments(pairs: Iterable[tuple[Tensor, Tensor]], d_in: int, processes: P
 
 
 def anchored_coefficients(B: Tensor, moments: FlowMoments, W: Tensor, C: Tensor, anchor: float) -> Tensor:
-    """Return the coefficients for an anchor.
+    """Return the coefficients for an anchor, shape ``[k, d_out]``.
 
-    A small ridge pulls towards the planned coefficients where the data says little.
+    A small ridge pulls towards the planned coefficients in directions that the data hardly determines.
 
     Args:
         B: Basis, all rows, shape ``[d_in, k]``, fp64.
-        moments: What is read in both flows.
+        moments: Second moments of the inputs in both flows.
         W: Weight of the original, shape ``[d_in, d_out]``, fp64.
         C: Planned coefficients, shape ``[k, d_out]``, fp64.
-        anchor: 1: the output in the original flow is the target; 0: what the original's weight makes of x'.
+        anchor: 1: the target is the output in the dense flow; 0: the output of the original weight for x'.
     """
     A = B.T @ moments.own @ B
     A.diagonal().add_(_RIDGE * A.diagonal().mean())
@@ -84,16 +85,16 @@ def best_choice(
     install: Callable[[Sequence[Tensor]], None],
     error: Callable[[], float],
 ) -> float:
-    """Leave the coefficients in place that make the error smallest.
+    """Install the coefficients with the smallest error: the planned ones, or those of one of :data:`CHOICES`.
 
     Args:
-        planned: The coefficients that are in place.
-        refitted: Returns those for an anchor.
-        install: Puts coefficients in place.
-        error: Returns the error of the block with those that are in place.
+        planned: The coefficients that are installed now.
+        refitted: Returns the refitted coefficients for an anchor.
+        install: Puts coefficients into the block.
+        error: Returns the error of the block with the installed coefficients.
 
     Returns:
-        The error with them.
+        The smallest error.
     """
     best = error()
     chosen = planned
@@ -103,8 +104,8 @@ def best_choice(
             solved[anchor] = refitted(anchor)
         candidate = [old + step * (new - old) for old, new in zip(planned, solved[anchor], strict=True)]
         install(candidate)
-        found = error()
-        if found < best:
-            best, chosen = found, candidate
+        candidate_error = error()
+        if candidate_error < best:
+            best, chosen = candidate_error, candidate
     install(chosen)
     return best

@@ -1,4 +1,4 @@
-"""Train one block towards the original's states, with an eye on windows it does not learn from."""
+"""Train one block towards the original's hidden states, evaluated on held-out windows."""
 
 import copy
 import math
@@ -20,11 +20,11 @@ _PATIENCE = 2
 def relative_error(states: Tensor, targets: Tensor) -> Tensor:
     """Return the mean over the tokens of ||y - t||^2 / ||t||^2, as a scalar.
 
-    No token counts for more because its activations are huge.
+    Dividing by the target's norm gives tokens with huge activations the same weight as the others.
 
     Args:
-        states: What a block hands on, y, ``[..., tokens, hidden]``.
-        targets: What the original hands on, t.
+        states: Outputs y of a block, shape ``[..., tokens, hidden]``.
+        targets: Outputs t of the original block, same shape.
     """
     targets = targets.float()
     squares = (states.float() - targets).square().sum(-1)
@@ -33,17 +33,17 @@ def relative_error(states: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class BlockTask:
-    """One block on its device in fp32, what it reads in the compressed flow, and what it should hand on.
+    """One block on its device in fp32, its inputs in the compressed flow, and its target outputs.
 
     Attributes:
         block: The block.
-        call: What the model hands to it besides the states.
-        read: Returns what it reads of a window, ``[1, length, hidden]``, on its device.
-        target: Returns what the original hands on for a window, ``[1, length, hidden]``, on its device.
-        training: Windows to learn from.
-        held_out: Windows to judge by.
-        dtype: Dtype of the products; weights, and what the optimizer knows, stay in fp32.
-        processes: The processes that have windows of their own.
+        call: The arguments that the model passes to it besides the hidden states.
+        read: Returns its input for a window, shape ``[1, length, hidden]``, on its device.
+        target: Returns the output of the original block for a window, shape ``[1, length, hidden]``, on its device.
+        training: Indices of the training windows.
+        held_out: Indices of the held-out windows.
+        dtype: Dtype of the matrix products; weights and optimizer states stay in fp32.
+        processes: The processes that share the work, each with its own windows.
     """
 
     block: nn.Module
@@ -56,19 +56,19 @@ class BlockTask:
     processes: Processes = field(default_factory=Processes)
 
     def mixed(self) -> AbstractContextManager[object]:
-        """Compute products in ``dtype`` for as long as the context."""
+        """Return a context in which matrix products are computed in ``dtype``."""
         device = next(self.block.parameters()).device
         return torch.autocast(device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
 
     def loss(self, window: int) -> Tensor:
-        """Return the error on one window, as a scalar that can be differentiated."""
+        """Return the error on one window, as a differentiable scalar."""
         with self.mixed():
             output = run_block(self.block, self.read(window), self.call)
         return relative_error(output, self.target(window))
 
     @torch.no_grad()
     def held_out_error(self) -> float:
-        """Return the mean error on the windows to judge by, of all processes."""
+        """Return the mean error on the held-out windows of all processes."""
         errors = [self.loss(window).item() for window in self.held_out]
         total = torch.tensor([sum(errors), len(errors)], dtype=torch.float64)
         self.processes.add_up(total)
@@ -77,14 +77,14 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class BlockGain:
-    """What was done to the held-out error of a block.
+    """The held-out error of a block before and after its repair.
 
     Attributes:
-        before: Error before.
-        refitted: Error after the refit of the coefficients, if there was one; never larger.
-        after: Error of the weights that are kept; never larger.
-        epochs: Passes over the training windows until the kept weights; 0: training changed nothing.
-        diverged: Whether an epoch ended in NaN, infinity or more than ten times the error.
+        before: Error before the repair.
+        refitted: Error after the refit of the coefficients, if there was one; never larger than ``before``.
+        after: Error of the weights that are kept; never larger than ``refitted``.
+        epochs: Epochs after which the kept weights were reached; 0: training did not improve them.
+        diverged: Whether an epoch ended with NaN, infinity or more than ten times the initial error.
     """
 
     before: float
@@ -103,16 +103,16 @@ def train_block(
     rate: float = RATE,
     step_done: Callable[[], None] = lambda: None,
 ) -> BlockGain:
-    """Train some parameters of a block, and keep the best state that was seen on the held-out windows.
+    """Train some parameters of a block, and keep the state with the smallest held-out error.
 
-    It stops early once two epochs in a row have not improved on the best one.
+    Training stops early after two epochs without an improvement.
 
     Args:
         task: The block and its windows.
-        parameters: What may change.
-        epochs: Passes over the training windows at most.
+        parameters: The parameters to train.
+        epochs: Largest number of passes over the training windows.
         seed: Seed of the order of the windows.
-        rate: Step relative to the size of each parameter.
+        rate: Learning rate relative to the root mean square of each parameter.
         step_done: Called after every step.
     """
     before = best = task.held_out_error()
@@ -146,7 +146,7 @@ def train_block(
 
 @contextmanager
 def _trainable(block: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Let gradients flow into some parameters of a block, and no others, for as long as the context."""
+    """Enable gradients for some parameters of a block, and for no others, within the context."""
     before = [(parameter, parameter.requires_grad) for parameter in {*block.parameters(), *parameters}]
     try:
         block.requires_grad_(False)

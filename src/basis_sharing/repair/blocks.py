@@ -1,9 +1,9 @@
-"""Repair blocks on the compressed flow: coefficients are refitted, factors and norms trained, towards the original.
+"""Repair blocks on the compressed flow: refit coefficients, and train factors and norms, towards the original.
 
-Blocks come in depth order. Each reads the hidden states of the compressed model, in which the blocks before it are
-repaired already; its targets are the hidden states of the original at the same depth. So a block also makes up for what
-was lost before it, which the planner, with one projection and the original's activations, cannot see. One block at a
-time is on the device.
+Blocks are repaired in depth order. The input of a block is the hidden states of the compressed model, whose earlier
+blocks are already repaired; its targets are the original's hidden states at the same depth. A block can therefore also
+correct errors of the blocks before it, which the planner, with one projection and the original's activations, cannot
+take into account. Only one block at a time is on the device.
 """
 
 import json
@@ -64,9 +64,9 @@ def repair_blocks(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> tuple[RepairSchedule, list[BlockGain]]:
-    """Repair the blocks of a compressed model, one after the other; shapes, ranks and sharing stay as they are.
+    """Repair the blocks of a compressed model one after the other; shapes, ranks and sharing do not change.
 
-    A basis that projections of several blocks share stays as it is: what suits one block would spoil another.
+    A basis shared by projections of several blocks is not changed, because the other blocks would get worse.
 
     Args:
         model: Compressed model; its parameters are replaced.
@@ -75,17 +75,17 @@ def repair_blocks(
         input_ids: Windows of text, shape ``[windows, length]``; they are cut into segments of 512 tokens.
         refit: Whether coefficients are refitted first (:mod:`~basis_sharing.repair.anchored_refit`).
         minutes: About how long training may take. The first steps are timed to decide how much text is used; None: no
-            training, and the refit takes 48 segments.
-        dtype: Dtype of activations and products; weights and what the optimizer knows are fp32.
+            training, and the refit uses 48 segments.
+        dtype: Dtype of activations and products; weights and optimizer states are fp32.
         seed: Seed of the order of the segments.
         bos: Whether windows, and so segments, start with a beginning-of-sequence token.
         folder: Where repaired blocks are kept; an interrupted run is resumed from there and ends with the same weights.
-        machine: Where to work; None: where the model is. Several processes divide the segments among them, and refit
-            to what all of them read; training is for one.
-        progress: Receives one event per block and epoch.
+        machine: Where to work; None: where the model is. Several processes divide the segments among them and refit
+            on the inputs of all of them; training runs in one process only.
+        progress: Receives one event per block and step.
 
     Returns:
-        How much text was used, and what was gained per block.
+        How much text was used, and the gain of every block.
 
     Raises:
         RecipeError: The time or the text is too short.
@@ -94,24 +94,24 @@ def repair_blocks(
     machine = machine or Machine(model.device)
     segments = cut_segments(input_ids, seed, bos)
     calls = block_calls(model, decoder, segments)
-    work = _Work(model, original, decoder, calls, dtype, refit, machine)
+    repair = _Repair(model, original, decoder, calls, dtype, refit, machine)
 
     def decide() -> RepairSchedule:
         if minutes is None:
             return RepairSchedule(min(len(segments), REFIT_SEGMENTS), 0)
-        return work.settle(segments, minutes)
+        return repair.timed_schedule(segments, minutes)
 
     with ExitStack() as stack:
-        room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
+        kept_in = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
         schedule = load_or_create(folder and folder / "schedule.json", RepairSchedule, decide)
         own = segments[own_share(schedule, machine.processes).segments]
         point = ResumePoint(folder and folder / f"flows-reached{UNFINISHED}", machine.processes)
-        return schedule, work.through(own, schedule, seed, room, point, progress)
+        return schedule, repair.repair_all(own, schedule, seed, kept_in, point, progress)
 
 
 @dataclass
-class _Work:
-    """What the repair of any block needs."""
+class _Repair:
+    """The repair of all blocks of one model."""
 
     model: Any
     original: Any
@@ -121,41 +121,45 @@ class _Work:
     refit: bool
     machine: Machine
 
-    def through(
+    def repair_all(
         self,
         segments: Tensor,
         schedule: RepairSchedule,
         seed: int,
-        room: Path,
+        folder: Path,
         point: ResumePoint,
         progress: ProgressCallback,
     ) -> list[BlockGain]:
-        """Repair all blocks from where an interrupted run stopped; return what every block gained."""
+        """Repair all blocks, resuming an interrupted run; return the gain of every block."""
         shape = states_shape(self.model, self.decoder, segments)
-        flows = states_like(torch.Size((3, *shape)), self.dtype, room / f"flows{UNFINISHED}", self.machine)
+        flows = states_like(torch.Size((3, *shape)), self.dtype, folder / f"flows{UNFINISHED}", self.machine)
         first = point.resume(flows)
-        if not all(self.machine.processes.gather(first and _readable(room, first))):
-            first = 0  # begin anew
-        gains = [self.take(index, room) for index in range(first)]
+        if not all(self.machine.processes.gather(first and _readable(folder, first))):
+            first = 0  # start from the first block
+        gains = [self.load_block(index, folder) for index in range(first)]
         if not first:
             for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
                 fill_first_states(source, self.decoder, segments, flows[flow])
         for index in range(first, len(self.decoder.blocks)):
-            gains.append(self.repair_block(index, flows, schedule, seed, room, progress))
+            gains.append(self.repair_block(index, flows, schedule, seed, folder, progress))
             point.reach(index + 1, flows)
         return gains
 
-    def settle(self, segments: Tensor, minutes: float) -> RepairSchedule:
-        """Time the first block, and return what fits into the minutes."""
+    def timed_schedule(self, segments: Tensor, minutes: float) -> RepairSchedule:
+        """Time the first block, and return the schedule that fits into ``minutes``.
+
+        Raises:
+            RecipeError: The time is too short for the smallest schedule.
+        """
         available = len(segments)
         few = RepairSchedule(FEWEST_SEGMENTS, 1)
         segments = segments[own_share(few, self.machine.processes).segments]
         flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
         for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
             fill_first_states(source, self.decoder, segments, flows[flow])
-        self._aim(0, flows)  # warms up
+        self._compute_targets(0, flows)  # warms up
         start = time.monotonic()
-        self._aim(0, flows)
+        self._compute_targets(0, flows)
         forward = (time.monotonic() - start) / FEWEST_SEGMENTS
         start = time.monotonic()
         with self._masters(0) as masters:
@@ -165,8 +169,8 @@ class _Work:
         share = 60 * minutes / len(self.decoder.blocks)
 
         def fits(epochs: int) -> int:
-            training, judging = 1 - 1 / HELD_OUT, 1 / HELD_OUT
-            return int(share / (2 * forward + epochs * training * step + (epochs + 1) * judging * forward))
+            training, held_out = 1 - 1 / HELD_OUT, 1 / HELD_OUT
+            return int(share / (2 * forward + epochs * training * step + (epochs + 1) * held_out * forward))
 
         if fits(1) < FEWEST_SEGMENTS:
             needed = minutes * FEWEST_SEGMENTS / max(1, fits(1))
@@ -179,27 +183,27 @@ class _Work:
         return RepairSchedule(min(available, fits(epochs)), epochs)
 
     def repair_block(
-        self, index: int, flows: Tensor, schedule: RepairSchedule, seed: int, room: Path, progress: ProgressCallback
+        self, index: int, flows: Tensor, schedule: RepairSchedule, seed: int, folder: Path, progress: ProgressCallback
     ) -> BlockGain:
-        """Refit and train a block, keep it in a file, and let both flows through it."""
+        """Refit and train a block, keep it in a file, and advance both flows to its outputs."""
         stage = "refining" if schedule.epochs else "refitting to the compressed flow"
         steps = max(1, schedule.epochs * len(schedule.training))
-        taken, total = index * steps, len(self.decoder.blocks) * steps
+        done, total = index * steps, len(self.decoder.blocks) * steps
 
         def step_done() -> None:
-            nonlocal taken
-            taken += 1
-            progress(Progress(stage, taken, total, "steps"))
+            nonlocal done
+            done += 1
+            progress(Progress(stage, done, total, "steps"))
 
-        self._aim(index, flows)
+        self._compute_targets(index, flows)
         with self._masters(index) as masters:
             task = self._task(index, flows, schedule)
             before = task.held_out_error()
             refitted = self._refit(index, flows, task, before) if self.refit else before
             gain = self._train(task, masters, schedule, seed + index, step_done)
         gain = replace(gain, before=before, refitted=refitted)
-        self._keep(index, masters, gain, room)
-        self.take(index, room)
+        self._keep(index, masters, gain, folder)
+        self.load_block(index, folder)
         block, call = self._block(self.model, index), self.calls[index].to(self.machine.device, self.dtype)
         with torch.no_grad(), placed(block, self.machine.device, self.dtype):
             for window, states in enumerate(flows[_COMPRESSED]):
@@ -208,9 +212,9 @@ class _Work:
         progress(Progress(stage, (index + 1) * steps, total, "steps"))
         return gain
 
-    def take(self, index: int, room: Path) -> BlockGain:
-        """Put a repaired block into the model, and return what it gained."""
-        repaired = load_file(_file(room, index))
+    def load_block(self, index: int, folder: Path) -> BlockGain:
+        """Load a repaired block from its file into the model, and return its gain."""
+        repaired = load_file(_file(folder, index))
         about = json.loads(bytes(repaired.pop("about").tolist()))
         replaced = {
             id(old): nn.Parameter(repaired[name].to(old.device), requires_grad=old.requires_grad)
@@ -220,16 +224,16 @@ class _Work:
         _swap(self._block(self.model, index), replaced)
         return BlockGain(**about)
 
-    def _keep(self, index: int, masters: dict[str, nn.Parameter], gain: BlockGain, room: Path) -> None:
-        """Write what has changed, in the dtype it had."""
+    def _keep(self, index: int, masters: dict[str, nn.Parameter], gain: BlockGain, folder: Path) -> None:
+        """Write the gain of a block, and its parameters in their stored dtype if they have improved."""
         tensors = {"about": torch.tensor(list(json.dumps(vars(gain)).encode()), dtype=torch.uint8)}
         if gain.after < gain.before:
             for name, old in self._own(index).items():
                 tensors[name] = masters[name].detach().to("cpu", old.dtype).contiguous()
-        write_whole(_file(room, index), lambda path: save_file(tensors, path))
+        write_whole(_file(folder, index), lambda path: save_file(tensors, path))
 
     @torch.no_grad()
-    def _aim(self, index: int, flows: Tensor) -> None:
+    def _compute_targets(self, index: int, flows: Tensor) -> None:
         """Compute the outputs of the original's block."""
         block, call = self._block(self.original, index), self.calls[index].to(self.machine.device, self.dtype)
         with placed(block, self.machine.device, self.dtype):
@@ -241,7 +245,7 @@ class _Work:
         return block
 
     def _own(self, index: int) -> dict[str, nn.Parameter]:
-        """Return the floating-point parameters of a block that no other block has, by name."""
+        """Return the floating-point parameters of a block that no other block uses, by name."""
         uses = Counter(
             id(parameter)
             for path in self.decoder.blocks
@@ -252,7 +256,7 @@ class _Work:
 
     @contextmanager
     def _masters(self, index: int) -> Iterator[dict[str, nn.Parameter]]:
-        """Put fp32 copies of a block's own parameters into it for as long as the context, all of it on the device."""
+        """Yield fp32 copies of a block's own parameters, which replace them, on the device, within the context."""
         block, device, own = self._block(self.model, index), self.machine.device, self._own(index)
         masters = {name: nn.Parameter(old.detach().to(device, torch.float32, copy=True)) for name, old in own.items()}
         _swap(block, {id(old): masters[name] for name, old in own.items()})
@@ -287,7 +291,7 @@ class _Work:
 
     @torch.no_grad()
     def _refit(self, index: int, flows: Tensor, task: BlockTask, before: float) -> float:
-        """Refit the coefficients of a block, input by input as they are read; return the held-out error."""
+        """Refit the coefficients of a block, input by input in forward order; return the held-out error."""
         block, original = self._block(self.model, index), self._block(self.original, index)
         path, call = self.decoder.blocks[index], self.calls[index].to(self.machine.device, self.dtype)
         readers: dict[str, list[Projection]] = {}
@@ -309,19 +313,19 @@ class _Work:
                 continue
             with placed(original, self.machine.device, self.dtype):
                 if any(len(read) != flows.shape[2] for read in pair(0)):
-                    continue  # an expert, which reads other tokens in the other flow
-                learning = task.training[: REFIT_SEGMENTS // self.machine.processes.count]
-                moments = flow_moments(map(pair, learning), projections[0].d_in, self.machine.processes)
+                    continue  # an expert, whose tokens differ between the flows
+                training = task.training[: REFIT_SEGMENTS // self.machine.processes.count]
+                moments = flow_moments(map(pair, training), projections[0].d_in, self.machine.processes)
             error = self._refit_readers(factorized, moments, task)
         return error
 
     def _refit_readers(self, projections: list[Projection], moments: FlowMoments, task: BlockTask) -> float:
         """Refit the coefficients of projections that read one input; return the held-out error."""
-        there = self.machine.algebra, torch.float64
-        moments = FlowMoments(moments.own.to(*there), moments.cross.to(*there))
-        bases = [basis_of(self.model, p.name).to(*there) for p in projections]
-        planned = [self.model.get_submodule(p.name).coeff.weight.detach().to(*there).T for p in projections]
-        weights = [weight(self.original, p).to(*there) for p in projections]
+        target = self.machine.algebra, torch.float64
+        moments = FlowMoments(moments.own.to(*target), moments.cross.to(*target))
+        bases = [basis_of(self.model, p.name).to(*target) for p in projections]
+        planned = [self.model.get_submodule(p.name).coeff.weight.detach().to(*target).T for p in projections]
+        weights = [weight(self.original, p).to(*target) for p in projections]
 
         def refitted(anchor: float) -> list[Tensor]:
             return [
@@ -340,7 +344,7 @@ class _Read(Exception):  # noqa: N818 - control flow, not an error
 
 
 def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Tensor:
-    """Return what a module of a block reads, ``[tokens, d_in]``; the block is run no further."""
+    """Return the input of a module of a block, shape ``[tokens, d_in]``; the block is run only up to that module."""
     inputs: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -358,7 +362,7 @@ def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Ten
 
 
 def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:
-    """Put other parameters in the place of those with these identities."""
+    """Replace parameters of a block; ``replaced`` maps the ``id`` of an old parameter to the new one."""
     for module in block.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in replaced:
@@ -366,7 +370,7 @@ def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:
 
 
 def _readable(folder: Path, count: int) -> bool:
-    """Return whether the files of the first blocks are there and whole."""
+    """Return whether the files of the first ``count`` blocks exist and can be read."""
     try:
         for index in range(count):
             load_file(_file(folder, index))

@@ -1,4 +1,4 @@
-"""The optimizer of all training here: AdamW, with steps in proportion to the weights they change."""
+"""The optimizer of block and model training: AdamW with learning rates in proportion to the size of the weights."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ _WARM_UP = 0.05
 
 
 def relative_adamw(parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.AdamW:
-    """Return AdamW whose step is ``rate`` times the root mean square of each parameter.
+    """Return AdamW whose learning rate is ``rate`` times the root mean square of each parameter.
 
-    A basis and its coefficients share out their scale between them at will, so that no absolute step suits both.
+    Only the product of a basis and its coefficients has a fixed scale, so that no absolute rate suits both.
     """
     groups = [
         {"params": [p], "lr": rate * max(p.detach().float().square().mean().sqrt().item(), 1e-8)} for p in parameters
@@ -21,7 +21,7 @@ def relative_adamw(parameters: Iterable[nn.Parameter], rate: float) -> torch.opt
 
 
 def warm_cosine(steps: int) -> Callable[[int], float]:
-    """Return the factor of the rate at each of ``steps`` steps: a short rise, then half a cosine down to a tenth."""
+    """Return the schedule of the rate over ``steps`` steps: a short linear rise, then half a cosine to a tenth."""
     rise = max(1, round(_WARM_UP * steps))
 
     def factor(step: int) -> float:

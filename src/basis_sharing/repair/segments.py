@@ -1,4 +1,4 @@
-"""The text that blocks are refitted to and trained on: short segments, some of them held out."""
+"""The text that blocks are refitted and trained on: short segments, some of them held out."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from basis_sharing.errors import RecipeError
 from basis_sharing.run.processes import Processes
 
 SEGMENT = 512
-REFIT_SEGMENTS = 48  # from which coefficients are solved, held-out ones included; twice as many changed nothing
-HELD_OUT = 8  # one of so many segments
+REFIT_SEGMENTS = 48  # for solving for the coefficients, held-out ones included; twice as many gave no improvement
+HELD_OUT = 8  # one segment in 8
 FEWEST_SEGMENTS = 2 * HELD_OUT
 
 
 @dataclass(frozen=True)
 class RepairSchedule:
-    """How much is trained; kept so that an interrupted run is resumed at the same pace.
+    """How much text is used, and for how long; kept so that an interrupted run resumes with the same schedule.
 
     Attributes:
         segments: Number of segments of text, held-out ones included.
-        epochs: Passes over them at most.
+        epochs: Largest number of passes over them; 0: no training.
     """
 
     segments: int
@@ -28,22 +28,22 @@ class RepairSchedule:
 
     @property
     def held_out(self) -> list[int]:
-        """The held-out segments."""
+        """Indices of the held-out segments."""
         return list(range(HELD_OUT - 1, self.segments, HELD_OUT))
 
     @property
     def training(self) -> list[int]:
-        """The segments to learn from."""
+        """Indices of the training segments."""
         return [index for index in range(self.segments) if index % HELD_OUT != HELD_OUT - 1]
 
 
 @dataclass(frozen=True)
 class Share:
-    """The segments of one process: those to learn from, then the held-out ones.
+    """The segments of one process: the training segments, then the held-out ones.
 
     Attributes:
-        segments: Their places in the text.
-        learning: How many of them are to learn from.
+        segments: Their indices in the text.
+        learning: Number of training segments among them.
     """
 
     segments: list[int]
@@ -51,28 +51,28 @@ class Share:
 
     @property
     def training(self) -> list[int]:
-        """The places of those to learn from."""
+        """Positions of the training segments in ``segments``."""
         return list(range(self.learning))
 
     @property
     def held_out(self) -> list[int]:
-        """The places of the held-out ones."""
+        """Positions of the held-out segments in ``segments``."""
         return list(range(self.learning, len(self.segments)))
 
 
 def own_share(schedule: RepairSchedule, processes: Processes) -> Share:
-    """Return what this process has of the segments."""
+    """Return the segments of this process."""
     training = list(processes.own(schedule.training))
     return Share([*training, *processes.own(schedule.held_out)], len(training))
 
 
 def segment_length(length: int) -> int:
-    """Return the tokens per segment of windows of a length."""
+    """Return the number of tokens per segment for windows of ``length`` tokens."""
     return min(SEGMENT, length)
 
 
 def segment_count(windows: int, length: int, bos: bool) -> int:
-    """Return the number of segments in ``windows`` windows of ``length`` tokens, one token less each with ``bos``."""
+    """Return the number of segments in ``windows`` windows of ``length`` tokens, the first being BOS with ``bos``."""
     return windows * ((length - bos) // (segment_length(length) - bos))
 
 
@@ -82,10 +82,10 @@ def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
     Args:
         input_ids: Windows of text, shape ``[windows, length]``.
         bos: Whether windows start with a beginning-of-sequence token.
-        rank: The highest rank of the coefficients to solve for; 0: none are.
+        rank: The highest rank of the coefficients to solve for; 0: no refit.
 
     Raises:
-        RecipeError: It is too short.
+        RecipeError: The text is too short.
     """
     windows, longest = input_ids.shape
     count, length = segment_count(windows, longest, bos), segment_length(longest)
@@ -102,7 +102,11 @@ def check_text(input_ids: Tensor, bos: bool, rank: int = 0) -> None:
 
 
 def cut_segments(input_ids: Tensor, seed: int, bos: bool) -> Tensor:
-    """Return the text in segments, in an order in which any number of first ones is a fair sample."""
+    """Return the text in random order as segments, shape ``[segments, length]``.
+
+    Raises:
+        RecipeError: The text is too short.
+    """
     check_text(input_ids, bos)
     length = segment_length(input_ids.shape[1]) - bos
     body = input_ids[:, bos:]

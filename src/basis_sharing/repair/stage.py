@@ -33,19 +33,19 @@ from basis_sharing.treatments.stage import Execute, Planned, errors_of
 
 
 class KeepOriginal:
-    """Keep of the original what later stages aim at, before the plan changes the model.
+    """Keep the parts of the original that later stages need, before the plan changes the model.
 
     Args:
-        repair: What is asked.
+        repair: The settings of the repair.
         refit: How coefficients are refitted.
         seed: Seed of the order of the text.
         text: The calibration text; None: nothing is repaired.
         planned: The stage that makes the plan.
 
     Attributes:
-        anchored: Whether coefficients will be refitted block by block.
+        anchored: Whether coefficients are refitted block by block.
         model: The original; None: it is not needed.
-        weights: The original weights, shape ``[d_in, d_out]``, where all coefficients will be refitted at once.
+        weights: The original weights by name, shape ``[d_in, d_out]``, if all coefficients are refitted at once.
     """
 
     anchored: bool
@@ -56,36 +56,36 @@ class KeepOriginal:
         self.repair, self.refit, self.seed, self.text, self._planned = repair, refit, seed, text, planned
 
     def check_text(self) -> None:
-        """Make sure that the text suffices for what was asked for by name, before anything is measured.
+        """Make sure that the text suffices for an explicitly requested repair, before anything is measured.
 
         Raises:
-            RecipeError: It is too short.
+            RecipeError: The text is too short.
         """
-        asked = self.repair.refine is not None or self.repair.refit == "anchored"
-        if self.text is not None and asked:
+        requested = self.repair.refine is not None or self.repair.refit == "anchored"
+        if self.text is not None and requested:
             check_text(self.text.input_ids, self.text.windows.bos)
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """What is kept is counted by the stages that use it."""
+        """Return nothing: the stages that use the original count its memory."""
         return ()
 
     def run(self, run: Run) -> None:
-        """Decide what will be repaired, and keep what that needs."""
+        """Decide what will be repaired, and keep the parts of the original that this needs."""
         self.anchored = self._anchored(run)
         self.model = self._twin(run) if self.anchored or self.repair.refine is not None else None
-        # Held here, dense weights stay alive once their modules are replaced.
+        # References to the dense weights keep them alive after their modules are replaced.
         every = self.refit == "always" and self.text is not None
         self.weights = {p.name: weight(run.model, p) for p in run.decoder.projections} if every else {}
 
     def about(self) -> dict[str, object]:
-        """Return what repaired blocks depend on besides the plan and its statistics."""
+        """Return the settings that repaired blocks depend on besides the plan and its statistics."""
         return {"anchored": self.anchored, "refine": self.repair.refine, "seed": self.seed}
 
     def _anchored(self, run: Run) -> bool:
-        """Return whether coefficients will be refitted block by block; a note says where the text is too short for it.
+        """Return whether coefficients are refitted block by block; a note is added if the text is too short for it.
 
         Raises:
-            RecipeError: The text is too short, and the refit was asked for.
+            RecipeError: The text is too short, and the refit was requested explicitly.
         """
         if self.refit != "anchored" or self.text is None:
             return False
@@ -100,12 +100,12 @@ class KeepOriginal:
         return True
 
     def _twin(self, run: Run) -> Any:
-        """Return the original beside the model that is going to be changed; weights read from files take no memory."""
+        """Return a second copy of the original; weights that are read in place from files take no memory."""
         return copy.deepcopy(run.model) if run.source is None else load_model(run.source, run.model.dtype)
 
 
 class RefitAll:
-    """Refit all coefficients at once to the compressed model's inputs (Basis Sharing, section 3.4).
+    """Refit all coefficients at once on the compressed model's inputs (Basis Sharing, section 3.4).
 
     Args:
         original: The stage that keeps the original weights.
@@ -117,7 +117,7 @@ class RefitAll:
         self._original, self._planned, self._execute = original, planned, execute
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what a pass over the text through the compressed model needs."""
+        """Yield the needs of a pass over the text through the compressed model."""
         solving = shapes.solving_memory(whitened=True, outputs=False)
         memory = shapes.block_memory(gradients=False) + 2 * solving // 3
         yield Needs("refit", shapes.seconds(shapes.forward + shapes.input_moments), memory)
@@ -138,14 +138,14 @@ class RefitAll:
 
 
 class RepairBlocks:
-    """Refit and train the blocks, one after the other, towards the original's states.
+    """Refit and train the blocks, one after the other, towards the original's hidden states.
 
     Args:
         original: The stage that keeps the original.
         execute: The stage that carries the plan out.
 
     Attributes:
-        report: What was gained; None: nothing was repaired.
+        report: The gains of the blocks; None: nothing was repaired.
     """
 
     report: RepairReport | None = None
@@ -154,7 +154,7 @@ class RepairBlocks:
         self._original, self._execute = original, execute
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what refitting and training the blocks needs."""
+        """Yield the needs of refitting and training the blocks."""
         original = self._original
         minutes = original.repair.refine
         solving = shapes.solving_memory(whitened=True, outputs=True)
@@ -173,7 +173,7 @@ class RepairBlocks:
         return segment_count(every, shapes.length, bos) if every else 0
 
     def run(self, run: Run) -> None:
-        """Repair the blocks, where there is anything to aim at."""
+        """Repair the blocks if the original was kept."""
         original, text, folder = self._original, self._original.text, self._execute.folder
         if original.model is None or text is None:
             return
@@ -218,7 +218,10 @@ class RepairBlocks:
 
 
 def training_memory(shapes: Shapes, copies: int = 6) -> int:
-    """Return the bytes of a block in training: weights, gradients, the optimizer's two, the best state; fp32."""
+    """Return the bytes of a block in training with so many fp32 ``copies`` of its parameters, and its activations.
+
+    Training holds weights, gradients, two optimizer states and the best state.
+    """
     widths = sum(p.d_in + p.d_out for p in shapes.widest_block)
     states: int = min(shapes.length, SEGMENT) * (16 * shapes.hidden + 3 * widths)
     masters: int = copies * max(shapes.block_parameters)

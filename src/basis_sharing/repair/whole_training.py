@@ -1,9 +1,9 @@
-"""Train a whole compressed model for a while, with transformers' Trainer: its factors, or LoRA on its coefficients.
+"""Train a whole compressed model with transformers' Trainer: its factors, or LoRA on its coefficients.
 
-The text is divided into windows to learn from and a few to judge by. The best state that was seen on the latter is
-what remains, also where the training diverges. Where a look finds the model worse than it was, the training goes back
-to the best state and on from there with a third of the rate: a model that is near its original needs smaller steps
-than one that has lost much.
+The text is divided into training windows and a few held-out windows. The state with the smallest held-out loss is kept,
+also if the training diverges. If an evaluation shows a larger held-out loss, training returns to the best state and
+continues with a third of the learning rate, because a model that is close to its original needs smaller steps than one
+that is far from it.
 """
 
 import json
@@ -24,9 +24,9 @@ from basis_sharing.repair.optimizer import relative_adamw, warm_cosine
 from basis_sharing.run.durable import write_whole
 from basis_sharing.run.progress import Progress, ProgressCallback
 
-_CUT = 3  # what the rate is divided by
-_CHECKPOINTS = 10  # to go on from
-_PIECE = 512  # positions whose probabilities are in memory at once
+_CUT = 3  # divisor of the rate
+_CHECKPOINTS = 10  # per training
+_PIECE = 512  # positions whose probabilities are in memory at a time
 _WEIGHTS, _COMPLETE, _BEST = "weights.safetensors", "complete", "best.safetensors"
 
 
@@ -48,25 +48,25 @@ def distillation_loss(logits: Tensor, _: Tensor, teacher: Tensor | None) -> Tens
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long a training is, and how often it looks at the windows to judge by.
+    """The length of a training, and the number of evaluations on the held-out windows.
 
     Attributes:
         steps: Number of steps, one window each.
-        looks: Looks while training, evenly spaced, the last one after the last step.
-        loss_before: The loss on the windows to judge by before the first step.
+        evaluations: Number of evaluations during training, evenly spaced, the last one after the last step.
+        loss_before: The held-out loss before the first step.
     """
 
     steps: int
-    looks: int
+    evaluations: int
     loss_before: float
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a training went.
+class TrainingOutcome:
+    """The outcome of a training.
 
     Attributes:
-        loss: The loss on the windows to judge by of the state that is kept.
+        loss: The held-out loss of the state that is kept.
         slowed: How often the rate was cut to a third.
         diverged: Whether the training diverged and was stopped.
     """
@@ -77,15 +77,15 @@ class Outcome:
 
 
 class Recovery:
-    """One training, from its first step or from where an interrupted one stopped.
+    """One training, from its first step or from the last checkpoint of an interrupted one.
 
     Args:
-        model: What is trained: a compressed model in fp32, or one with adapters.
-        original: The teacher of a distillation; None: the text is.
-        parameters: What may change.
-        training: Windows to learn from, ``[windows, length]``.
-        held_out: Windows to judge by.
-        dtype: Dtype of the products.
+        model: The model to train: a compressed model in fp32, or one with adapters.
+        original: The teacher of a distillation; None: train on the next tokens of the text.
+        parameters: The parameters to train, by name.
+        training: Training windows, shape ``[windows, length]``.
+        held_out: Held-out windows, shape ``[windows, length]``.
+        dtype: Dtype of the matrix products.
         progress: Receives one event per step.
     """
 
@@ -108,7 +108,7 @@ class Recovery:
         )
 
     def loss(self, input_ids: Tensor) -> Tensor:
-        """Return the loss on one window, shape ``[1, length]``, as a scalar that can be differentiated."""
+        """Return the loss on one window, shape ``[1, length]``, as a differentiable scalar."""
         input_ids, teacher = input_ids.to(self.device), None
         with self._mixed():
             if self.original is not None:
@@ -119,32 +119,34 @@ class Recovery:
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Return the mean loss on the windows to judge by."""
+        """Return the mean loss on the held-out windows."""
         return sum(self.loss(ids[None]).item() for ids in self.held_out) / len(self.held_out)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what is trained, as a file holds it."""
+        """Return the trained parameters as contiguous tensors, by name."""
         return {name: parameter.detach().contiguous() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def load(self, file: Path) -> None:
-        """Put back what :meth:`tensors` returned."""
+        """Load parameters from a file with the tensors of :meth:`tensors`."""
         kept = load_file(file)
         for name, parameter in self.parameters.items():
             parameter.copy_(kept[name])
 
-    def run(self, schedule: TrainingSchedule, rate: float, *, relative: bool, seed: int, folder: Path) -> Outcome:
+    def run(
+        self, schedule: TrainingSchedule, rate: float, *, relative: bool, seed: int, folder: Path
+    ) -> TrainingOutcome:
         """Train, and leave the best state in the model.
 
         Args:
-            schedule: Number of steps and looks.
-            rate: Step of the optimizer, relative to the size of each parameter or absolute.
-            relative: Which of the two.
+            schedule: Number of steps and evaluations.
+            rate: Learning rate of the optimizer.
+            relative: Whether the rate is relative to the root mean square of each parameter.
             seed: Seed of the order of the windows.
-            folder: Where the training is kept now and then; one that is there is gone on with.
+            folder: Folder of the checkpoints; a training that was interrupted there is resumed.
 
         Returns:
-            How it went.
+            The outcome of the training.
         """
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -153,7 +155,7 @@ class Recovery:
         own = list(self.parameters.values())
         optimizer = relative_adamw(own, rate) if relative else torch.optim.AdamW(own, lr=rate, weight_decay=0.0)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(schedule.steps))
-        judge = _Judge(self, schedule, folder, self._progress, optimizer, rates)
+        keeper = _BestKeeper(self, schedule, folder, self._progress, optimizer, rates)
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=schedule.steps,
@@ -170,20 +172,20 @@ class Recovery:
             dataloader_pin_memory=False,
         )
         use_cache = self.model.config.use_cache
-        trainer = _Trainer(self, arguments, (optimizer, rates), judge)
+        trainer = _Trainer(self, arguments, (optimizer, rates), keeper)
         trainer.train(resume_from_checkpoint=_last_complete(folder))
-        judge.look(trainer.state.global_step)
-        judge.restore()
+        keeper.evaluate(trainer.state.global_step)
+        keeper.restore()
         self.model.eval()
         self.model.config.use_cache = use_cache  # the Trainer turns it off
-        return Outcome(judge.best, judge.slowed, judge.diverged)
+        return TrainingOutcome(keeper.best, keeper.slowed, keeper.diverged)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)
 
 
-class _Judge(TrainerCallback):  # type: ignore[misc]
-    """Looks at the held-out windows now and then, keeps the best state, slows or stops a training that leaves it."""
+class _BestKeeper(TrainerCallback):  # type: ignore[misc]
+    """Evaluates on the held-out windows, keeps the best state, and slows or stops a training that gets worse."""
 
     def __init__(
         self,
@@ -197,22 +199,22 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         self._recovery, self._steps, self._progress = recovery, schedule.steps, progress
         self._optimizer, self._rates, self._rate = optimizer, rates, rates.base_lrs[0]
         self._file, self._first = folder / _BEST, schedule.loss_before
-        self._every, self.diverged = math.ceil(schedule.steps / schedule.looks), False
+        self._every, self.diverged = math.ceil(schedule.steps / schedule.evaluations), False
         if self._file.is_file():
             with safe_open(self._file, framework="pt") as file:
-                known = json.loads(file.metadata()["kept"])
-            self.best, self._seen = known["loss"], known["step"]
+                kept = json.loads(file.metadata()["kept"])
+            self.best, self._seen = kept["loss"], kept["step"]
         else:
             self.best, self._seen = self._first, 0
             self._keep(0)
 
     @property
     def slowed(self) -> int:
-        """How often the rate was cut; the Trainer's checkpoints know it too, by the rates."""
+        """How often the rate was cut, computed from the rates because the Trainer's checkpoints hold them."""
         return round(math.log(self._rate / self._rates.base_lrs[0], _CUT))
 
-    def look(self, step: int) -> bool:
-        """Measure the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
+    def evaluate(self, step: int) -> bool:
+        """Evaluate the state after ``step`` steps, keep it if it is the best, and return whether it is worse."""
         if step <= self._seen:
             return False
         loss, self._seen = self._recovery.held_out_loss(), step
@@ -223,14 +225,14 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         return bool(loss > self.best)
 
     def restore(self) -> None:
-        """Put the best state back."""
+        """Load the best state into the model."""
         self._recovery.load(self._file)
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        """Report a step."""
+        """Report a step, and evaluate, restore, slow down or stop where necessary."""
         self._progress(Progress("recovering", state.global_step, self._steps, "steps"))
         if state.global_step % self._every == 0:
-            worse = self.look(state.global_step)
+            worse = self.evaluate(state.global_step)
             if self.diverged:
                 control.should_training_stop = True
             elif worse and state.global_step < self._steps:
@@ -238,16 +240,16 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
                 self._slow_down()
 
     def on_save(self, arguments: Any, state: Any, _: Any, **__: Any) -> None:
-        """Mark a checkpoint that is complete."""
+        """Mark a checkpoint as complete."""
         (Path(arguments.output_dir) / f"checkpoint-{state.global_step}" / _COMPLETE).touch()
 
     def _slow_down(self) -> None:
-        """Cut the rate, and forget where the steps were heading."""
+        """Cut the rate, and reset the optimizer's momentum."""
         self._rates.base_lrs = [rate / _CUT for rate in self._rates.base_lrs]
         for group in self._optimizer.param_groups:
             group["lr"] /= _CUT
-        for known in self._optimizer.state.values():
-            known["exp_avg"].zero_()
+        for state in self._optimizer.state.values():
+            state["exp_avg"].zero_()
 
     def _keep(self, step: int) -> None:
         tensors = self._recovery.tensors()
@@ -256,9 +258,9 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """Transformers' Trainer, with our loss, and checkpoints that hold what is trained and nothing else."""
+    """Transformers' Trainer with the loss of a recovery, and checkpoints that hold only the trained parameters."""
 
-    def __init__(self, recovery: Recovery, arguments: TrainingArguments, optimizers: Any, judge: _Judge) -> None:
+    def __init__(self, recovery: Recovery, arguments: TrainingArguments, optimizers: Any, keeper: _BestKeeper) -> None:
         windows = [{"input_ids": ids} for ids in recovery.training]
         super().__init__(
             model=recovery.model,
@@ -266,7 +268,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
             train_dataset=windows,
             data_collator=lambda batch: {"input_ids": torch.stack([item["input_ids"] for item in batch])},
             optimizers=optimizers,
-            callbacks=[judge],
+            callbacks=[keeper],
         )
         self.remove_callback(PrinterCallback)
         self._recovery = recovery
@@ -285,6 +287,6 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 def _last_complete(folder: Path) -> str | None:
-    """Return the last checkpoint that was written to its end."""
+    """Return the last complete checkpoint; None if there is none."""
     complete = [path.parent for path in folder.glob(f"checkpoint-*/{_COMPLETE}")]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

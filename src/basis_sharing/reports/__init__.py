@@ -1,1 +1,1 @@
-"""What a person looks at."""
+"""Reports of results: tables, pictures, HTML pages and model cards."""

@@ -1,4 +1,4 @@
-"""Perplexity against size: the original, what the plan expected, and what was measured."""
+"""The picture of perplexity against size: the original, the expectation of the plan, and measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ _LOGARITHMIC_FROM = 3.0
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One point of the curve.
 
     Attributes:
-        label: What it is.
+        label: Label of the point.
         parameters: Parameters of the whole model.
-        quotient: Perplexity, as a multiple of the original's.
-        text: The text it was measured on; None for an expectation.
-        spread: Lowest and highest quotient within one standard error of the expectation; None: not known.
-        own: Whether it belongs to the model the report is about.
+        quotient: Perplexity as a multiple of the original's.
+        text: The text of the measurement; None for an expectation.
+        spread: Lowest and highest quotient within one standard error of the expectation; None: unknown.
+        own: Whether it belongs to the model that the report is about.
     """
 
     label: str
@@ -37,28 +37,30 @@ class Point:
 
 def points_of(
     result: CompressionResult, measured: Sequence[tuple[Perplexity, Perplexity]], *, label: str, own: bool = True
-) -> list[Point]:
-    """Return what a compression expected and what was measured on it, as points of the curve.
+) -> list[CurvePoint]:
+    """Return the measurements of a compression, and the expectation of its plan, as points of the curve.
 
     Args:
-        result: The compression.
+        result: The result of the compression.
         measured: Perplexities of the original and of the compressed model.
         label: Name of the compressed model.
-        own: Whether the report is about it.
+        own: Whether the report is about it; only then the expectation is included.
     """
     size = result.after.parameters
-    points = [Point(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured]
+    points = [
+        CurvePoint(label, size, small.perplexity / dense.perplexity, dense.text, own=own) for dense, small in measured
+    ]
     prediction = result.prediction
     if prediction is not None and own:
         spread = None
         if prediction.scale is not None and prediction.scale_error is not None:
             low, high = (prediction.scale + sign * prediction.scale_error for sign in (-1, 1))
             spread = _multiple(prediction.loss * low), _multiple(prediction.loss * high)
-        points.append(Point("expected by the plan", size, _multiple(prediction.nats_per_token), None, spread))
+        points.append(CurvePoint("expected by the plan", size, _multiple(prediction.nats_per_token), None, spread))
     return points
 
 
-def curve_picture(original: int, points: Sequence[Point]) -> Picture:
+def curve_picture(original: int, points: Sequence[CurvePoint]) -> Picture:
     """Return the picture of perplexity against size.
 
     Args:
@@ -67,46 +69,17 @@ def curve_picture(original: int, points: Sequence[Point]) -> Picture:
     """
     texts = list(dict.fromkeys(point.text for point in points if point.text is not None))
     unit, divisor = _unit(original)
-    entries = 1 + len(texts) + len({(p.text is None, p.own) for p in points})
+    labels = 1 + len(texts) + len({(p.text is None, p.own) for p in points})
 
     def draw(figure: Any) -> None:
-        from matplotlib.ticker import FuncFormatter, NullFormatter
-
         axes = figure.add_subplot()
         axes.axhline(1, color="0.75", linewidth=0.8, zorder=0)
         axes.plot([original / divisor], [1], "*", color="black", markersize=13, label="original", zorder=4)
         for number, text in enumerate(texts):
-            measured = [p for p in points if p.text == text]
-            colour, marker = OKABE_ITO[number % len(OKABE_ITO)], _MARKERS[number % len(_MARKERS)]
-            for p in (p for p in measured if p.own):
-                line = [original / divisor, p.parameters / divisor], [1.0, p.quotient]
-                axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6)
-            for own, name in (
-                (True, f"measured on {without_folders(text)}"),
-                (False, "other compressions of the original" if number == 0 else None),
-            ):
-                places = [(p.parameters / divisor, p.quotient) for p in measured if p.own is own]
-                if places:
-                    look = {"markersize": 10} if own else {"markerfacecolor": "white"}
-                    axes.plot(*zip(*places, strict=True), marker, color=colour, label=name, zorder=3, **look)
-            for p in measured:
-                told, weight = (_times(p.quotient), "bold") if p.own else (p.label, "normal")
-                where = (p.parameters / divisor, p.quotient)
-                axes.annotate(told, where, (-9, 0), textcoords="offset points", ha="right", va="center", weight=weight)
-        for p in (p for p in points if p.text is None):
-            place = p.parameters / divisor
-            if p.spread is not None:
-                axes.plot([place, place], p.spread, color="#d55e00", linewidth=2, alpha=0.7)
-            axes.plot([place], [p.quotient], "D", color="#d55e00", markerfacecolor="white", markersize=9,
-                      markeredgewidth=2, label=f"{p.label}: {_times(p.quotient)}", zorder=5)  # fmt: skip
-        quotients = [1.0, *(p.quotient for p in points)]
-        if max(quotients) > _LOGARITHMIC_FROM:
-            axes.set_yscale("log")
-        else:
-            margin = max(0.25 * (max(quotients) - min(quotients)), 0.02)
-            axes.set_ylim(min(quotients) - margin, max(quotients) + margin)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g} x"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+            _draw_measured(axes, original, [p for p in points if p.text == text], number, divisor)
+        for point in (p for p in points if p.text is None):
+            _draw_expected(axes, point, divisor)
+        _scale(axes, [1.0, *(p.quotient for p in points)])
         axes.set_xlim(0, 1.12 * original / divisor)
         axes.set_xlabel(f"parameters of the whole model, {unit}", fontsize=FONT)
         axes.set_ylabel("perplexity, multiple of the original's", fontsize=FONT)
@@ -115,18 +88,60 @@ def curve_picture(original: int, points: Sequence[Point]) -> Picture:
             axes.spines[side].set_visible(False)
         figure.legend(loc="outside lower center", fontsize=FONT, frameon=False)
 
-    told = "; ".join(
+    described = "; ".join(
         f"{p.label}{f' on {p.text}' if p.text else ''}: {p.parameters:,} parameters, {p.quotient:.3f} times the "
         "perplexity"
         for p in points
     )
     return Picture(
         "perplexity",
-        f"Perplexity against size. Original: {original:,} parameters. {told}.",
+        f"Perplexity against size. Original: {original:,} parameters. {described}.",
         5.6,
-        3.2 + 0.2 * entries,
+        3.2 + 0.2 * labels,
         draw,
     )
+
+
+def _draw_measured(axes: Any, original: int, points: Sequence[CurvePoint], number: int, divisor: float) -> None:
+    """Draw the measurements on the text with this ``number``, with a line from the original to the report's model."""
+    colour, marker = OKABE_ITO[number % len(OKABE_ITO)], _MARKERS[number % len(_MARKERS)]
+    for p in (p for p in points if p.own):
+        line = [original / divisor, p.parameters / divisor], [1.0, p.quotient]
+        axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6)
+    for own, name in (
+        (True, f"measured on {without_folders(points[0].text or '')}"),
+        (False, "other compressions of the original" if number == 0 else None),
+    ):
+        places = [(p.parameters / divisor, p.quotient) for p in points if p.own is own]
+        if places:
+            style = {"markersize": 10} if own else {"markerfacecolor": "white"}
+            axes.plot(*zip(*places, strict=True), marker, color=colour, label=name, zorder=3, **style)
+    for p in points:
+        label, weight = (_times(p.quotient), "bold") if p.own else (p.label, "normal")
+        place = (p.parameters / divisor, p.quotient)
+        axes.annotate(label, place, (-9, 0), textcoords="offset points", ha="right", va="center", weight=weight)
+
+
+def _draw_expected(axes: Any, point: CurvePoint, divisor: float) -> None:
+    """Draw the expectation of the plan with its standard error."""
+    place = point.parameters / divisor
+    if point.spread is not None:
+        axes.plot([place, place], point.spread, color="#d55e00", linewidth=2, alpha=0.7)
+    axes.plot([place], [point.quotient], "D", color="#d55e00", markerfacecolor="white", markersize=9,
+              markeredgewidth=2, label=f"{point.label}: {_times(point.quotient)}", zorder=5)  # fmt: skip
+
+
+def _scale(axes: Any, quotients: Sequence[float]) -> None:
+    """Set the vertical scale: logarithmic if the largest quotient would hide the others."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    if max(quotients) > _LOGARITHMIC_FROM:
+        axes.set_yscale("log")
+    else:
+        margin = max(0.25 * (max(quotients) - min(quotients)), 0.02)
+        axes.set_ylim(min(quotients) - margin, max(quotients) + margin)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g} x"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _multiple(nats: float) -> float:

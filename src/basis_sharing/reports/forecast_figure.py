@@ -1,4 +1,4 @@
-"""The curve a person looks at before compressing: expected perplexity against size, for every method."""
+"""The picture of a forecast: expected perplexity against size for every method."""
 
 from math import exp
 from pathlib import Path
@@ -12,7 +12,7 @@ _MOST_SHOWN = 20.0
 
 
 def draw_forecast(forecast: Forecast, path: Path) -> None:
-    """Draw expected perplexity (as a multiple of the original's) against the size of the model, as PNG.
+    """Draw expected perplexity as a multiple of the original's against the size of the model, as PNG.
 
     Raises:
         OSError: The file cannot be written.
@@ -66,7 +66,7 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
 
 
 def _parameters(forecast: Forecast) -> int:
-    """Return the parameters of the whole model under the plan."""
+    """Return the parameters of the whole model with the plan."""
     removed = forecast.plan.ratio * forecast.dense_multiplications
     return round(forecast.dense_parameters - removed)
 

@@ -1,36 +1,42 @@
-"""The report: one HTML file without scripts or network, and its pictures as files."""
+"""The page of a report: one HTML file without scripts or network access, with embedded pictures."""
 
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import basis_sharing
-from basis_sharing.reports import measured_parts, parts, rollout_parts
 from basis_sharing.reports.curve_figure import curve_picture, points_of
-from basis_sharing.reports.material import Material, gather
+from basis_sharing.reports.material import Material
 from basis_sharing.reports.picture import Picture
 from basis_sharing.reports.rank_figure import rank_picture, sharing_picture
 from basis_sharing.reports.size_figure import size_picture
-from basis_sharing.results.words import how_to_load, how_to_repeat
-from basis_sharing.run.files import check_files, write_file
+from basis_sharing.reports.table import Table, escaped
+from basis_sharing.reports.tables.benchmark import against_first, benchmark_tables
+from basis_sharing.reports.tables.comparison import comparison_tables
+from basis_sharing.reports.tables.compression import compressed_perplexity_table, origin_table, settings_table
+from basis_sharing.reports.tables.rollout import rollout_table
+from basis_sharing.reports.tables.sizes import size_table
+from basis_sharing.reports.tables.tasks import scores_pairs_table
+from basis_sharing.reports.tiles import answer, compressed_index, tiles
+from basis_sharing.reports.typography import typographic
+from basis_sharing.results.words import expectation, how_to_load, how_to_repeat
 
-_PICTURES = ("sizes", "perplexity", "ranks", "sharing")
+PICTURES = ("sizes", "perplexity", "ranks", "sharing")
 _PIXELS_PER_INCH, _LEAST = 96, 64
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture inside the page.
+    """A picture embedded in the page.
 
     Attributes:
-        alt: What it shows.
-        source: The picture itself, as a ``data:`` address.
-        width: Width at which it is read best, in CSS pixels.
-        least: Width below which its words get too small, in CSS pixels.
+        alt: Description of the picture.
+        source: The picture as a ``data:`` URL.
+        width: Preferred width, in CSS pixels.
+        least: Smallest width at which its text is legible, in CSS pixels.
     """
 
     alt: str
@@ -39,57 +45,8 @@ class Image:
     least: int
 
 
-def write_report(
-    folder: str | Path,
-    results: Sequence[str | Path] = (),
-    *,
-    output: str | Path = "report.html",
-    figures: str | Path | None = None,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write a report about a compressed folder.
-
-    The same input gives the same bytes.
-
-    Args:
-        folder: A folder that ``compress`` wrote.
-        results: Files that other verbs wrote about it: a comparison, benchmarks, task scores, or the
-            ``basis_sharing.json`` of other compressions of the same original, which become points of the curve.
-        output: The HTML file.
-        figures: Folder for the pictures as SVG and PNG files; None: they are only in the page.
-        overwrite: Whether files that exist may be replaced.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ModelError: The folder's configuration cannot be read.
-        OutputError: A file exists, or cannot be written.
-        ResultError: The folder is not a compressed one, or a file is damaged, of a kind that a report does not show,
-            or about another model.
-    """
-    page = Path(output)
-    possible = [] if figures is None else [Path(figures) / f"{n}.{kind}" for n in _PICTURES for kind in ("svg", "png")]
-    check_files([page, *possible], overwrite=overwrite)
-    material = gather(Path(folder), [Path(file) for file in results])
-    pictures = pictures_of(material)
-    drawn = {picture.name: picture.rendered("svg") for picture in pictures}
-    files = {page: render(material, pictures, drawn).encode()}
-    if figures is not None:
-        for picture in pictures:
-            files[Path(figures) / f"{picture.name}.svg"] = drawn[picture.name]
-            files[Path(figures) / f"{picture.name}.png"] = picture.rendered("png")
-    for path, content in files.items():
-        write_file(path, partial(_write, content))
-    return list(files)
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
 def pictures_of(material: Material) -> list[Picture]:
-    """Return the pictures that the material has something to show in."""
+    """Return the pictures of a report, without those for which there is no data."""
     result, layout = material.result, material.layout
     pictures = [size_picture(layout), rank_picture(layout)]
     points = points_of(result, material.perplexities, label=material.name)
@@ -107,19 +64,10 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
     """Return the page.
 
     Args:
-        material: What it tells.
-        pictures: Its pictures.
-        drawn: These as SVG, by name.
+        material: The results to report.
+        pictures: The pictures of the report.
+        drawn: The pictures as SVG, by name.
     """
-    environment = Environment(
-        loader=PackageLoader("basis_sharing.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["without_empty_lines"] = measured_parts.without_empty_lines
-    environment.filters["without_controls"] = measured_parts.without_controls
     result = material.result
     images = {
         picture.name: Image(
@@ -131,46 +79,50 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
         for picture in pictures
     }
     installed, bare = how_to_load(material.name)
-    return environment.get_template("report.html").render(
-        material=material,
-        result=result,
-        answer=parts.answer(material),
-        tiles=[*parts.tiles(material), *measured_parts.measured_tiles(material)],
-        images=images,
-        sizes=parts.size_table(result),
-        perplexities=parts.perplexity_table(result),
-        expectation=parts.expectation(result),
-        comparisons=[
-            (
-                comparison,
-                [
-                    table
-                    for table in (
-                        measured_parts.comparison_table(comparison),
-                        measured_parts.checks_table(comparison),
-                        measured_parts.compared_tasks_table(comparison),
-                        measured_parts.disagreement_table(comparison),
-                    )
-                    if table is not None
-                ],
-            )
-            for comparison in material.comparisons
-        ],
-        tasks=measured_parts.task_table(material),
-        rollouts=[(rollout.sentence, rollout_parts.rollout_table(rollout)) for rollout in material.rollouts],
-        benchmarks=[
-            table
-            for benchmark in material.benchmarks
-            for table in (
-                measured_parts.speed_table(benchmark, material.name),
-                measured_parts.memory_table(benchmark, material.name),
-            )
-            if table is not None
-        ],
-        installed=installed,
-        bare=bare,
-        repeat=how_to_repeat(result),
-        origin=parts.origin_table(result),
-        settings=parts.settings_table(result),
-        version=basis_sharing.__version__,
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            material=material,
+            result=result,
+            answer=answer(material),
+            tiles=tiles(material),
+            images=images,
+            sizes=size_table(result),
+            perplexities=compressed_perplexity_table(result),
+            expectation=None if result.prediction is None else expectation(result.prediction),
+            comparisons=[(comparison, comparison_tables(comparison)) for comparison in material.comparisons],
+            tasks=scores_pairs_table(material.tasks_before, material.tasks_after),
+            rollouts=[(rollout.sentence, rollout_table(rollout)) for rollout in material.rollouts],
+            benchmarks=[
+                table
+                for benchmark in material.benchmarks
+                for table in benchmark_tables(against_first(benchmark, compressed_index(benchmark, material.name)))
+            ],
+            installed=installed,
+            bare=bare,
+            repeat=how_to_repeat(result),
+            origin=origin_table(result),
+            settings=settings_table(result),
+            version=basis_sharing.__version__,
+        )
     )
+
+
+def table_html(table: Table) -> str:
+    """Return one table as HTML, as in the page."""
+    macros: Any = _environment().get_template("table.html").module
+    return str(macros.table(table))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("basis_sharing.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typographic"] = typographic
+    environment.filters["escaped"] = escaped
+    return environment

@@ -1,10 +1,11 @@
-"""Where a compressed folder's numbers lie: every projection with its group and rank, and the bytes of every part."""
+"""The layout of a compressed folder: the group and rank of every projection, and the bytes of every part."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from basis_sharing.costs.base import numbers, shapes_of
+from basis_sharing.costs.base import shapes_of
+from basis_sharing.costs.bytes import size_of
 from basis_sharing.errors import ResultError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import ROLES, Projection
@@ -20,10 +21,10 @@ class Cell:
     """One projection of the compressed model.
 
     Attributes:
-        projection: What it is.
+        projection: The projection.
         group: Index of its group in the result; None: it stayed dense.
-        label: What its option is called in a few letters, e.g. its rank; None: it stayed dense.
-        kept: What the option keeps, a rank as a fraction of the highest useful one; 1 where it stayed dense.
+        label: Name of its option in a few letters, e.g. its rank; None: it stayed dense.
+        kept: Kept fraction, e.g. the rank divided by the highest useful rank; 1 if it stayed dense.
     """
 
     projection: Projection
@@ -34,14 +35,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Layout:
-    """A compressed model, taken apart.
+    """The projections and the sizes of the parts of a compressed model.
 
     Attributes:
         layers: Number of decoder blocks.
-        roles: The roles it has, in the order they act.
+        roles: Its roles, in the order in which they act.
         cells: Every compressible projection.
         before: Bytes in memory of every part of the original: its roles, embeddings and head, everything else.
-        after: The same of the compressed model. What members share counts in equal parts for each of them.
+        after: The same for the compressed model. Shared tensors are divided equally among their members.
     """
 
     layers: int
@@ -52,7 +53,7 @@ class Layout:
 
 
 def layout_of(folder: Path, result: CompressionResult) -> Layout:
-    """Take a compressed folder apart; only its configuration is read, no weights.
+    """Return the layout of a compressed folder; only its configuration is read, no weights.
 
     Raises:
         ModelError: The folder's configuration cannot be read.
@@ -60,33 +61,33 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
     """
     skeleton = load_skeleton(resolve(folder))
     decoder = describe(skeleton)
-    known = {projection.name: projection for projection in decoder.projections}
+    projections = {projection.name: projection for projection in decoder.projections}
     group_of: dict[str, int] = {}
     kept: list[float] = []
-    saved: Counter[str] = Counter()
+    saved: Counter[str] = Counter()  # bytes
+    itemsize = skeleton.dtype.itemsize
     for index, group in enumerate(result.entries):
-        strange = next((name for name in group.members if name not in known), None)
-        if strange is not None:
+        unknown = next((name for name in group.members if name not in projections), None)
+        if unknown is not None:
             raise ResultError(
-                f"the results in {folder} speak of {strange}, which its model does not have: the folder mixes two "
+                f"the results in {folder} speak of {unknown}, which its model does not have: the folder mixes two "
                 "models; compress again."
             )
-        members = [known[name] for name in group.members]
+        members = [projections[name] for name in group.members]
         kept.append(group.entry.kept(shapes_of(members)))
         stored = [tensor for tensor in group.entry.stored(shapes_of(members)) if not tensor.buffer]
-        shared = sum(numbers(tensor) for tensor in stored if tensor.member is None)
+        shared = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member is None)
         for place, member in enumerate(members):
             group_of[member.name] = index
-            own = sum(numbers(tensor) for tensor in stored if tensor.member == place)
+            own = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member == place)
             part = shared // len(members) + (place < shared % len(members))
-            saved[member.role] += member.d_in * member.d_out - own - part
-    size = skeleton.dtype.itemsize
+            saved[member.role] += member.d_in * member.d_out * itemsize - own - part
     roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.projections))
     before = dict.fromkeys([*roles, EMBEDDINGS, REST], 0)
     for row in role_table(skeleton, decoder):
         part_name = row.name if row.name in roles else EMBEDDINGS if row.name in _OUTER else REST
         before[part_name] += row.bytes
-    after = {part_name: count - saved[part_name] * size for part_name, count in before.items()}
+    after = {part_name: count - saved[part_name] for part_name, count in before.items()}
     after[REST] += result.after.bytes_in_memory - sum(after.values())  # the pivots of pivoted bases
     cells = tuple(
         Cell(

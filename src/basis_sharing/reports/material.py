@@ -1,4 +1,4 @@
-"""What a report is made of: a compressed folder's own results, and files about the same model."""
+"""The material of a report: a compressed folder's own result, and files of results about the same model."""
 
 import json
 from collections.abc import Sequence
@@ -13,25 +13,26 @@ from basis_sharing.results.base import kind_of
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.tasks import TaskResults
 from basis_sharing.results.words import short_name
 
-_KINDS = ("comparison", "benchmark", "tasks", "compression", "rollout")
+_KINDS = ("comparison", "benchmark", "evaluation", "tasks", "compression", "rollout")
 
 
 @dataclass(frozen=True)
 class Material:
-    """Everything a report tells.
+    """All results that a report shows.
 
     Attributes:
         name: Name of the compressed folder.
         original: Short name of the original.
-        result: What the compression did.
-        layout: Where the numbers of the compressed model lie.
-        comparisons: Comparisons of the original with it.
-        benchmarks: Benchmarks it takes part in.
+        result: The result of the compression.
+        layout: The projections and the sizes of the parts of the compressed model.
+        comparisons: Comparisons of the original with the compressed model.
+        benchmarks: Benchmarks of both models.
         tasks_before: Task scores of the original.
         tasks_after: Task scores of the compressed model.
         others: Other compressions of the same original, by name.
@@ -51,7 +52,7 @@ class Material:
 
     @property
     def perplexities(self) -> tuple[tuple[Perplexity, Perplexity], ...]:
-        """Perplexities of the original and of the compressed model, measured when it was made or by comparisons."""
+        """Perplexities of the original and of the compressed model, from its compression and from comparisons."""
         measured = list(zip(self.result.perplexity_before, self.result.perplexity_after, strict=True))
         compared = [(c.first.perplexity, c.second.perplexity) for c in self.comparisons if c.difference is not None]
         known = {dense.fingerprint for dense, _ in measured}
@@ -59,11 +60,11 @@ class Material:
 
 
 def gather(folder: Path, files: Sequence[Path]) -> Material:
-    """Read a compressed folder and the files of results about it.
+    """Return the material in a compressed folder and in files of results about it.
 
     Raises:
         ModelError: The folder's configuration cannot be read.
-        ResultError: The folder is not a compressed one; a file cannot be read, is of a kind that a report does not
+        ResultError: The folder is not a compressed one; or a file cannot be read, is of a kind that a report does not
             show, or is about another model.
     """
     result = _own_result(folder)
@@ -85,8 +86,8 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
             benchmark = BenchmarkResult.read(file)
             _takes_part(file, benchmark, name, result)
             benchmarks.append(benchmark)
-        elif kind == "tasks":
-            tasks = TaskResults.read(file)
+        elif kind in ("tasks", "evaluation"):
+            tasks = TaskResults.read(file) if kind == "tasks" else _tasks_in(file)
             (before if _is_original(file, tasks, folder, result) else after).append(tasks)
         elif kind == "compression":
             others.append(_other(file, result))
@@ -106,6 +107,16 @@ def gather(folder: Path, files: Sequence[Path]) -> Material:
         others=tuple(others),
         rollouts=tuple(rollouts),
     )
+
+
+def _tasks_in(file: Path) -> TaskResults:
+    evaluation = EvaluationResult.read(file)
+    if evaluation.tasks is None:
+        raise ResultError(
+            f"{file} holds perplexities only, and a report shows those of a comparison: give the results of "
+            "`basis-sharing compare -o`, or evaluate with --tasks."
+        )
+    return evaluation.tasks
 
 
 def _own_result(folder: Path) -> CompressionResult:
@@ -156,7 +167,11 @@ def _same_original(file: Path, first: str, result: CompressionResult) -> None:
 
 
 def _is_original(file: Path, tasks: TaskResults, folder: Path, result: CompressionResult) -> bool:
-    """Whether task scores are those of the original, and not of the compressed folder."""
+    """Return whether task scores are those of the original; otherwise they are those of the compressed folder.
+
+    Raises:
+        ResultError: They are of neither.
+    """
     if tasks.model_fingerprint is not None:
         if tasks.model_fingerprint == result.model_fingerprint:
             return True
@@ -169,15 +184,15 @@ def _is_original(file: Path, tasks: TaskResults, folder: Path, result: Compressi
 
 
 def _rollout(file: Path, result: CompressionResult) -> Rollout:
-    found = Rollout.read(file)
-    if result.model_fingerprint is None or found.settings.model_fingerprint != result.model_fingerprint:
+    rollout = Rollout.read(file)
+    if result.model_fingerprint is None or rollout.settings.model_fingerprint != result.model_fingerprint:
         raise ResultError(
-            f"{file} is a rollout of {short_name(found.settings.model)}, with other weights than this folder's "
+            f"{file} is a rollout of {short_name(rollout.settings.model)}, with other weights than this folder's "
             "original: give the one that this folder comes from."
         )
-    if not found.steps:
-        raise ResultError(f"{file} has no step yet: let the rollout go on first.")
-    return found
+    if not rollout.steps:
+        raise ResultError(f"{file} has no step yet: resume the rollout first.")
+    return rollout
 
 
 def _other(file: Path, result: CompressionResult) -> tuple[str, CompressionResult]:

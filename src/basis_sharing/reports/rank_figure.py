@@ -1,4 +1,4 @@
-"""Two maps of a compressed model, layers by roles: how much of its rank every projection kept, and what is shared."""
+"""Two maps of a compressed model, layers by roles: the kept fraction of each projection's rank, and shared bases."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from basis_sharing.results.compression import CompressionResult
 
 _NARROWEST, _WIDEST = 5.6, 18.0
 _CELL, _MARGIN = 0.34, 1.2
-_NUMBERED_FROM = 0.3  # inches a cell needs for a number
+_NUMBERED_FROM = 0.3  # inches; smaller cells have no number
 _LIGHT_FROM = 0.55
 
 
@@ -48,7 +48,7 @@ def rank_picture(layout: Layout) -> Picture:
 
 
 def sharing_picture(layout: Layout, result: CompressionResult) -> Picture:
-    """Return the map of the groups: projections that use one basis have one number and one colour, and are joined."""
+    """Return the map of the groups: projections that share a basis have one number and colour, and are joined."""
     shared = [index for index, group in enumerate(result.entries) if len(group.members) > 1]
     number = {index: place for place, index in enumerate(shared)}
     dense = any(cell.group is None for cell in layout.cells)
@@ -87,7 +87,7 @@ def sharing_picture(layout: Layout, result: CompressionResult) -> Picture:
 
 
 def _size(layout: Layout, below: float) -> tuple[float, float]:
-    """Return width and height of a map in inches, with ``below`` inches under its cells."""
+    """Return width and height of a map in inches, with ``below`` inches below its cells."""
     width = min(max(_NARROWEST, _MARGIN + _CELL * layout.layers), _WIDEST)
     side = min((width - _MARGIN) / layout.layers, 0.42)
     return width, max(side, 0.26) * len(layout.roles) + below
@@ -113,10 +113,10 @@ def _place(cell: Cell, layout: Layout) -> tuple[int, int]:
     return cell.projection.block, layout.roles.index(cell.projection.role)
 
 
-def _square(x: int, y: int, side: float = 1.0, **look: Any) -> Any:
+def _square(x: int, y: int, side: float = 1.0, **style: Any) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - side / 2, y - side / 2), side, side, **look)
+    return Rectangle((x - side / 2, y - side / 2), side, side, **style)
 
 
 def _hatched(axes: Any, x: int, y: int) -> None:
@@ -125,8 +125,8 @@ def _hatched(axes: Any, x: int, y: int) -> None:
 
 def _kept_by_role(layout: Layout) -> str:
     """Return the mean kept part of the full rank of every role, in one sentence."""
-    told = []
+    parts = []
     for role in layout.roles:
         kept = [cell.kept for cell in layout.cells if cell.projection.role == role]
-        told.append(f"{role} {sum(kept) / len(kept):.0%}")
-    return f"Mean kept part of the full rank: {', '.join(told)}."
+        parts.append(f"{role} {sum(kept) / len(kept):.0%}")
+    return f"Mean kept part of the full rank: {', '.join(parts)}."

@@ -1,4 +1,4 @@
-"""Where the bytes went: what every part of the model takes in memory, before and after."""
+"""The picture of sizes: the bytes in memory of every part of the model, before and after."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ _NARROWEST = 0.08
 def size_picture(layout: Layout) -> Picture:
     """Return the picture of the bytes in memory by part, before and after."""
     parts = [part for part in layout.before if layout.before[part] or layout.after[part]]
-    told = ", ".join(
+    described = ", ".join(
         f"{part} {amount_of_bytes(layout.before[part])} to {amount_of_bytes(layout.after[part])}" for part in parts
     )
     total = [sum(bar.values()) for bar in (layout.before, layout.after)]
@@ -54,6 +54,6 @@ def size_picture(layout: Layout) -> Picture:
 
     alt = (
         f"Two stacked bars of the bytes in memory: original {amount_of_bytes(total[0])}, compressed "
-        f"{amount_of_bytes(total[1])}. By part: {told}."
+        f"{amount_of_bytes(total[1])}. By part: {described}."
     )
     return Picture("sizes", alt, 5.6, 2.4, draw)

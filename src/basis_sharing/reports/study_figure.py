@@ -1,4 +1,4 @@
-"""The sharing study as a picture: one map of all pairs of layers per role, and neighbours against the ratio."""
+"""The picture of a sharing study: a map of all pairs of layers per role, and neighbours against the ratio."""
 
 from collections.abc import Callable
 from math import ceil, log2
@@ -21,7 +21,7 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
     Args:
         study: What to draw.
         path: The file.
-        title: What was studied, e.g. the name of the model.
+        title: Subject of the study, e.g. the name of the model.
         ratio: The studied ratio that the maps show.
 
     Raises:
@@ -63,12 +63,12 @@ def draw_study(study: SharingStudy, path: Path, *, title: str, ratio: float) -> 
 
 
 def _limit(study: SharingStudy, position: int) -> tuple[float, str]:
-    """Return where the colours end, as log2 of a quotient, and at which ends values lie beyond."""
+    """Return the limit of the colour scale, as log2 of a quotient, and the ends at which values exceed it."""
     values = np.concatenate([_log_quotients(role, position).ravel() for role in study.roles])
     values = values[np.isfinite(values)]
     if not len(values):
         return _NARROWEST, "neither"
-    # Distant pairs that lose many times as much must not wash out the differences that decide.
+    # Distant pairs with much larger losses must not reduce the contrast of the important differences.
     limit = float(np.clip(np.quantile(np.abs(values), 0.9), _NARROWEST, _WIDEST))
     below, above = bool((values < -limit).any()), bool((values > limit).any())
     return limit, {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
@@ -123,7 +123,7 @@ def _draw_quotients(axes: Any, study: SharingStudy, value: Callable[[RoleAtRatio
     """Draw one line per role, and return the values drawn."""
     drawn: list[float] = []
     for number, role in enumerate(study.roles):
-        points = [(at.ratio, found) for at in role.summaries if (found := value(at)) is not None]
+        points = [(at.ratio, quotient) for at in role.summaries if (quotient := value(at)) is not None]
         if points:
             axes.plot(
                 *zip(*points, strict=True),
@@ -133,12 +133,12 @@ def _draw_quotients(axes: Any, study: SharingStudy, value: Callable[[RoleAtRatio
                 markersize=4.5,
                 linewidth=1.5,
             )
-            drawn += [found for _, found in points]
+            drawn += [quotient for _, quotient in points]
     return drawn
 
 
 def _scale(axes: Any, drawn: list[float]) -> None:
-    """Scale logarithmically, with 1 in sight, and say which side is which."""
+    """Set a logarithmic vertical scale that includes 1."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = min([*drawn, 1.0]), max([*drawn, 1.0])

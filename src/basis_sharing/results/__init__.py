@@ -1,1 +1,1 @@
-"""What every verb finds out, as one family of typed JSON files that every verb writes and reads."""
+"""The results of the verbs as typed JSON files."""

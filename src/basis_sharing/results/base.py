@@ -1,4 +1,4 @@
-"""What all results have in common: a kind, a version of their schema, and one way to be read."""
+"""The base classes of all results: their kind, schema version, reading and writing."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ class Frozen(BaseModel):
 
 
 class Result(Frozen):
-    """A file of results. Subclasses fix ``kind`` and say which version of their schema they are.
+    """A result that is stored as JSON; subclasses define ``kind`` and the version of their schema.
 
     Attributes:
-        kind: What was done, e.g. ``"comparison"``.
+        kind: Kind of the result, e.g. ``"comparison"``.
         schema_version: Version of the schema of this kind.
     """
 
@@ -30,16 +30,16 @@ class Result(Frozen):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a result of this kind.
+        """Return the result of this kind in a file.
 
         Raises:
             ResultError: The file cannot be read, is of another kind, damaged, or newer than this version.
         """
         data = _json(path)
         kind = cls.model_fields["kind"].default
-        found = data.get("kind", "compression")  # files of 0.1.0 named no kind; they are of compressions
-        if found != kind:
-            raise ResultError(f"{path} holds the results of a {found}, not of a {kind}: give another file.")
+        stored = data.get("kind", "compression")  # files of 0.1.0 have no kind and are results of compressions
+        if stored != kind:
+            raise ResultError(f"{path} holds the results of a {stored}, not of a {kind}: give another file.")
         version = data.get("schema_version")
         if isinstance(version, int) and version > cls.SCHEMA_VERSION:
             raise ResultError(
@@ -57,7 +57,7 @@ class Result(Frozen):
 
     @classmethod
     def migrated(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the data of an earlier schema version in the present one."""
+        """Return the data of an earlier schema version in the current one."""
         return data
 
     def write(self, path: Path) -> None:
@@ -73,7 +73,7 @@ def kind_of(path: Path) -> str:
     """Return the kind of result a file holds.
 
     Raises:
-        ResultError: The file cannot be read, or is no result.
+        ResultError: The file cannot be read, or holds no result.
     """
     return str(_json(path).get("kind", "compression"))
 

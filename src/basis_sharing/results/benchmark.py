@@ -1,4 +1,4 @@
-"""How fast models are and how much memory they need, measured side by side."""
+"""The result of a benchmark: speed and memory of several models, measured side by side."""
 
 from typing import Literal
 
@@ -9,17 +9,18 @@ Execution = Literal["eager", "compiled"]
 
 
 class BenchmarkSettings(Frozen):
-    """What was measured.
+    """The settings of a benchmark.
 
     Attributes:
-        prompt_tokens: Tokens of a prompt; they are random.
+        prompt_tokens: Number of (random) tokens of a prompt.
         new_tokens: Tokens decoded after it, one at a time.
-        batch_sizes: Sequences decoded at once.
-        repeats: How often everything was measured at least, after one warm-up.
-        precision: Repeats went on until speeds were known so well, four times as many at most; None: they did not.
-        compiled: Whether compiled execution was measured beside eager execution.
+        batch_sizes: Numbers of sequences decoded at once.
+        repeats: Smallest number of repeats, after one warm-up.
+        precision: Repeat, at most four times as often, until the uncertainty of all speeds is at most this fraction;
+            None: stop after ``repeats``.
+        compiled: Whether compiled execution was measured in addition to eager execution.
         memory: Whether peaks of memory were measured.
-        dtype: Dtype asked for; ``"auto"``: as in each checkpoint.
+        dtype: Dtype of the setting; ``"auto"``: as in each checkpoint.
         device: Device the models ran on: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         seed: Seed of the prompts.
     """
@@ -37,7 +38,7 @@ class BenchmarkSettings(Frozen):
 
 
 class Spread(Frozen):
-    """The middle of several measurements and how far they lie apart.
+    """Median and quartiles of several measurements.
 
     Attributes:
         median: Their median.
@@ -51,21 +52,21 @@ class Spread(Frozen):
 
 
 class Timing(Frozen):
-    """One workload on one model.
+    """The times of one workload on one model.
 
     Attributes:
         workload: ``"prefill"``: one forward pass over a prompt, logits of all tokens, no cache. ``"first token"``: one
             forward pass that fills the cache, logits of the last token, and the choice of the next. ``"decode"``: one
-            token more for every sequence of the batch.
+            more token for every sequence of the batch.
         execution: Eager, or compiled (decoding then uses a static cache).
         batch: Number of sequences.
         seconds: Seconds of one pass (for decoding: of one token of the batch); one number per repeat, the median of
-            the passes in it.
-        time: Their median and quartiles.
-        speed: How many times as fast as the first model: quotients of the times of the same repeat, so that what slows
-            the whole machine down for a while cancels.
-        ideal_speed: The same if only the work counted: multiply-adds for a prefill and a first token, bytes of weights
-            read for decoding.
+            its passes.
+        time: Median and quartiles of ``seconds``.
+        speed: Speed as a multiple of the first model's: quotients of the times of the same repeat, in which temporary
+            slowdowns of the whole machine cancel.
+        ideal_speed: The speed in proportion to the work alone: multiply-adds for a prefill and a first token, bytes of
+            weights read for decoding.
         uncertainty: Twice the standard error of the speed, as a fraction of it; None for the first model and for a
             single repeat.
     """
@@ -81,15 +82,15 @@ class Timing(Frozen):
 
 
 class Work(Frozen):
-    """What a model has to do, whatever the machine.
+    """The amount of work of a model, independent of the machine.
 
     Attributes:
         prefill_multiply_adds: Multiply-adds of the prefill of one prompt: all matrix products, the output head for
             every token, and attention.
         first_token_multiply_adds: The same with the output head for the last token only.
-        weight_bytes_per_step: Bytes of weights that decoding one step reads. A basis shared by several projections is
-            stored once but counted every time it is used: other weights displace it from the caches in between.
-        products_per_step: Products with a weight matrix that one step makes, one after the other.
+        weight_bytes_per_step: Bytes of weights read in one decoding step. A basis shared by several projections is
+            stored once but counted at every use, because other weights displace it from the caches in between.
+        products_per_step: Number of successive products with weight matrices in one decoding step.
     """
 
     prefill_multiply_adds: int
@@ -99,13 +100,13 @@ class Work(Frozen):
 
 
 class PeakMemory(Frozen):
-    """Peaks of memory of a fresh process, beyond what it held with all libraries imported.
+    """Peaks of memory of a fresh process, in addition to its memory with all libraries imported.
 
     Attributes:
-        libraries: Bytes it held then.
+        libraries: Bytes of the process with all libraries imported.
         loading: Peak bytes while the model was loaded.
         running: Peak bytes while it generated for the largest batch.
-        device: Peak bytes of tensors on a CUDA device in the whole process; None elsewhere.
+        device: Peak bytes of tensors on a CUDA device in the whole process; None on other devices.
     """
 
     libraries: int
@@ -115,7 +116,7 @@ class PeakMemory(Frozen):
 
 
 class BenchmarkedModel(Frozen):
-    """Everything measured on one model.
+    """All measurements of one model.
 
     Attributes:
         model: The model as it was given.
@@ -124,9 +125,9 @@ class BenchmarkedModel(Frozen):
         parameters: Parameters of the whole model, shared ones counted once.
         bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once.
         bytes_on_disk: Bytes of its weight files.
-        work: What it has to do per prompt and per token.
-        memory: Peaks of memory; None where they were not asked for or the platform does not tell them.
-        timings: Every workload.
+        work: Its work per prompt and per token.
+        memory: Peaks of memory; None if they were not measured.
+        timings: The timings of all workloads.
     """
 
     model: str
@@ -141,14 +142,14 @@ class BenchmarkedModel(Frozen):
 
 
 class BenchmarkResult(Result):
-    """Several models measured in one run; everything relative is relative to the first.
+    """Several models measured in one run; relative numbers are relative to the first.
 
     Attributes:
-        settings: What was measured.
-        device_name: The processor or graphics card, as far as the platform tells.
+        settings: The settings of the benchmark.
+        device_name: Name of the processor or graphics card, if the platform reports it.
         threads: Threads of PyTorch on the CPU.
         models: The models, in the order they were given.
-        notes: What a reader has to know, one sentence each.
+        notes: Notes for the reader, one sentence each.
         versions: Versions of the software.
     """
 
@@ -162,6 +163,6 @@ class BenchmarkResult(Result):
 
     @property
     def repeats(self) -> str:
-        """How often workloads were measured: a number, or the least and the largest."""
+        """The number of repeats of the workloads, or their smallest and largest numbers."""
         counts = {len(timing.seconds) for timing in self.models[0].timings}
         return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))

@@ -1,4 +1,4 @@
-"""What a comparison of two models found."""
+"""The result of a comparison of two models."""
 
 from typing import Any, Literal, Self
 
@@ -14,8 +14,8 @@ from basis_sharing.results.tasks import PairedDifference
 class Interval(Frozen):
     """A 95 % confidence interval of a mean over windows.
 
-    Student's t with one degree of freedom less than there are windows. Windows are taken as independent samples of the
-    text, which neighbouring windows of one document are only nearly: on another text the mean may lie elsewhere.
+    It is based on Student's t with one degree of freedom less than there are windows. It assumes that windows are
+    independent samples of the text, which holds only approximately for neighbouring windows of one document.
 
     Attributes:
         low: Lower end.
@@ -30,10 +30,10 @@ class Difference(Frozen):
     """How much worse the second of two measurements on the same windows is, window by window.
 
     Attributes:
-        nats_per_token: Mean loss of the second less that of the first.
-        nats_interval: Paired confidence interval of it; None for a single window.
-        quotient: Perplexity of the second by that of the first.
-        quotient_interval: Paired confidence interval of it; None for a single window.
+        nats_per_token: Mean loss of the second minus that of the first.
+        nats_interval: Its paired confidence interval; None for a single window.
+        quotient: Perplexity of the second divided by that of the first.
+        quotient_interval: Its paired confidence interval; None for a single window.
     """
 
     nats_per_token: float
@@ -48,12 +48,12 @@ class Disagreement(Frozen):
     Attributes:
         window: Index of the window, from 0.
         position: Index of the predicted token in the window, from 0.
-        context: The text just before it.
+        context: The text before it.
         token: The token of the text.
-        first: The token that the first model finds most probable.
-        first_probability: The probability it gives to that.
-        second: The token that the second model finds most probable.
-        second_probability: The probability it gives to that.
+        first: The first model's most probable token.
+        first_probability: Its probability.
+        second: The second model's most probable token.
+        second_probability: Its probability.
         kl: KL divergence (first || second) of the predictions, in nats.
     """
 
@@ -69,18 +69,18 @@ class Disagreement(Frozen):
 
 
 class Agreement(Frozen):
-    """How far the next-token distributions of two models are apart on the same text.
+    """The agreement of the next-token distributions of two models on the same text.
 
     Attributes:
         mean_kl: Mean KL divergence (first || second) per token, in nats.
-        kl_interval: Confidence interval of it; None for a single window.
+        kl_interval: Confidence interval of ``mean_kl``; None for a single window.
         percentile_99_kl: KL divergence that 1 % of the tokens exceed.
-        top1: Fraction of the tokens for which both models find the same token most probable.
-        top1_interval: Confidence interval of it; None for a single window.
+        top1: Fraction of the positions at which both models have the same most probable token.
+        top1_interval: Confidence interval of ``top1``; None for a single window.
         window_kl: Mean KL divergence of each window.
-        window_top1: That fraction of each window.
+        window_top1: The fraction ``top1`` of each window.
         tokens: Number of predicted tokens.
-        disagreements: Where the divergence is largest, the largest first.
+        disagreements: The positions with the largest divergence, in descending order.
     """
 
     mean_kl: float
@@ -95,11 +95,11 @@ class Agreement(Frozen):
 
 
 class Continuation(Frozen):
-    """What one model writes after a prompt.
+    """The continuation of a prompt by one model.
 
     Attributes:
         text: The new text, without special tokens.
-        tokens: Number of new tokens, special ones not counted; 0 where the model writes nothing but end-of-text.
+        tokens: Number of new tokens without special ones; 0 if the model generates only end-of-text.
         ended: Whether the model ended the text itself.
     """
 
@@ -113,8 +113,8 @@ class Generation(Frozen):
 
     Attributes:
         prompt: The prompt.
-        first: What the first model writes.
-        second: What the second model writes.
+        first: The continuation by the first model.
+        second: The continuation by the second model.
     """
 
     prompt: str
@@ -129,8 +129,8 @@ class TaskDifference(Frozen):
         task: Name of the task.
         first: Accuracy of the first model.
         second: Accuracy of the second model.
-        paired: The difference example by example; None where the task gives parts of a point, or the models'
-            tokenizers make different prompts.
+        paired: The difference example by example; None if the task gives fractional points, or the prompts differ in
+            the models' tokenizers.
     """
 
     task: str
@@ -140,13 +140,17 @@ class TaskDifference(Frozen):
 
 
 class Limits(Frozen):
-    """How far apart the models may be. Fractions may be written as percentages, e.g. ``"5%"``.
+    """Limits on the differences of two models; fractions may be written as percentages, e.g. ``"5%"``.
 
     Attributes:
-        max_kl: Most nats per token that the mean KL divergence (first || second) may reach.
-        max_perplexity_increase: By what fraction the second model's perplexity may be above the first's.
-        min_agreement: Least fraction of tokens for which both models find the same token most probable.
-        max_drift: By what fraction the second model's perplexity may be above the one stored in a baseline.
+        max_kl: Largest mean KL divergence (first || second), in nats per token.
+        max_perplexity_increase: Largest relative increase of the second model's perplexity over the first's.
+        min_agreement: Smallest fraction of positions at which both models have the same most probable token.
+        max_drift: Largest relative increase of the second model's perplexity over that stored in a baseline.
+
+    Example:
+        >>> limits = basis_sharing.Limits(max_perplexity_increase=0.05, min_agreement=0.9)
+        >>> limits.given
     """
 
     max_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -161,10 +165,10 @@ class Limits(Frozen):
 
     @classmethod
     def create(cls, **limits: Any) -> Self:
-        """Validate limits.
+        """Return validated limits.
 
         Raises:
-            RecipeError: One sentence about the first limit that is wrong.
+            RecipeError: A limit is invalid; the message is one sentence about the first one.
         """
         try:
             return cls(**limits)
@@ -178,20 +182,20 @@ class Limits(Frozen):
 
     @property
     def given(self) -> dict[str, float]:
-        """The limits that are set."""
+        """The limits that are set, by name."""
         return {name: value for name, value in self if value is not None}
 
 
 class Check(Frozen):
-    """One limit against the measured value.
+    """A limit and the measured value.
 
     Attributes:
         limit: Name of the limit, a field of :class:`Limits`.
-        bound: Its value.
-        value: What was measured.
-        interval: Confidence interval of that; None for a single window.
+        bound: Value of the limit.
+        value: The measured value.
+        interval: Confidence interval of the measured value; None for a single window.
         held: Whether the measured value holds the limit.
-        uncertain: Whether the confidence interval lies on both sides of the limit.
+        uncertain: Whether the confidence interval contains the limit.
     """
 
     limit: str
@@ -203,12 +207,12 @@ class Check(Frozen):
 
 
 class Verdict(Frozen):
-    """The answer in one sentence.
+    """The outcome of a comparison against the limits.
 
     Attributes:
-        held: Whether every limit is held; None where none was set.
-        sentence: The answer.
-        checks: Every limit that was set.
+        held: Whether every limit is held; None if none was set.
+        sentence: The outcome in one sentence.
+        checks: The checks of all limits that were set.
     """
 
     held: bool | None
@@ -229,14 +233,14 @@ class Measured(Frozen):
 
 
 class Drift(Frozen):
-    """What changed since a stored comparison.
+    """The changes since a stored comparison.
 
     Attributes:
         baseline: The file with the stored comparison.
-        stored: The second model as it was measured then.
-        difference: The second model now against then, on the same windows.
-        changed_generations: Number of prompts that the second model continues with another text than then.
-        versions: Versions of the software then.
+        stored: The stored measurement of the second model.
+        difference: The new measurement of the second model against the stored one, on the same windows.
+        changed_generations: Number of prompts whose continuation by the second model has changed.
+        versions: Versions of the software in the stored comparison.
     """
 
     baseline: str
@@ -252,18 +256,18 @@ class Comparison(Result):
     Attributes:
         first: The first model, usually the original.
         second: The second model, usually the compressed one.
-        difference: How much worse the second predicts the text; None where the models read different tokens.
-        agreement: How far their predictions are apart; None where they read or predict different tokens, and in a
-            check against a baseline that was given one model only.
-        generations: What both write after the prompts, greedily and without a chat template.
-        tasks: Accuracy of both on zero-shot tasks, where asked for.
-        new_tokens: Most tokens written after each prompt.
-        dtype: Dtype that the models were asked to be loaded in; "auto": the checkpoint's own.
+        difference: How much worse the second predicts the text; None if the models read different tokens.
+        agreement: The agreement of their predictions; None if they read or predict different tokens, or if only one
+            model was measured against a baseline.
+        generations: Continuations of the prompts by both models, greedily and without a chat template.
+        tasks: Accuracy of both models on zero-shot tasks; empty if none were scored.
+        new_tokens: Largest number of tokens generated after each prompt.
+        dtype: Dtype of the setting; "auto": the checkpoint's own.
         limits: The limits that were set.
-        verdict: The answer.
-        drift: What changed since the baseline; None without one.
-        first_is_stored: Whether the numbers and words of the first model are those of the baseline: it was not run.
-        notes: What a reader has to know, one sentence each.
+        verdict: The outcome against the limits.
+        drift: The changes since the baseline; None without one.
+        first_is_stored: Whether the results of the first model are those of the baseline, so that it was not run.
+        notes: Notes for the reader, one sentence each.
         versions: Versions of the software.
     """
 

@@ -1,4 +1,4 @@
-"""What one compression did."""
+"""The result of a compression."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -16,13 +16,12 @@ RESULT_FILE = "basis_sharing.json"
 
 
 class EntryReport(Frozen):
-    """One entry of the plan that was carried out.
+    """One entry of the plan as it was carried out.
 
     Attributes:
-        entry: What its projections were turned into; its loss is in nats per token, None where the method does not
-            predict it.
-        relative_loss: Share of the weighted energy of its projections that is lost.
-        ridge: Relative ridge its second moment needed, 0 for none.
+        entry: The entry; its loss is in nats per token, None if the method does not predict it.
+        relative_loss: Fraction of the weighted energy of its projections that is lost.
+        ridge: Relative ridge that was added to its second moment; 0: none.
     """
 
     entry: AnyEntry
@@ -54,7 +53,7 @@ class CalibrationReport(Frozen):
 
     @classmethod
     def of(cls, text: "CalibrationText") -> Self:
-        """Return what a result says about a calibration text."""
+        """Return the report of a calibration text."""
         count, length = text.input_ids.shape
         return cls(
             source=text.windows.source,
@@ -66,17 +65,17 @@ class CalibrationReport(Frozen):
 
 
 class RepairReport(Frozen):
-    """What repairing the blocks on the compressed flow did.
+    """The outcome of repairing the blocks on the compressed flow.
 
     Attributes:
         refit: Whether coefficients were refitted.
-        minutes: About how long training was allowed to take; None: nothing was trained.
-        segments: Segments of text that were used, held-out ones included.
+        minutes: Approximate time limit of training; None: nothing was trained.
+        segments: Number of segments of text used, held-out ones included.
         length: Tokens per segment.
-        epochs: Passes over them at most; 0: nothing was trained.
-        before: Error of every block on the held-out segments, in proportion to its states.
-        refitted: That error after the refit.
-        after: That error in the end.
+        epochs: Largest number of passes over them; 0: nothing was trained.
+        before: Relative error of every block's outputs on the held-out segments, before the repair.
+        refitted: The same error after the refit.
+        after: The same error after the repair.
     """
 
     refit: bool
@@ -90,27 +89,27 @@ class RepairReport(Frozen):
 
 
 class CompressionResult(Result):
-    """Everything about one compression that a reader or a program may want to know.
+    """The settings, sizes, entries and measurements of one compression.
 
     Attributes:
         model: The model as it was given.
         model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         family: Family whose structure was used.
         recipe: The settings.
-        shared_roles: Roles whose projections share bases by the method's table.
-        calibration: The calibration text; None where the method needs none.
+        shared_roles: Roles whose projections share bases according to the method's table.
+        calibration: The calibration text; None if the method needs none.
         ratio_reached: Fraction of parameters removed from the compressible projections.
         before: Sizes of the original.
         after: Sizes of the result.
         method: The method that was used: the recipe's, or that of the plan it names.
-        prediction: What the plan was expected to cost; None where the method does not predict it.
-        entries: The plan as it was carried out.
-        perplexity_before: Perplexity of the original on the requested texts.
+        prediction: Expected loss of the plan; None if the method does not predict it.
+        entries: The entries of the plan as it was carried out.
+        perplexity_before: Perplexity of the original on the texts of the recipe.
         perplexity_after: Perplexity of the result on the same windows.
-        notes: Everything unusual that happened, one sentence each.
+        notes: Notes on unusual events, one sentence each.
         versions: Versions of the software.
-        repair: What repairing the blocks did; None: nothing was repaired.
-        recovery: What training the whole model did; None: it was not trained.
+        repair: The outcome of repairing the blocks; None: nothing was repaired.
+        recovery: The outcome of training the whole model; None: it was not trained.
     """
 
     SCHEMA_VERSION: ClassVar[int] = 2
@@ -138,11 +137,11 @@ class CompressionResult(Result):
 
     @classmethod
     def migrated(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the data of an earlier schema version in the present one."""
+        """Return the data of an earlier schema version in the current one."""
         return compression_from_1(data) if data.get("schema_version") == 1 else data
 
     @property
     def original_is_quantized(self) -> bool:
-        """Whether the original's file stores fewer than two bytes per parameter, so that bytes on disk say nothing."""
+        """Whether the original's files store fewer than two bytes per parameter, so that their size is no measure."""
         on_disk = self.before.bytes_on_disk
         return on_disk is not None and on_disk < 2 * self.before.parameters

@@ -1,4 +1,4 @@
-"""What a run will need: time, memory and disk, stage by stage."""
+"""The result of an estimate: time, memory and disk space of a run, stage by stage."""
 
 from basis_sharing.results.base import Frozen
 from basis_sharing.run.machine import too_little
@@ -8,9 +8,9 @@ class StageEstimate(Frozen):
     """One stage of a run.
 
     Attributes:
-        name: What is done.
-        seconds: How long it will take.
-        memory: Bytes it needs besides what the process has anyway.
+        name: Name of the stage.
+        seconds: Expected duration.
+        memory: Bytes of memory in addition to those that the process has before.
     """
 
     name: str
@@ -19,12 +19,12 @@ class StageEstimate(Frozen):
 
 
 class Estimate(Frozen):
-    """What a run will need.
+    """The expected time, memory and disk space of a run.
 
     Attributes:
-        stages: The stages in their order.
-        resident: Bytes of memory the process has before they begin: libraries, and weights that are no files here.
-        least_memory: The smallest ``--max-memory`` that can work.
+        stages: The stages in order.
+        resident: Bytes of memory the process has before the stages: libraries, and weights not read in place.
+        least_memory: The smallest possible ``--max-memory``, in bytes.
         memory: The memory the run may take.
         work_bytes: Bytes of files it keeps while it runs.
         output_bytes: Bytes of the compressed weights, at most.
@@ -45,10 +45,10 @@ class Estimate(Frozen):
 
     @property
     def seconds(self) -> float:
-        """How long the run will take."""
+        """Expected duration of the run."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def refusal(self) -> str:
-        """What to say where the memory is too little."""
+        """The error message if the memory is too small."""
         return too_little(self.memory, self.least_memory)

@@ -1,4 +1,4 @@
-"""What compression will cost, before anything is compressed: a plan and the curve it lies on."""
+"""The result of planning: a plan, and curves of expected loss against size."""
 
 from basis_sharing.plans.plan import Plan
 from basis_sharing.results.base import Frozen
@@ -12,7 +12,7 @@ class Point(Frozen):
         ratio: Fraction of the parameters removed from the compressible projections.
         parameters: Parameters of the whole model.
         multiplications: Multiplications per token in the compressible projections.
-        loss: Expected loss rise in nats per token, before any scaling.
+        loss: Expected rise of the loss in nats per token, before any scaling.
     """
 
     method: str
@@ -23,16 +23,16 @@ class Point(Frozen):
 
 
 class Forecast(Frozen):
-    """A plan and what surrounds it.
+    """A plan, and the curves of expected loss against size.
 
     Attributes:
         plan: The plan for the target.
         dense_parameters: Parameters of the whole original model.
         dense_multiplications: Multiplications per token in its compressible projections.
         points: The curves of the planner and of the published methods.
-        unrounded_loss: Expected loss of the plan without rank multiples; None where there are none.
-        unshared_loss: Expected loss of the best plan of that size that shares nothing across layers; None where the
-            plan does not either.
+        unrounded_loss: Expected loss of the best plan of the same size without rank multiples; None if there are none.
+        unshared_loss: Expected loss of the best plan of the same size without sharing across layers; None if the plan
+            itself has no such sharing.
     """
 
     plan: Plan

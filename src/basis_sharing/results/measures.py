@@ -1,4 +1,4 @@
-"""Sizes and perplexity: the measures that several results hold."""
+"""Sizes and perplexity, which are parts of several results."""
 
 from basis_sharing.results.base import Frozen
 
@@ -9,7 +9,7 @@ class Sizes(Frozen):
     Attributes:
         parameters: Parameters of the whole model, shared ones counted once.
         projection_parameters: Parameters of the weights of the compressible projections (biases not counted).
-        projection_multiplications: Multiplications they need per token.
+        projection_multiplications: Multiplications per token in the compressible projections.
         bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once.
         bytes_on_disk: Bytes of the weight files; None for a model that is not on disk.
     """
@@ -28,15 +28,16 @@ class Perplexity(Frozen):
         text: Source of the text.
         fingerprint: Fingerprint of the token windows.
         perplexity: exp of the mean negative log-likelihood per token.
-        nats_per_token: That mean.
-        window_nats: The mean of each window.
-        bits_per_byte: The same per byte of text, comparable across tokenizers; None for a file of token windows.
+        nats_per_token: Mean negative log-likelihood per token, in nats.
+        window_nats: The same mean for each window.
+        bits_per_byte: Negative log-likelihood in bits per byte of text, comparable across tokenizers; None for a file
+            of token windows.
         windows: Number of windows.
         length: Tokens per window.
         tokens: Number of predicted tokens.
         bos: Whether every window starts with the beginning-of-sequence token.
         dtype: Dtype the model ran in.
-        notes: What a reader has to know.
+        notes: Notes for the reader.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Results of earlier versions, brought to the present schemas."""
+"""Migration of results of earlier versions to the current schemas."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _OF_A_GROUP = ("relative_loss", "ridge")
 
 
 def compression_from_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a compression of schema version 1 in version 2, where groups are entries and ``propagation`` is ``repair``."""
+    """Return a compression of schema version 1 in version 2: groups become entries, ``propagation`` ``repair``."""
     renamed = {"propagation": "repair"}
     rest = {renamed.get(name, name): value for name, value in data.items() if name != "groups"}
     entries = [

@@ -1,4 +1,4 @@
-"""What a recovery did."""
+"""The report of a recovery."""
 
 from basis_sharing.recipe.recovery import RecoverySettings
 from basis_sharing.results.base import Frozen
@@ -6,23 +6,23 @@ from basis_sharing.results.measures import Perplexity
 
 
 class RecoveryReport(Frozen):
-    """What a recovery did.
+    """The settings and the outcome of a recovery.
 
     Attributes:
-        settings: What was asked for.
+        settings: The settings of the recovery.
         fingerprint: Fingerprint of the token windows.
-        windows: Number of windows to learn from.
+        windows: Number of training windows.
         held_out: Number of held-out windows.
         steps: Steps of the optimizer, one window each.
-        tokens: Tokens that were learned from, repeated ones counted again.
-        trained_parameters: Numbers that could change.
-        loss_before: Loss on the held-out windows before, nats per token: KL divergence from the original for
+        tokens: Number of training tokens, repeated ones counted again.
+        trained_parameters: Number of trained parameters.
+        loss_before: Held-out loss before the training, in nats per token: KL divergence from the original for
             ``distillation``, else negative log-likelihood.
-        loss_after: That of what was kept.
-        slowed: How often the rate was cut to a third, because the loss on the held-out windows had grown.
-        diverged: Whether the training diverged, was stopped, and the best state before was kept.
-        perplexity_before: Perplexity of the compressed model on the requested texts.
-        perplexity_after: That of the recovered model on the same windows.
+        loss_after: Held-out loss of the state that is kept.
+        slowed: How often the rate was cut to a third because the held-out loss had risen.
+        diverged: Whether the training diverged and was stopped; the best earlier state is kept.
+        perplexity_before: Perplexity of the compressed model on the evaluation texts.
+        perplexity_after: Perplexity of the recovered model on the same windows.
     """
 
     settings: RecoverySettings

@@ -1,4 +1,4 @@
-"""What a study of sharing found out: for every pair of layers, one shared basis against two private ones."""
+"""The result of a study of sharing: for every pair of layers, one shared basis against two private ones."""
 
 from typing import Literal
 
@@ -10,18 +10,18 @@ Matrix = tuple[tuple[float | None, ...], ...]
 
 
 class RoleAtRatio(Frozen):
-    """What sharing does to one role at one ratio. A pair pays if its quotient is below 1.
+    """The effect of sharing on one role at one ratio; a pair pays if its quotient is below 1.
 
     Attributes:
         ratio: Fraction of the parameters of a pair that is removed.
-        pairs: Pairs that can be compared.
-        pairs_paying: How many of them pay.
-        neighbours: Pairs of adjacent blocks among them.
-        neighbours_paying: How many of these pay.
-        best_pair: Blocks of the pair with the lowest quotient; None where no pair can be compared.
+        pairs: Number of pairs that can be compared.
+        pairs_paying: Number of these that pay.
+        neighbours: Number of pairs of adjacent blocks that can be compared.
+        neighbours_paying: Number of these that pay.
+        best_pair: Blocks of the pair with the smallest quotient; None if no pair can be compared.
         best_gain: 1 - that quotient, the fraction of the private loss that sharing avoids; negative: it adds to it.
-        best_neighbour: Lowest quotient of adjacent blocks; None where there are none.
-        median_neighbour: Median quotient of adjacent blocks; None where there are none.
+        best_neighbour: Smallest quotient of adjacent blocks; None if there are none.
+        median_neighbour: Median quotient of adjacent blocks; None if there are none.
     """
 
     ratio: float
@@ -36,21 +36,22 @@ class RoleAtRatio(Frozen):
 
 
 class RoleStudy(Frozen):
-    """The study of projections with one place in their blocks and one shape.
+    """The study of the projections with one module path inside their blocks and one shape.
 
     Attributes:
-        name: The role, with place or shape added where several are studied.
-        role: What the projections are for.
+        name: The role, with path or shape added if several are studied.
+        role: Role of the projections.
         slot: Module path inside a block.
         d_in: Number of input features.
         d_out: Number of output features.
-        layers: Blocks that have the projection, ascending; rows and columns of the matrices stand for them.
+        layers: Blocks that have the projection, ascending; they index rows and columns of the matrices.
         quotients: Per ratio, the loss of one shared basis divided by that of two private ones, ``[layers][layers]``,
-            symmetric; None on the diagonal, for pairs that are too far apart, and where the ratio leaves fewer
+            symmetric; None on the diagonal, for pairs that are too far apart, and if the ratio leaves fewer
             parameters than rank 1 needs.
-        shared_losses: Per ratio, the expected loss rise of the shared basis, in nats per token, arranged alike.
+        shared_losses: Per ratio, the expected rise of the loss with the shared basis, in nats per token, arranged like
+            ``quotients``.
         summaries: One per ratio.
-        lowest_paying_ratio: The lowest studied ratio at which any pair pays; None: none pays at any.
+        lowest_paying_ratio: The lowest studied ratio at which any pair pays; None: no pair pays at any.
     """
 
     name: str
@@ -77,10 +78,10 @@ class SharingStudy(Frozen):
     roles: tuple[RoleStudy, ...]
 
     def position(self, ratio: float) -> int:
-        """Return the place of a ratio in :attr:`ratios`.
+        """Return the index of a ratio in :attr:`ratios`.
 
         Raises:
-            PlanError: It was not studied.
+            PlanError: The ratio was not studied.
         """
         if ratio not in self.ratios:
             raise PlanError(f"ratio {ratio:g} was not studied: choose from {', '.join(f'{r:g}' for r in self.ratios)}.")
@@ -88,17 +89,17 @@ class SharingStudy(Frozen):
 
 
 class StudyResult(Result):
-    """A study, and what it was made from.
+    """A study, with its model, calibration text and settings.
 
     Attributes:
         model: The model as it was given.
         model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         family: Family whose structure was used.
-        ratio: The ratio that table and picture show.
-        gradients: Whether errors are weighted with loss gradients, or with one measured number per projection.
+        ratio: The ratio shown in table and picture.
+        gradients: Whether errors are weighted with loss gradients; otherwise with one measured number per projection.
         calibration: The calibration text.
-        study: What was found.
-        notes: Everything unusual that happened, one sentence each.
+        study: The study.
+        notes: Notes on unusual events, one sentence each.
         versions: Versions of the software.
     """
 

@@ -20,29 +20,29 @@ def _digits(marks: tuple[bool, ...]) -> str:
 Marks = Annotated[
     tuple[bool, ...], BeforeValidator(_marks), PlainSerializer(_digits, return_type=str, when_used="json")
 ]
-"""Right or wrong, one per example; in JSON a string of 1 and 0, because thousands of lines help nobody."""
+"""Whether each example is answered right; in JSON a string of 1 and 0, to keep files short."""
 
 
 class TaskScore(Frozen):
-    """What a model scores on one task.
+    """The score of a model on one task.
 
     Attributes:
         task: The harness's name of the task.
         version: The harness's version of the task.
         split: The split that was scored.
-        source: Where the examples come from: a file, or a data set of the hub.
+        source: Source of the examples: a file, or a data set of the hub.
         examples: Number of examples.
-        accuracy: Share of the examples answered right.
+        accuracy: Fraction of the examples answered right.
         accuracy_error: Its standard error; None for a single example.
-        normalized_accuracy: The same with log-likelihoods divided by the bytes of the answer; None where the task
-            does not define it.
+        normalized_accuracy: Accuracy with log-likelihoods divided by the bytes of the answer; None if the task does not
+            define it.
         normalized_accuracy_error: Its standard error.
-        correct: Which examples are right; None where the task gives parts of a point.
-        correct_normalized: Which are right by normalized accuracy.
+        correct: Which examples are answered right; None if the task gives fractional points.
+        correct_normalized: Which examples are answered right by normalized accuracy.
         data_fingerprint: Fingerprint of all examples of the split.
-        prompt_fingerprint: Fingerprint of the scored prompts and answers, in order: two scores with the same one can
+        prompt_fingerprint: Fingerprint of the scored prompts and answers in order; scores with equal fingerprints can
             be compared example by example.
-        notes: What a reader has to know.
+        notes: Notes for the reader.
     """
 
     task: str
@@ -62,17 +62,17 @@ class TaskScore(Frozen):
 
 
 class TaskResults(Result):
-    """What a model scores on several tasks.
+    """The scores of a model on several tasks.
 
     Attributes:
         model: The model as it was given.
         model_fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
         dtype: Dtype the model ran in.
-        limit: Examples per task that were asked for; None: all.
-        shots: Solved examples in each prompt.
+        limit: Largest number of examples per task; None: all.
+        shots: Number of solved examples in each prompt.
         harness: Version of lm-evaluation-harness.
-        scores: One score per task, in the order asked for.
-        notes: What a reader has to know about the run.
+        scores: One score per task, in the order of the settings.
+        notes: Notes about the run.
     """
 
     kind: Literal["tasks"] = "tasks"
@@ -92,10 +92,10 @@ class TaskResults(Result):
 
 
 class CachedScore(Result):
-    """A score kept for the next time the same is asked.
+    """A score in the cache.
 
     Attributes:
-        key: Everything the score depends on, hashed.
+        key: Hash of everything the score depends on.
         score: The score.
     """
 
@@ -113,8 +113,8 @@ class PairedDifference(Frozen):
         only_second: Examples only the second model answers right.
         difference: Accuracy of the second minus that of the first.
         standard_error: Standard error of the difference, from the differences of the pairs; None for a single example.
-        p_value: Two-sided exact McNemar (sign) test: how likely so uneven a split of the disagreements, or a more
-            uneven one, is between equally good models.
+        p_value: p-value of the two-sided exact McNemar (sign) test: the probability of a split of the disagreements
+            that is at least as uneven, between equally good models.
     """
 
     examples: int

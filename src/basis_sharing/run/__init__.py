@@ -1,1 +1,1 @@
-"""What every run has: its model, machine, processes, work folder, progress and notes."""
+"""The infrastructure of a run: its model, machine, processes, work folder, progress and notes."""

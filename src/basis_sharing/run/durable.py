@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process or the machine stops."""
+"""Atomic writing of files: whenever the process or the machine stops, a file is complete or absent."""
 
 import json
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
-UNFINISHED = ".unfinished"  # suffix of what only an interrupted run needs
+UNFINISHED = ".unfinished"  # suffix of files that are only needed to resume an interrupted run
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, flush it to the disk, and move it there.
+    """Write a temporary file beside ``path`` with ``write``, flush it to the disk, and rename it to ``path``.
 
     Raises:
-        OSError: The disk is full or fails; ``path`` is as it was.
+        OSError: The disk is full or fails; ``path`` is unchanged.
     """
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -32,21 +32,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write a text as :func:`write_whole` does.
+    """Write a text as UTF-8, atomically as :func:`write_whole` does.
 
     Raises:
-        OSError: The disk is full or fails; ``path`` is as it was.
+        OSError: The disk is full or fails; ``path`` is unchanged.
     """
     write_whole(path, lambda partial: write_text(partial, text))
 
 
 def load_or_create(file: Path | None, kind: Callable[..., T], create: Callable[[], T]) -> T:
-    """Return what an interrupted run has decided and kept in a JSON file, or decide it and keep it there.
+    """Return the object that an interrupted run has kept in a JSON file, or create it and keep it there.
 
     Args:
-        file: Where it is kept, by the names of its fields; None: nowhere.
-        kind: The dataclass it is.
-        create: Returns it anew, where there is no file or a damaged one.
+        file: JSON file with the fields of the object; None: it is not kept.
+        kind: The dataclass of the object.
+        create: Creates the object if the file is missing or damaged.
 
     Raises:
         OSError: The disk is full or fails.
@@ -61,7 +61,7 @@ def load_or_create(file: Path | None, kind: Callable[..., T], create: Callable[[
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,10 +70,10 @@ def flush(path: Path) -> None:
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a file of ``size`` bytes whose space is its own: a later write through memory cannot lack it.
+    """Create a file of ``size`` bytes with allocated space, so that a later write through a memory map cannot fail.
 
     Raises:
-        OSError: The disk has no room for it.
+        OSError: The disk has not enough space.
     """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""Output files and folders: checked before long work, locked, written whole or not at all, errors as one sentence."""
+"""Output files and folders: checked before long work, locked, written atomically, with errors as one sentence."""
 
 import errno
 import tempfile
@@ -13,7 +13,7 @@ from basis_sharing.run.durable import write_whole
 
 
 def check_files(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Make sure that files can be written, before the work that fills them.
+    """Make sure that files can be written, before the work whose results they hold.
 
     Raises:
         OutputError: A file exists and may not be replaced, is a folder, or its folder cannot be written to.
@@ -32,7 +32,7 @@ def check_files(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it there.
+    """Write a file atomically as :func:`~basis_sharing.run.durable.write_whole` does, and create its folder.
 
     Raises:
         OutputError: The disk is full or fails.
@@ -44,7 +44,9 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the folders above it are made, and removed again where it was not.
+    """Lock a folder against other runs within the context.
+
+    Missing parent folders are created, and removed at the end if the folder itself was not created.
 
     Raises:
         OutputError: The folder is in use, or cannot be created.
@@ -72,7 +74,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def output_errors(folder: Path) -> Iterator[None]:
-    """Turn the failures of a disk into one sentence."""
+    """Turn disk errors within the context into an :class:`~basis_sharing.errors.OutputError`.
+
+    Raises:
+        OutputError: The disk is full or fails.
+    """
     try:
         yield
     except Exception as error:

@@ -1,8 +1,8 @@
-"""Where a run works: on which device, within how much memory, beside which other processes.
+"""The device, the memory budget and the processes of a run.
 
-Results do not depend on it but for rounding. Memory means what the system cannot take back from a process: libraries,
-activations, statistics. Weights that are used from their files, and what is kept in files of our own, are not counted:
-the system drops their pages when it needs room.
+Results depend on them only by rounding. Memory means the memory that the system cannot reclaim from a process:
+libraries, activations, statistics. Weights that are read in place from their files, and memory-mapped files of this
+package, are not counted, because the system drops their pages when it needs memory.
 """
 
 import ctypes
@@ -34,9 +34,9 @@ class Machine:
     """The device, memory and processes of a run.
 
     Attributes:
-        device: Where blocks run and matrices are decomposed, one at a time.
+        device: Device on which blocks run and matrices are decomposed, one at a time.
         memory: Bytes of memory that this process may take.
-        spare: What is left of them for what may also lie in files.
+        spare: Bytes of these that remain for data that may alternatively be kept in files; None: all.
         processes: The processes that share the work.
     """
 
@@ -47,36 +47,36 @@ class Machine:
 
     @property
     def algebra(self) -> torch.device:
-        """Where matrices are decomposed: the device if it has fp64, else the CPU."""
+        """Device on which matrices are decomposed: the run's device if it has fp64, else the CPU."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
     def whitening_bytes(self) -> int:
-        """Bytes of whitenings that may be remembered."""
+        """Bytes of whitenings that may be cached."""
         return min(_MOST_WHITENINGS, int(_WHITENINGS_SHARE * self._spare))
 
     @property
     def shard_bytes(self) -> int:
-        """Size of the files a model is written in."""
+        """Largest size in bytes of the weight files that a model is written to."""
         return max(_SMALLEST_SHARD, min(_LARGEST_SHARD, self._spare // 4))
 
     def holds_states(self, size: int) -> bool:
-        """Whether the states between two blocks may be in memory."""
+        """Whether the hidden states between two blocks, ``size`` bytes, may be kept in memory."""
         return size <= _STATES_SHARE * self._spare
 
     def holds_inputs(self, size: int) -> bool:
-        """Whether what all blocks read may be in memory."""
+        """Whether the inputs of all blocks, ``size`` bytes, may be kept in memory."""
         return size <= _INPUTS_SHARE * self._spare
 
     def holds_moments(self, size: int) -> bool:
-        """Whether the second moments of all blocks may be in memory."""
+        """Whether the second moments of all blocks, ``size`` bytes, may be kept in memory."""
         return size <= _MOMENTS_SHARE * self._spare
 
     def needing(self, least: int) -> "Machine":
-        """Return the machine with what is left after the memory that cannot be avoided.
+        """Return the machine with the memory that remains after the ``least`` bytes that are always needed.
 
         Raises:
-            MemoryBudgetError: Nothing is left; says how much is needed.
+            MemoryBudgetError: The memory is less than that; the message says how much is needed.
         """
         if least > self.memory:
             raise MemoryBudgetError(too_little(self.memory, least))
@@ -96,7 +96,7 @@ def machine_for(device: str | None, max_memory: int | str | None, model: Any) ->
         model: The model as it was given.
 
     Raises:
-        RecipeError: There is no such device here, or the size is not one.
+        RecipeError: There is no such device, or the size cannot be parsed.
     """
     placed = getattr(model, "device", None)
     chosen = placed if device is None and placed is not None else choose(device or "auto")
@@ -107,10 +107,10 @@ def machine_for(device: str | None, max_memory: int | str | None, model: Any) ->
 
 
 def return_freed_memory() -> None:
-    """Let the C library give what is freed back to the system at once, where it can be told to (glibc).
+    """Configure the C library to return freed memory to the system at once, if it supports this (glibc).
 
-    Otherwise a few small things that are kept between large matrices that go leave holes, which grow with the number
-    of layers.
+    Otherwise small allocations between large freed matrices fragment the heap, and the memory that cannot be returned
+    grows with the number of layers.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -122,22 +122,22 @@ def choose(name: str) -> torch.device:
     """Return the device of a name; ``"auto"``: CUDA, else MPS, else the CPU.
 
     Raises:
-        RecipeError: There is no such device here.
+        RecipeError: The name is unknown, or PyTorch has no such device.
     """
     if name not in DEVICES:
         raise RecipeError(f"unknown device {name!r}: choose from {', '.join(DEVICES)}.")
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, here in present.items() if here)
+        name = next(kind for kind, available in present.items() if available)
     if not present[name]:
         raise RecipeError(f"PyTorch finds no {name} device here: pass --device cpu, or install a build that does.")
-    return torch.empty(0, device=name).device  # with its index, as that of the tensors there
+    return torch.empty(0, device=name).device  # with its index, as the device of a tensor has
 
 
 def default_memory() -> int:
-    """Return the memory a run takes at most if it is not told: what this process has, and most of what is free.
+    """Return the default memory budget in bytes: the memory this process has, and most of the free memory.
 
-    Processes that the launcher has started on this machine divide it among them.
+    Processes that ``torchrun`` has started on this machine divide the free memory among them.
     """
     free = psutil.virtual_memory().available
     for file in map(Path, _CONTROL_GROUPS):
@@ -147,7 +147,7 @@ def default_memory() -> int:
 
 
 def taken_memory() -> int:
-    """Return the bytes of this process that the system cannot take back (elsewhere than on Linux: all its bytes)."""
+    """Return the bytes of this process that the system cannot reclaim; on other systems than Linux, all its bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii").splitlines():
@@ -157,7 +157,7 @@ def taken_memory() -> int:
 
 
 def parsed_size(size: int | str) -> int:
-    """Return a number of bytes that may be written with a unit: ``"6GiB"``, ``"800MB"``.
+    """Return the number of bytes of a size that may be written with a unit: ``"6GiB"``, ``"800MB"``.
 
     Raises:
         RecipeError: It is not a positive size.
@@ -172,7 +172,7 @@ def parsed_size(size: int | str) -> int:
 
 
 def too_little(memory: int, least: int) -> str:
-    """Return the sentence that refuses a budget of memory."""
+    """Return the error message for a memory budget below the ``least`` bytes that are needed."""
     return (
         f"{written(memory)} of memory are too little for this model and these windows: the smallest budget that can "
         f"work is --max-memory {written(least)} (shorter windows, --length, need less)."
@@ -180,7 +180,7 @@ def too_little(memory: int, least: int) -> str:
 
 
 def written(size: int) -> str:
-    """Return a size as it is written on the command line, rounded up."""
+    """Return a size in bytes as it is written on the command line, rounded up to MiB or GiB."""
     unit, name = (2**30, "GiB") if size >= 10 * 2**30 else (2**20, "MiB")
     return f"{-(-size // unit)}{name}"
 

@@ -1,7 +1,7 @@
-"""Several processes at one compression, as PyTorch's launcher starts them.
+"""Several processes that share one compression, as ``torchrun`` starts them.
 
-Calibration windows, candidates and groups are divided among the processes; what all of them need is added up or
-exchanged. One process is the special case in which nothing has to be exchanged.
+Calibration windows, candidates and groups are divided among the processes; results that all of them need are summed or
+gathered. With one process these operations do nothing.
 """
 
 import os
@@ -16,16 +16,16 @@ from torch import Tensor, distributed
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)  # a process may wait for the others' decompositions; one that dies ends the job at once
+_TIMEOUT = timedelta(days=7)  # a process may wait for the others' decompositions; torchrun ends the job if one dies
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among those of a job.
+    """The place of this process among the processes of a job.
 
     Attributes:
-        index: Its number.
-        count: How many there are.
+        index: Rank of this process, from 0.
+        count: Number of processes.
     """
 
     index: int = 0
@@ -33,35 +33,35 @@ class Processes:
 
     @classmethod
     def current(cls) -> "Processes":
-        """Return this process' place in the process group it has joined, if it has."""
+        """Return this process' place in its process group, or a single process if it has joined none."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes output and messages."""
         return self.index == 0
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process' share of what is to be done, every ``count``-th item."""
+        """Return the items of this process, every ``count``-th of all items."""
         return items[self.index :: self.count]
 
     def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes."""
+        """Replace a tensor by its sum over all processes, in place."""
         if self.count > 1:
             distributed.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """Return what every process gives, by index."""
+        """Return the values of all processes, by index."""
         if self.count == 1:
             return [value]
-        found: list[T] = [value] * self.count
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[T] = [value] * self.count
+        distributed.all_gather_object(values, value)
+        return values
 
     def given_by(self, index: int, value: T | None) -> T:
-        """Return what one process gives; the others' values do not matter."""
+        """Return the value of one process; the values of the others are ignored."""
         box = [value]
         if self.count > 1:
             distributed.broadcast_object_list(box, src=index)
@@ -71,7 +71,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` has started together with this one, if it was started by it."""
+    """Join the process group of ``torchrun`` within the context; yield a single process if there is none."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
@@ -79,7 +79,7 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield Processes.current()
     finally:

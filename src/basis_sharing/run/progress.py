@@ -1,4 +1,4 @@
-"""Progress events: the library reports, the command line draws."""
+"""Progress events, which the library reports and the command line displays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a stage is finished.
+    """The progress of a stage after one of its steps.
 
     Attributes:
-        stage: What is being done, in words a user reads ("calibrating").
+        stage: Name of the stage as shown to the user, e.g. "calibrating".
         done: Units finished so far.
         total: Units of the whole stage.
-        unit: What is counted ("blocks", "windows", "groups").
+        unit: Name of the units, e.g. "blocks", "windows" or "groups".
     """
 
     stage: str
@@ -29,5 +29,5 @@ def silent(_: Progress) -> None:
 
 
 def titled(progress: ProgressCallback, title: str) -> ProgressCallback:
-    """Return a callback that puts a title before every stage, to tell those of several steps or models apart."""
+    """Return a callback that prefixes every stage with a title, to distinguish several steps or models."""
     return lambda event: progress(replace(event, stage=f"{title}: {event.stage}"))

@@ -1,4 +1,4 @@
-"""Things that register themselves under a name: weightings, treatments, costs, exports."""
+"""Registries of weightings, treatments, costs and exports by name."""
 
 import importlib
 import importlib.metadata
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """What is registered, by name; the modules of a package register theirs when they are imported.
+    """A mapping of names to items, which the modules of a package register when they are imported.
 
     Args:
-        what: What is registered, one word, for messages.
-        package: Package whose modules (and packages) are imported when the registry is first asked.
-        plugins: Group of entry points of other packages that are loaded then; None: there are none.
+        what: Kind of the items in one word, for messages.
+        package: Package whose modules and packages are imported when the registry is first read.
+        plugins: Group of entry points of other packages that are loaded at the same time; None: there are none.
     """
 
     def __init__(self, what: str, package: str, plugins: str | None = None) -> None:
@@ -26,10 +26,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self._complete = False
 
     def register(self, name: str, item: T) -> T:
-        """Register something, and return it.
+        """Register an item under a name, and return it.
 
         Raises:
-            RecipeError: Something else has this name.
+            RecipeError: Another item has this name.
         """
         known = self._registered.setdefault(name, item)
         if known is not item and _origin(known) != _origin(item):
@@ -62,7 +62,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return
         self._complete = True
         package = importlib.import_module(self._package)
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda found: found.name):
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
             importlib.import_module(f"{self._package}.{module.name}")
         if self._plugins is not None:
             for plugin in importlib.metadata.entry_points(group=self._plugins):

@@ -1,4 +1,4 @@
-"""How far a pass over the calibration text has come, on disk now and then."""
+"""The progress of a pass over the calibration text, saved to disk periodically."""
 
 import time
 from collections.abc import Callable
@@ -16,16 +16,16 @@ _SHARE = 0.05
 
 
 class ResumePoint:
-    """The last point of a pass that a later run can go on from.
+    """The last saved point of a pass, from which a later run can resume.
 
-    Writing takes about a twentieth of the time at most: a point that comes too soon after the last one is passed over,
-    and what lies behind it is done again after an interruption.
+    Saving takes at most about a twentieth of the time: a point that follows the last saved one too closely is not
+    saved, and its steps are repeated after an interruption.
 
-    Several processes write their points at the same steps, and go on together or not at all.
+    Several processes save their points at the same steps, and resume together or not at all.
 
     Args:
-        file: Where it is kept; None: nowhere.
-        processes: The processes that make the pass.
+        file: File of the point; None: it is not saved.
+        processes: The processes that share the pass.
         clock: Returns the time in seconds.
     """
 
@@ -36,33 +36,33 @@ class ResumePoint:
         self._next = 0.0
 
     def resume(self, states: Tensor | None = None) -> int:
-        """Return how many steps were done, and put the states that were reached into ``states``; 0 if none were."""
-        found = self._read()
-        if found is not None and states is not None and found["states"].shape != states.shape:
-            found = None  # of another number of processes
-        done = 0 if found is None else int(found["done"])
+        """Return the number of steps that are done, and load the saved states into ``states``; 0: start over."""
+        saved = self._read()
+        if saved is not None and states is not None and saved["states"].shape != states.shape:
+            saved = None  # of another number of processes
+        done = 0 if saved is None else int(saved["done"])
         if set(self._processes.gather(done)) != {done}:
             return 0
-        if found is not None and states is not None:
-            states.copy_(found["states"])
+        if saved is not None and states is not None:
+            states.copy_(saved["states"])
         return done
 
     def _read(self) -> dict[str, Tensor] | None:
         if self._file is None or not self._file.is_file():
             return None
         try:
-            found: dict[str, Tensor] = load_file(self._file)
-        except SafetensorError:  # damaged: begin anew
+            saved: dict[str, Tensor] = load_file(self._file)
+        except SafetensorError:  # damaged: start over
             return None
-        return found
+        return saved
 
     def reach(self, done: int, states: Tensor | None = None, *, beside: Path | None = None) -> None:
-        """Write down that ``done`` steps are done, unless the last time was only just now.
+        """Save that ``done`` steps are done, unless the last point was saved too recently.
 
         Args:
             done: Number of steps.
-            states: What the next step begins with.
-            beside: A file written through memory that the next step needs as well.
+            states: Input of the next step.
+            beside: A memory-mapped file that the next step needs as well; it is flushed first.
         """
         if self._file is None:
             return

@@ -1,4 +1,4 @@
-"""One run: its model, the machine it works on, where it keeps what it measures, and what it has to say."""
+"""One run: its model, its machine, its work folder and its notes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,20 +29,20 @@ from basis_sharing.run.work import WorkFolder, until_done
 
 @dataclass(frozen=True)
 class Run:
-    """A model in evaluation mode, and everything that is the same for all stages of a run.
+    """A model in evaluation mode, with everything that is common to all stages of a run.
 
     Attributes:
         model: The model.
         tokenizer: Its tokenizer.
         whole: Its decoder with all projections.
-        decoder: Its decoder with the projections that are to be compressed.
-        source: Where the model comes from; None: it was given in memory.
+        decoder: Its decoder with the projections to compress.
+        source: Source of the model; None: it was given in memory.
         fingerprint: Fingerprint of its weights and configuration; None for a model given in memory.
-        work: Where what is measured is kept, if anywhere.
-        machine: Where it is worked on.
+        work: Folder of measurements; None: they are not kept.
+        machine: Device, memory and processes of the run.
         progress: Receives progress events.
-        notes: What a reader of the result has to know, one sentence each; stages add theirs.
-        stack: What has to be put back or removed when the run ends.
+        notes: Notes for the reader of the result, one sentence each; every stage may add some.
+        stack: Contexts that are closed when the run ends.
     """
 
     model: Any
@@ -59,12 +59,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The model as it was given, the name of its class if it was in memory."""
+        """The model as it was given, or the name of its class if it was given in memory."""
         return self.source.given if self.source is not None else type(self.model).__name__
 
     @property
     def collected(self) -> Decoder:
-        """The decoder whose statistics are collected: what is kept is of all projections and serves any roles."""
+        """The decoder whose statistics are collected: statistics that are kept cover all projections, for any roles."""
         return self.decoder if self.work is None else self.whole
 
     @property
@@ -77,18 +77,18 @@ class Run:
         carry_out(stages, self)
 
     def within(self, least_memory: int) -> "Run":
-        """Return the run with what is left of its memory for what may also lie in files.
+        """Return the run with the memory that remains after the ``least_memory`` bytes that are always needed.
 
         Raises:
-            MemoryBudgetError: The memory that it may take is too small; says how much is needed.
+            MemoryBudgetError: The memory budget is too small; the message says how much is needed.
         """
         return replace(self, machine=self.machine.needing(least_memory))
 
     def parts_folder(self, kind: str, about: Mapping[str, object]) -> Path | None:
-        """Return a folder for parts that are complete one by one, removed when the run ends; None: nothing is kept.
+        """Return a folder for partial results that is removed when the run ends; None: nothing is kept.
 
         Raises:
-            OutputError: The folder cannot be made.
+            OutputError: The folder cannot be created.
         """
         if self.work is None:
             return None
@@ -98,10 +98,10 @@ class Run:
 
 
 def source_of(model: Any, tokenizer: Any) -> ModelSource | None:
-    """Return where a model comes from, None for one in memory; refuse what cannot be compressed.
+    """Return the source of a model, None for one in memory; refuse models that cannot be compressed.
 
     Raises:
-        BasisSharingError: The model is not there, compressed already, or in memory without its tokenizer.
+        BasisSharingError: The model does not exist, is already compressed, or is in memory without its tokenizer.
     """
     if isinstance(model, (str, Path)):
         source = resolve(model)
@@ -125,21 +125,20 @@ def opened(
     machine: Machine | None = None,
     progress: ProgressCallback = silent,
 ) -> Iterator[Run]:
-    """Load a model if it is not in memory, and put it into evaluation mode for as long as the context.
+    """Load a model if it is not in memory, and yield its run; the model is in evaluation mode within the context.
 
     Args:
-        settings: Its dtype and roles.
+        settings: Dtype and roles of the model.
         model: The model as it was given.
-        source: What :func:`source_of` says of it.
+        source: The result of :func:`source_of` for it.
         tokenizer: The tokenizer of a model in memory.
-        work: Folder where what is measured is to be kept.
-        machine: Where to work; None: where the model is, within most of the free memory.
+        work: Folder in which measurements are kept; None: they are not kept.
+        machine: Where to work; None: the model's device, within most of the free memory.
         progress: Receives progress events.
 
     Raises:
-        ModelError: The model cannot be loaded, or its structure is not understood.
-        RecipeError: The model lacks a role, or is in memory, so that nothing tells whether a later one is the same and
-            what is measured cannot be kept.
+        ModelError: The model cannot be loaded, lacks a role, or its structure cannot be described.
+        RecipeError: ``work`` is given for a model in memory, which has no fingerprint to recognize it by.
         OutputError: The work folder is a file.
     """
     if source is not None:
@@ -148,18 +147,18 @@ def opened(
         progress(Progress("loading", 1, 1, "model"))
     elif work is not None:
         raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
-    known = fingerprint(source) if source is not None else None
+    digest = fingerprint(source) if source is not None else None
     machine = machine or Machine(model.device)
     kept = None
-    if work is not None and known is not None:
+    if work is not None and digest is not None:
         folder = Path(work) if machine.processes.first else Path(work) / f"process-{machine.processes.index}"
-        kept = WorkFolder(folder, known, dtype_name(model.dtype), machine.processes)
+        kept = WorkFolder(folder, digest, dtype_name(model.dtype), machine.processes)
     whole = describe(model)
     decoder = with_roles(whole, settings.roles)
     training = model.training
     model.eval()
     try:
         with ExitStack() as stack:
-            yield Run(model, tokenizer, whole, decoder, source, known, kept, machine, progress, stack=stack)
+            yield Run(model, tokenizer, whole, decoder, source, digest, kept, machine, progress, stack=stack)
     finally:
         model.train(training)

@@ -1,7 +1,7 @@
-"""What a stage of a run is: it says what it will need, from shapes alone, and it runs.
+"""The stages of a run: the protocol, and estimates of what a stage needs from shapes alone.
 
-Memory is counted generously, because a run that is killed for it is worth nothing; time is meant within a factor of
-two, from speeds that are tried out for a second.
+Memory is estimated generously, because a run that exceeds it is killed; time is accurate to about a factor of two, from
+speeds that are measured for a second.
 """
 
 import time
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from basis_sharing.run.run import Run
 
 _MARGIN, _ALLOWANCE = 1.15, 96 * 2**20
-POSITIONS = 512  # of which logits exist at a time
+POSITIONS = 512  # positions whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a stage needs.
+    """The time, memory and disk space that a stage needs.
 
     Attributes:
-        name: What is done.
-        seconds: How long it takes.
-        memory: Bytes besides what the process has anyway.
+        name: Name of the work.
+        seconds: Expected duration.
+        memory: Bytes of memory in addition to those that the process has before.
         work_bytes: Bytes of files that it keeps until the run ends.
     """
 
@@ -39,34 +39,34 @@ class Needs:
 
 
 class Stage(Protocol):
-    """A stage of a run. It gets its settings and the stages whose products it uses when it is made."""
+    """A stage of a run; its constructor takes its settings and the stages whose results it uses."""
 
     def needs(self, shapes: "Shapes") -> Iterable[Needs]:
-        """Say what the stage will need; nothing where it will have nothing to do."""
+        """Return the needs of the stage; empty if it has nothing to do."""
         ...
 
     def run(self, run: "Run") -> None:
-        """Do the work; its products are attributes of the stage."""
+        """Do the work; the results are attributes of the stage."""
         ...
 
 
 def carry_out(stages: Sequence[Stage], run: "Run") -> None:
-    """Run stages in their order."""
+    """Run stages in order."""
     for stage in stages:
         stage.run(run)
 
 
 def needs_of(stages: Sequence[Stage], shapes: "Shapes") -> list[Needs]:
-    """Return what all stages need, in their order."""
+    """Return the needs of all stages, in order."""
     return [needs for stage in stages for needs in stage.needs(shapes)]
 
 
 def least_memory(needs: Sequence[Needs], resident: int | None = None) -> int:
-    """Return the smallest memory with which stages can work.
+    """Return the smallest memory in bytes with which stages can run.
 
     Args:
-        needs: What they need.
-        resident: Bytes the process has before they begin; None: what it has now.
+        needs: The needs of the stages.
+        resident: Bytes the process has before the stages run; None: the bytes it has now.
     """
     most = max((stage.memory for stage in needs), default=0)
     return (taken_memory() if resident is None else resident) + int(_MARGIN * most) + _ALLOWANCE
@@ -74,7 +74,7 @@ def least_memory(needs: Sequence[Needs], resident: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Speeds:
-    """How fast a machine is.
+    """The speed of a machine.
 
     Attributes:
         products: Operations per second of matrix products in the dtype of the calibration.
@@ -90,7 +90,7 @@ class Speeds:
 
     @classmethod
     def tried(cls, machine: Machine, dtype: torch.dtype) -> "Speeds":
-        """Try out small matrices."""
+        """Return the speeds measured on small matrices."""
         a = torch.randn(1024, 1024, device=machine.device).to(dtype)
         b = torch.randn(512, 512, device=machine.algebra, dtype=torch.float64)
         symmetric = b @ b.T
@@ -103,7 +103,7 @@ class Speeds:
 
 
 def _seconds(action: Callable[[], Any]) -> float:
-    """Return the least seconds of a few runs."""
+    """Return the shortest duration of a few runs, in seconds."""
     action()
     seconds = []
     for _ in range(5):
@@ -114,18 +114,18 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 
 class Shapes:
-    """Counts of what stages compute and hold, from the shapes of a model and of its calibration text.
+    """Operations and bytes of the stages, from the shapes of a model and of its calibration text.
 
     Args:
         model: The model, real or on the meta device.
-        decoder: Its projections that are to be compressed.
-        machine: Where the run works.
+        decoder: Its decoder with the projections to compress.
+        machine: The machine of the run.
         windows: Number of calibration windows of all processes.
         length: Tokens in each.
         dtype: Dtype of the weights.
         calibrated_in: Dtype of the calibration pass.
-        twin: Bytes of the original beside the compressed model; 0 where it stays in its files.
-        speeds: How fast the machine is; None: stages take no time.
+        twin: Bytes of a second copy of the original; 0 if it is read in place from its files.
+        speeds: Speeds of the machine; None: all times are 0.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Shapes:
         self.vocabulary: int = config.vocab_size
         self.hidden: int = config.hidden_size
         blocks = [model.get_submodule(path) for path in decoder.blocks]
-        self.block_parameters = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        self.block_parameters: list[int] = [sum(p.numel() for p in block.parameters()) for block in blocks]
         self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self.scores: int = config.num_attention_heads * length**2 if eager else 0
@@ -175,12 +175,12 @@ class Shapes:
 
     @property
     def input_moments(self) -> int:
-        """Operations of the second moments of all inputs."""
+        """Operations for the second moments of all inputs."""
         return sum(self.tokens * width**2 for width in self.inputs.values())
 
     @property
     def output_moments(self) -> int:
-        """Operations of the second moments of all outputs."""
+        """Operations for the second moments of all outputs."""
         return sum(self.tokens * p.d_out**2 for p in self.decoder.projections)
 
     @property
@@ -195,11 +195,11 @@ class Shapes:
         return max(blocks, key=lambda projections: sum(p.d_in * p.d_out for p in projections))
 
     def seconds(self, operations: float) -> float:
-        """Return how long so many operations in the dtype of the calibration take."""
+        """Return the seconds that matrix products of so many operations in the dtype of the calibration take."""
         return 0.0 if self.speeds is None else operations / self.speeds.products
 
     def solving_seconds(self, p: Projection, *, vectors: bool) -> float:
-        """Return how long the decomposition of one projection takes, with or without eigenvectors."""
+        """Return the seconds of the decomposition of one projection, with or without eigenvectors."""
         if self.speeds is None:
             return 0.0
         small = min(p.d_in, p.d_out)
@@ -208,7 +208,11 @@ class Shapes:
         return products / self.speeds.algebra + small**3 / rate
 
     def block_memory(self, *, gradients: bool) -> int:
-        """Return the bytes of one block at work in calibration, with its statistics."""
+        """Return the bytes of the calibration pass through one block, with its statistics.
+
+        Args:
+            gradients: Whether the pass includes a backward pass.
+        """
         projections, size = self.widest_block, self.calibrated_in.itemsize
         inputs = {p.input: p.d_in for p in projections}
         moments = sum(4 * width**2 for width in inputs.values())

@@ -1,4 +1,4 @@
-"""The versions of the software that a result depends on."""
+"""The versions of the software that results depend on."""
 
 from importlib.metadata import version
 

@@ -1,8 +1,8 @@
-"""What was measured once about a model, kept in a folder for the next run with the same model and text.
+"""Measurements of a model, kept in a folder for the next run with the same model and text.
 
 Second moments cost a pass over the calibration text, candidates a decomposition per group; neither depends on the
-ratio. Every measurement is a folder of its own, named after a hash of all it depends on. It counts once it says what it
-is; until then it holds what an interrupted run has done, which the next one goes on with.
+ratio. Every measurement has its own folder, named after a hash of everything it depends on. The measurement is complete
+once ``about.json`` is written; before, the folder holds the partial results from which the next run resumes.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ class WorkFolder:
     """A folder of measurements of one model.
 
     Attributes:
-        path: The folder; it is made when something is kept in it.
+        path: The folder; it is created when something is kept in it.
         model: Fingerprint of the model.
         dtype: Name of the dtype it is loaded in.
-        processes: The processes that have a folder each, with the same in all of them.
+        processes: The processes of the run; each has its own folder, with the same measurements.
     """
 
     path: Path
@@ -48,23 +48,23 @@ class WorkFolder:
             raise OutputError(f"the work folder {self.path} is a file: choose a folder.")
 
     def measured(self, kind: str, about: About, measure: Callable[[Path], None]) -> Path:
-        """Return the folder of a measurement, which is made if it is not there.
+        """Return the folder of a measurement; the measurement is made if it is not there.
 
         Args:
             kind: What is measured, one word.
-            about: All that it depends on besides the model and the software.
-            measure: Fills a folder with it; it may find there what an interrupted run has done.
+            about: Everything it depends on besides the model and the software.
+            measure: Writes the measurement to a folder, which may hold partial results of an interrupted run.
 
         Raises:
-            OutputError: Another run is at the same measurement, or the disk is full or fails.
+            OutputError: Another run makes the same measurement, or the disk is full or fails.
         """
         folder = self.find(kind, about)
         if folder is not None:
             return folder
         folder, whole = self._folder(kind, about), self._whole(about)
         with locked(folder), output_errors(folder):
-            if self.find(kind, about) is None:  # it may have been finished while this run waited to begin
-                if (folder / _ABOUT).exists():  # it was complete, and has been damaged since
+            if self.find(kind, about) is None:  # another run may have completed it before the lock was acquired
+                if (folder / _ABOUT).exists():  # it was complete, and was damaged later
                     shutil.rmtree(folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 measure(folder)
@@ -79,9 +79,9 @@ class WorkFolder:
         return folder
 
     def find(self, kind: str, about: About) -> Path | None:
-        """Return the folder of a measurement; None where it is not there, not complete, or damaged."""
-        found = self._complete(self._folder(kind, about))
-        return found if all(self.processes.gather(found is not None)) else None
+        """Return the folder of a measurement; None if it is missing, incomplete or damaged in any process."""
+        folder = self._complete(self._folder(kind, about))
+        return folder if all(self.processes.gather(folder is not None)) else None
 
     def _complete(self, folder: Path) -> Path | None:
         if not (folder / _ABOUT).is_file():
@@ -90,18 +90,18 @@ class WorkFolder:
             sizes = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["files"]
         except (ValueError, KeyError):
             return None
-        there = {path.name: path.stat().st_size for path in folder.iterdir()}
-        return folder if sizes.items() <= there.items() else None
+        present = {path.name: path.stat().st_size for path in folder.iterdir()}
+        return folder if sizes.items() <= present.items() else None
 
     def parts_folder(self, kind: str, about: About) -> Path:
-        """Return a folder for parts that are complete one by one.
+        """Return a folder for partial results, each of which is a complete file.
 
         Args:
-            kind: What the parts are, one word.
-            about: All that they depend on besides the model and the software.
+            kind: What the results are, one word.
+            about: Everything they depend on besides the model and the software.
 
         Raises:
-            OutputError: The folder cannot be made.
+            OutputError: The folder cannot be created.
         """
         folder = self._folder(kind, about)
         with output_errors(folder):
@@ -125,18 +125,18 @@ def measured(
     write: Callable[[T, Path], None],
     read: Callable[[Path], T],
 ) -> T:
-    """Measure something; where there is a work folder, keep it there or take it from there.
+    """Return a measurement; with a work folder it is read from there, or made and kept there.
 
     Args:
-        work: The work folder, if there is one.
+        work: The work folder; None: the measurement is not kept.
         kind: What is measured, one word.
-        about: All that it depends on besides the model and the software.
-        measure: Measures it.
-        write: Writes it into an empty folder.
+        about: Everything it depends on besides the model and the software.
+        measure: Makes the measurement.
+        write: Writes it to an empty folder.
         read: Reads it from that folder.
 
     Raises:
-        OutputError: Another run is at the same measurement, or the disk is full or fails.
+        OutputError: Another run makes the same measurement, or the disk is full or fails.
     """
     if work is None:
         return measure()
@@ -144,30 +144,30 @@ def measured(
 
 
 def work_beside(output: Path) -> Path:
-    """Return the work folder of a run that was given none: beside its output."""
+    """Return the default work folder of a run, which is beside its output."""
     output = output.absolute()
     return output.with_name(f"{output.name}.work")
 
 
 @contextmanager
 def until_done(folder: Path) -> Iterator[None]:
-    """Remove a folder once the body is done; a body that fails or is interrupted leaves it for the next run."""
+    """Remove a folder at the end of the context, unless the body fails or is interrupted."""
     yield
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def same_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> Iterator[None]:
-    """Keep a work folder for one run, through interruptions, until it is done.
+    """Reserve a work folder for one run, also through interruptions, until it is done.
 
-    After an error, which may be mended with other settings, any run may follow.
+    After an error of this package, which other settings may avoid, any run may use the folder.
 
     Args:
         folder: The work folder.
-        identity: What makes a run the same run: by subject, as it is named in the error, names and values.
+        identity: Names and values that identify the run, by subject as the error message names it.
 
     Raises:
-        OutputError: It holds another run, which was interrupted; says what is different.
+        OutputError: The folder holds another interrupted run; the message says what is different.
     """
     file = folder / _RUN
     _refuse_another(file, identity)
@@ -182,13 +182,13 @@ def same_run(folder: Path, identity: Mapping[str, Mapping[str, object]]) -> Iter
 
 def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) -> None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return
     wanted = json.loads(json.dumps(identity))
     for subject, values in wanted.items():
         for name, value in values.items():
-            other = found.get(subject, {}).get(name)
+            other = stored.get(subject, {}).get(name)
             if other == value:
                 continue
             change = (
@@ -196,5 +196,5 @@ def _refuse_another(file: Path, identity: Mapping[str, Mapping[str, object]]) ->
             )
             raise OutputError(
                 f"{file.parent} holds an interrupted run {change}: give the same again to resume it, or remove that "
-                "folder to begin anew."
+                "folder to start over."
             )

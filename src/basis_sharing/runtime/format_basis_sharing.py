@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The format of a compressed checkpoint: the entries in ``config.json``, each with the tensors it stores.
 
-A checkpoint keeps its native architecture. ``quantization_config`` in ``config.json`` lists *entries*: what each group
-of projections was turned into. An entry is tagged by its ``kind``; plans store the same entries before they are carried
-out. This file travels with every checkpoint and needs neither torch nor transformers.
+A checkpoint keeps its native architecture. ``quantization_config`` in ``config.json`` lists *entries*, one for each
+group of projections. An entry is tagged by its ``kind``; plans store the same entries before they are carried out. This
+file is copied into every checkpoint and needs neither torch nor transformers.
 
 On disk, entries of the kind ``factors`` have ``<projection>.weight``, the coefficient matrix of shape ``[d_out,
 rank]``, and ``<owner>.basis.weight``, the basis of shape ``[rank, d_in]``, stored once under the first member. A loader
-that does not know the format meets a weight of the wrong shape and stops. Where ``form`` is ``pivoted``, ``rank`` rows
-of the basis are the identity and are not stored: the basis has shape ``[rank, d_in - rank]``, and ``pivots`` says which
-of the ``d_in`` inputs they are, as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
+that does not support the format fails at the shape of a weight. In the form ``pivoted``, ``rank`` rows of the basis are
+the identity and are not stored: the basis has shape ``[rank, d_in - rank]``, and ``pivots`` marks the ``rank`` of the
+``d_in`` inputs they belong to, as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
 
-``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names after the
-projection's (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. This version
-knows none.
+``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names relative to the
+projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. Which dtypes
+are possible depends on the kind; ``factors`` has only the dtype of the model.
 
-Versions: 1 had a list of ``groups`` (all factors) in place of the entries; it is read as such entries.
+Version 1 had a list of ``groups``, all of them factors, instead of the entries; they are read as entries.
 """
 
-import importlib.metadata
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
@@ -26,13 +26,12 @@ from typing import Any, ClassVar
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 2
 FORMS = ("plain", "pivoted")
-PLUGINS = "basis_sharing.treatments"  # group of entry points whose modules register further kinds
 
 Shape = tuple[int, int]
 
 
 class FormatError(ValueError):
-    """The checkpoint contradicts itself, or needs a newer version of this code."""
+    """The checkpoint is inconsistent, or needs a newer version of this code."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class Stored:
     """A tensor of an entry.
 
     Attributes:
-        shape: Its shape; sizes may be arrays where many options are priced at once.
+        shape: Its shape; sizes may be arrays to compute the costs of many options at once.
         dtype: Name of its dtype; ``"model"``: the model's own.
-        buffer: Whether it is made when the model is loaded: it takes memory, but is no parameter and not on the disk.
-        member: Place of the member it belongs to; None: all members share it.
+        buffer: Whether it is a buffer made at loading, which takes memory but is no parameter and not on disk.
+        member: Index of the member it belongs to; None: all members share it.
     """
 
     shape: tuple[Any, ...]
@@ -57,9 +56,9 @@ class Product:
     """A product of a token's features with a matrix.
 
     Attributes:
-        d_in: Number of features.
-        d_out: Number of results.
-        times: How often it is computed for a token.
+        d_in: Number of input features.
+        d_out: Number of output features.
+        times: How often it is computed per token.
     """
 
     d_in: Any
@@ -69,15 +68,18 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What the projections of a scope are turned into: one treatment with its numbers fixed.
+    """The chosen option for the projections of a scope: one treatment with fixed numbers.
 
     Attributes:
-        members: Module paths of the projections, the owner of what they share first.
+        kind: Name of the kind, which tags the entry.
+        dtypes: Dtypes that its tensors may have besides the model's.
+        members: Module paths of the projections; the first one owns the shared tensors.
         loss: Expected rise of the loss in nats per token; None where it is not predicted. Not used for loading.
         tensors: Tensors that are not stored in the model's dtype: ``{name: {"dtype": ..., "scales": ...}}``.
     """
 
     kind: ClassVar[str] = ""
+    dtypes: ClassVar[frozenset[str]] = frozenset()
 
     members: tuple[str, ...]
     loss: float | None = None
@@ -95,10 +97,13 @@ class Entry:
         about_tensors = self.tensors.values() if isinstance(self.tensors, Mapping) else [None]
         if not all(isinstance(about, Mapping) for about in about_tensors):
             raise FormatError(f"the entry of {self.owner} has the tensors {self.tensors!r}; mappings are needed.")
-        if any(about.get("dtype", "model") != "model" for about in self.tensors.values()):
-            raise FormatError(
-                f"the entry of {self.owner} has tensors in a dtype this version does not know: update basis-sharing."
-            )
+        for name, about in self.tensors.items():
+            dtype = about.get("dtype", "model")
+            if dtype != "model" and dtype not in self.dtypes:
+                raise FormatError(
+                    f"the entry of {self.owner} has {name} in {dtype}, which kind {self.kind} of this version does not "
+                    "know: update basis-sharing."
+                )
 
     @property
     def owner(self) -> str:
@@ -107,12 +112,12 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What a person calls the option in a few letters, e.g. its rank."""
+        """Name of the option in a few letters, e.g. its rank."""
         return self.kind
 
     @property
     def title(self) -> str:
-        """What a person calls the option in a few words."""
+        """Name of the option in a few words."""
         return self.label
 
     def fit(self, shapes: Sequence[Shape]) -> None:
@@ -122,7 +127,7 @@ class Entry:
             shapes: ``(d_in, d_out)`` of every member.
 
         Raises:
-            FormatError: It does not.
+            FormatError: The entry does not fit.
         """
 
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
@@ -134,15 +139,15 @@ class Entry:
         raise NotImplementedError
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
-        """Return the names of the tensors on disk and their shapes; None where the entry alone does not say."""
+        """Return the shapes of the tensors on disk by name; None for sizes that the entry does not determine."""
         return {}
 
     def kept(self, shapes: Sequence[Shape]) -> float:
-        """Return how much of its members an option keeps, from 0 to 1: a rank by the highest useful one."""
+        """Return the fraction of its members that the option keeps, 0 to 1: rank by highest useful rank."""
         return 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, without what is at its default."""
+        """Return the JSON form, without fields at their default."""
         data: dict[str, Any] = {"kind": self.kind, "members": list(self.members)}
         for spec in fields(self):
             value = getattr(self, spec.name)
@@ -159,7 +164,7 @@ _ENTRIES: dict[str, type[Entry]] = {}
 
 
 def register_entry(cls: type[Entry]) -> type[Entry]:
-    """Make a kind of entries known; use it as a decorator.
+    """Register the class of a kind of entries, and return it; used as a decorator.
 
     Raises:
         ValueError: Another class has this kind.
@@ -174,14 +179,14 @@ def register_entry(cls: type[Entry]) -> type[Entry]:
 
 
 def entry_class(kind: object) -> type[Entry]:
-    """Return the class of a kind; packages that declare the entry point are asked for kinds that are not known yet.
+    """Return the class of a kind; for unknown kinds, the package (if this file is not a copy) is searched first.
 
     Raises:
-        FormatError: Nobody knows it.
+        FormatError: The kind is not registered.
     """
     if isinstance(kind, str) and kind not in _ENTRIES:
-        for plugin in importlib.metadata.entry_points(group=PLUGINS):
-            plugin.load()
+        for find in getattr(sys.modules.get(__package__ or ""), "KIND_FINDERS", ()):
+            find()
     if not isinstance(kind, str) or kind not in _ENTRIES:
         known = ", ".join(sorted(_ENTRIES))
         raise FormatError(
@@ -195,7 +200,7 @@ def entry_from(data: object) -> Entry:
     """Return an entry from its JSON form.
 
     Raises:
-        FormatError: It is malformed or of an unknown kind; one sentence.
+        FormatError: It is malformed or of an unknown kind.
     """
     if isinstance(data, Entry):
         return data
@@ -271,7 +276,7 @@ class Factors(Entry):
 
     Attributes:
         rank: Number of basis vectors.
-        form: ``"plain"``: all of B is stored; ``"pivoted"``: without the identity that ``rank`` rows of it are.
+        form: ``"plain"``: all rows of B are stored; ``"pivoted"``: all but the ``rank`` rows that are the identity.
         pivots: Code of these rows, once they are known; None for plain factors.
     """
 
@@ -304,10 +309,10 @@ class Factors(Entry):
         return f"rank {self.rank}" + ("" if self.form == "pivoted" else f" {self.form}")
 
     def fit(self, shapes: Sequence[Shape]) -> None:
-        """Make sure that the members read one width, and can make use of the rank.
+        """Make sure that the members have the same number of inputs, and the rank is not too high.
 
         Raises:
-            FormatError: They do not.
+            FormatError: The entry does not fit.
         """
         widths = sorted({d_in for d_in, _ in shapes})
         if len(widths) > 1:
@@ -317,30 +322,30 @@ class Factors(Entry):
             raise FormatError(f"the entry of {self.owner} has rank {self.rank}, but its matrices have at most {most}.")
 
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
-        """Return the basis, the coefficients and, where it is pivoted, the indices of both kinds of inputs."""
+        """Return the basis, the coefficients and, for pivoted factors, the indices of pivots and other inputs."""
         return factor_tensors(shapes, self.rank, self.form)
 
     def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return the products with the basis, one for each member, and with the coefficients."""
+        """Return the products with the basis, one per member, and with the coefficients."""
         return factor_products(shapes, self.rank, self.form)
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
-        """Return the basis, and the coefficients of every member."""
+        """Return the shapes of the basis and of the coefficients of every member."""
         weights: dict[str, tuple[int | None, ...]] = {f"{name}.weight": (None, self.rank) for name in self.members}
         return {f"{self.owner}.basis.weight": (self.rank, None), **weights}
 
     def kept(self, shapes: Sequence[Shape]) -> float:
-        """Return the rank, as a fraction of the highest one the group can make use of."""
+        """Return the rank as a fraction of the highest useful rank of the group."""
         return self.rank / most_rank(shapes)
 
 
 def most_rank(shapes: Sequence[Shape]) -> int:
-    """Return the highest rank that a group of projections can make use of."""
+    """Return the highest useful rank of a group of projections."""
     return min(shapes[0][0], sum(d_out for _, d_out in shapes))
 
 
 def factor_tensors(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Stored, ...]:
-    """Return the tensors of factors: k (a + b) numbers, less k^2 where they are pivoted.
+    """Return the tensors of factors: k (d_in + sum of d_out) numbers for rank k, minus k^2 in the pivoted form.
 
     Args:
         shapes: ``(d_in, d_out)`` of every member.
@@ -355,7 +360,7 @@ def factor_tensors(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Store
 
 
 def factor_products(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Product, ...]:
-    """Return the products of factors for one token: every member multiplies with the whole basis.
+    """Return the products of factors for one token; every member multiplies by the whole basis.
 
     The arguments are those of :func:`factor_tensors`.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules of a compressed model, and how the entries of a checkpoint install them.
+"""The modules of a compressed model, and their installation from the entries of a checkpoint.
 
-This file travels with every checkpoint. A *kind* says what an entry is in memory: :class:`FactorsKind` puts
-:class:`FactorizedLinear` in the place of projections. Other kinds are registered by the packages that define them.
+This file is copied into every checkpoint. A *kind* defines how an entry is loaded: :class:`FactorsKind` replaces
+projections by :class:`FactorizedLinear`. Other kinds are registered by the packages that define them.
 """
 
 import base64
@@ -25,15 +25,15 @@ class FactorizedLinear(nn.Module):
         rank: Number of basis vectors.
         d_out: Number of output features.
         bias: Whether a bias is added.
-        pivoted: Whether ``rank`` rows of B are the identity and only the others are stored; the module is unusable
-            until :meth:`set_pivots` says which ones.
+        pivoted: Whether ``rank`` rows of B are the identity and only the others are stored; :meth:`set_pivots` has to
+            be called before the module is used.
         device: Device of the (uninitialised) weights.
         dtype: Dtype of the weights.
 
     Attributes:
         basis: ``nn.Linear`` whose weight is B transposed (the stored rows of B) and is shared by the group.
         coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
-        pivots: Sorted indices of the inputs that are taken as they are, int32, shape ``[rank]``; None: not pivoted.
+        pivots: Sorted indices of the inputs with identity rows, int32, shape ``[rank]``; None: not pivoted.
         rest: Sorted indices of the other inputs, int32, shape ``[d_in - rank]``; None: not pivoted.
     """
 
@@ -59,7 +59,7 @@ class FactorizedLinear(nn.Module):
             self.register_buffer(name, indices, persistent=False)
 
     def set_pivots(self, pivots: torch.Tensor, rest: torch.Tensor) -> None:
-        """Say which inputs are taken as they are, and which the stored rows of the basis belong to."""
+        """Set the indices of the inputs with identity rows, and of those with stored rows of the basis."""
         self.pivots, self.rest = pivots, rest
 
     @property
@@ -79,7 +79,7 @@ class FactorizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The coefficient matrix, as on disk; architectures ask a projection's weight for its dtype and device."""
+        """The coefficient matrix, as on disk; architectures read the dtype and device of a projection's weight."""
         return self.coeff.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,17 +87,17 @@ class FactorizedLinear(nn.Module):
         if self.pivots is None or self.rest is None:
             hidden = self.basis(x)
         else:
-            taken, remaining = _parted(x, self.pivots, self.rest)
-            hidden = taken + self.basis(remaining)
+            pivoted, remaining = _parted(x, self.pivots, self.rest)
+            hidden = pivoted + self.basis(remaining)
         projected: torch.Tensor = self.coeff(hidden)
         return projected
 
 
 def _parted(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ``x[..., pivots]`` and ``x[..., rest]``, in the quickest of three ways that give the same numbers.
+    """Return ``x[..., pivots]`` and ``x[..., rest]``, with the fastest of three equivalent implementations.
 
-    On a CPU ``index_select`` walks down the columns, which is slow once ``x`` exceeds the cache (4 times for 2048
-    tokens); indexing walks along the rows, but costs more to start, and its own gradient is slow.
+    On a CPU ``index_select`` iterates over columns, which is slow when ``x`` exceeds the cache (4 times for 2048
+    tokens); indexing iterates over rows, but has a larger fixed cost, and its default gradient is slow.
     """
     if torch.compiler.is_compiling() or not x.is_cpu:
         return x.index_select(-1, pivots), x.index_select(-1, rest)
@@ -110,7 +110,7 @@ def _parted(x: torch.Tensor, pivots: torch.Tensor, rest: torch.Tensor) -> tuple[
 
 
 class _Parted(torch.autograd.Function):
-    """The two parts of ``x``: since they are all of it, its gradient is filled in from theirs, and nothing is added."""
+    """The two parts of ``x``; they are disjoint and complete, so the gradient of ``x`` is assembled without sums."""
 
     generate_vmap_rule = True
 
@@ -131,10 +131,10 @@ class _Parted(torch.autograd.Function):
 
 
 class Kind(Protocol):
-    """What loading a checkpoint has to know about entries of one kind."""
+    """The loading of entries of one kind."""
 
     def install(self, model: nn.Module, entry: Any) -> dict[str, str]:
-        """Replace the members by modules on the meta device; return which parameters are one, as ``{alias: owner}``.
+        """Replace the members by modules on the meta device; return tied parameters as ``{alias: owner}``.
 
         Raises:
             FormatError: A member does not exist, is no linear projection, or does not fit the entry.
@@ -142,10 +142,10 @@ class Kind(Protocol):
         ...
 
     def finish(self, model: nn.Module, entry: Any) -> None:
-        """Complete the modules once their weights are loaded.
+        """Complete the modules after their weights are loaded.
 
         Raises:
-            FormatError: The entry does not fit them.
+            FormatError: The entry does not fit the modules.
         """
         ...
 
@@ -162,10 +162,10 @@ _KINDS: dict[str, Kind] = {}
 
 
 def register_kind(name: str, kind: Kind) -> None:
-    """Make known how entries of a kind are loaded.
+    """Register the loading of entries of a kind.
 
     Raises:
-        ValueError: Another class has this name.
+        ValueError: Another kind has this name.
     """
     known = _KINDS.get(name)
     if known is not None and type(known).__qualname__ != type(kind).__qualname__:
@@ -174,10 +174,10 @@ def register_kind(name: str, kind: Kind) -> None:
 
 
 def kind_of(entry: Entry) -> Kind:
-    """Return how an entry is loaded.
+    """Return the kind that loads an entry.
 
     Raises:
-        FormatError: Nobody has said so.
+        FormatError: The kind is not registered.
     """
     if entry.kind not in _KINDS:
         raise FormatError(
@@ -187,13 +187,13 @@ def kind_of(entry: Entry) -> Kind:
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put another module in the place of the one with this path."""
+    """Replace the module at a path by another one."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new)
 
 
 def projection_at(model: nn.Module, name: str) -> nn.Module:
-    """Return the projection with this path.
+    """Return the projection at a path.
 
     Raises:
         FormatError: There is none.
@@ -219,7 +219,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 
 class FactorsKind:
-    """Entries of the kind ``factors``, as :class:`FactorizedLinear` modules with one basis."""
+    """Loading of entries of the kind ``factors`` as :class:`FactorizedLinear` modules with one basis."""
 
     def install(self, model: nn.Module, entry: Factors) -> dict[str, str]:
         """Replace the members; see :class:`Kind`."""
@@ -243,12 +243,16 @@ class FactorsKind:
         return ties
 
     def finish(self, model: nn.Module, entry: Factors) -> None:
-        """Give pivoted projections the indices of their group; members share them."""
+        """Set the indices of pivoted projections, which all members of the entry share.
+
+        Raises:
+            FormatError: The pivots are missing or damaged.
+        """
         modules = [
             module for name in entry.members if isinstance(module := model.get_submodule(name), FactorizedLinear)
         ]
         for module in modules:
-            # Older releases of transformers 5 leave renamed tensors in the dtype they have on disk.
+            # Older releases of transformers 5 keep renamed tensors in their dtype on disk.
             module.coeff.to(module.basis.weight.dtype)
         if entry.form != "pivoted":
             return
@@ -260,7 +264,7 @@ class FactorsKind:
             module.set_pivots(pivots, rest)
 
     def renamed(self, entry: Factors) -> dict[str, str]:
-        """Return where weights and biases of the members are in memory."""
+        """Return the names of weights and biases of the members in memory, by name on disk."""
         return {f"{name}.{part}": f"{name}.coeff.{part}" for name in entry.members for part in ("weight", "bias")}
 
     def weight(self, module: nn.Module) -> torch.Tensor:
@@ -270,7 +274,7 @@ class FactorsKind:
 
 
 def full_basis(module: FactorizedLinear) -> torch.Tensor:
-    """Return B, all rows, shape ``[d_in, rank]``."""
+    """Return the basis B, all rows, shape ``[d_in, rank]``."""
     stored = module.basis.weight.detach().T
     if module.pivots is None or module.rest is None:
         return stored
@@ -281,7 +285,7 @@ def full_basis(module: FactorizedLinear) -> torch.Tensor:
 
 
 def encode_pivots(pivots: torch.Tensor, d_in: int) -> str:
-    """Return which of ``d_in`` inputs are pivots, as ``config.json`` stores it."""
+    """Return the code in ``config.json`` for the indices of the pivots among ``d_in`` inputs."""
     bits = bytearray(-(-d_in // 8))
     for index in pivots.tolist():
         bits[index // 8] |= 0x80 >> index % 8

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How transformers loads a compressed checkpoint: the quantizer that puts the modules of its entries in place.
+"""The transformers quantizer that loads a compressed checkpoint by installing the modules of its entries.
 
-Inside the package this file and the two that it imports are the implementation; inside a checkpoint they are the remote
-code that ``trust_remote_code=True`` runs. They need torch and transformers only. The format is specified in
+This file and the two that it imports are the implementation in the package, and the remote code in a checkpoint, which
+``trust_remote_code=True`` runs. They need only torch and transformers. The format is specified in
 ``format_basis_sharing.py``.
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,8 +25,8 @@ class BasisSharingConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """The ``quantization_config`` of a compressed checkpoint.
 
     Args:
-        entries: What the projections were turned into, in JSON form or as :class:`Entry`.
-        format_version: Version of the format; newer ones are refused. What is saved has this code's version.
+        entries: The entries of the projections, in JSON form or as :class:`Entry`.
+        format_version: Version of the format; newer ones are refused. Saved configurations have this code's version.
         provenance: How the checkpoint was made (method, ratio, package version); not used for loading.
         groups: The groups of format version 1, which has no entries.
     """
@@ -54,7 +55,7 @@ class BasisSharingConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 def install(model: nn.Module, entries: Iterable[Entry]) -> None:
-    """Replace the members of all entries by modules on the meta device, and tie what they share.
+    """Replace the members of all entries by modules on the meta device, and tie their shared parameters.
 
     Raises:
         FormatError: A member does not exist, is no linear projection, or does not fit its entry.
@@ -66,10 +67,10 @@ def install(model: nn.Module, entries: Iterable[Entry]) -> None:
 
 
 def declare_ties(model: nn.Module, ties: dict[str, str]) -> None:
-    """Tell transformers which parameters are one, as ``{alias: owner}``.
+    """Declare tied parameters to transformers, as ``{alias: owner}``.
 
-    Class attributes are not enough: without tied embeddings transformers ignores them, so both attributes are set
-    on the instance.
+    Both attributes are set on the instance, because transformers ignores class attributes of models without tied
+    embeddings.
     """
     inherited = getattr(model, "_tied_weights_keys", None)
     model._tied_weights_keys = {**(inherited if isinstance(inherited, dict) else {}), **ties}  # type: ignore[assignment]
@@ -77,11 +78,11 @@ def declare_ties(model: nn.Module, ties: dict[str, str]) -> None:
 
 
 def weight_renamings(entries: Iterable[Entry]) -> list[Any]:
-    """Map the names on disk to the names in memory (transformers reverses them when it saves)."""
+    """Return the renamings from names on disk to names in memory; transformers reverses them when it saves."""
     from transformers.core_model_loading import WeightRenaming
 
     names = {disk: memory for entry in entries for disk, memory in kind_of(entry).renamed(entry).items()}
-    # One pattern for all projections whose names change alike: a thousand single ones would make loading slow.
+    # One pattern for all projections with the same change of names: a thousand patterns would make loading slow.
     alike: dict[tuple[str, str], list[str]] = {}
     for disk, memory in names.items():
         common = 0
@@ -107,7 +108,7 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for entry in self.quantization_config.entries:
             kind_of(entry).finish(model, entry)
-        # The factors are ordinary weights: half(), float() and training, which this flag forbids, are welcome.
+        # The factors are ordinary weights, for which half(), float() and training work; this flag would forbid them.
         model.is_quantized = False  # type: ignore[assignment]
         adopt(model)
         return model
@@ -117,37 +118,41 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
         return weight_renamings(self.quantization_config.entries)
 
     def validate_environment(self, device_map: Any = None, **_: Any) -> None:
-        """Refuse to offload a shared basis to disk, which accelerate cannot do."""
+        """Refuse to offload shared bases to disk, which accelerate does not support.
+
+        Raises:
+            ValueError: The device map contains ``"disk"``.
+        """
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise ValueError(
                 "a model with shared bases cannot be offloaded to disk: choose a device_map that keeps it in memory."
             )
 
     def is_serializable(self, **_: Any) -> bool:
-        """``save_pretrained`` writes the same format."""
+        """Return True: ``save_pretrained`` writes the same format."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters can be trained."""
+        """True: adapters can be trained."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """The factors themselves can be trained."""
+        """True: the factors themselves can be trained."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """``torch.compile`` works."""
+        """True: ``torch.compile`` is supported."""
         return True
 
 
 def adopt(model: Any) -> None:
-    """Give a loaded or compressed model the class that carries these files along.
+    """Change the class of a loaded or compressed model, and of its configuration, to a subclass in this file.
 
-    The class has the native name and behaviour; transformers then copies the files into every folder it saves and
-    fills in ``auto_map``, so that re-saved folders load with ``trust_remote_code=True`` as well.
+    The subclass has the native name and behaviour. transformers then copies these files into every folder it saves and
+    sets ``auto_map``, so that re-saved folders load with ``trust_remote_code=True`` as well.
     """
     for part in (model, model.config):
         if type(part).__module__ != __name__:
@@ -165,7 +170,7 @@ def _carrier(name: str) -> type:
     if name not in globals():
         members: dict[str, Any] = {"__module__": __name__, "__doc__": native.__doc__, "_auto_class": auto_class}
         if auto_class != "AutoConfig":
-            # transformers skips the architecture's own weight conversions for what it takes for foreign code.
+            # transformers skips the architecture's own weight conversions for custom code.
             members["is_custom_code"] = classmethod(lambda cls: False)
         globals()[name] = type(native)(name, (native,), members)
     carrier: type = globals()[name]
@@ -173,10 +178,16 @@ def _carrier(name: str) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """Resolve the names in ``auto_map``, e.g. ``modeling_basis_sharing.LlamaForCausalLM``, for any architecture."""
+    """Return the class of a name in ``auto_map``, e.g. ``modeling_basis_sharing.LlamaForCausalLM``."""
     return _carrier(name)
 
 
-if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
+def _known_version() -> int:
+    """Return the format version of the code that is registered, 0 for none: folders carry the code of their time."""
+    known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(QUANT_METHOD)
+    return 0 if known is None else getattr(sys.modules.get(known.__module__), "FORMAT_VERSION", 0)
+
+
+if _known_version() < FORMAT_VERSION:
     AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BasisSharingConfig
     AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BasisSharingQuantizer

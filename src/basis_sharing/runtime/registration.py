@@ -1,32 +1,39 @@
 """Register the quantizer with transformers without importing transformers.
 
-transformers has no entry point for quantizers. Where it is already loaded the quantizer is registered at once;
-otherwise an import hook does it right after ``transformers.quantizers.auto`` has been executed.
+transformers has no entry point for quantizers. If it is already imported, the quantizer is registered at once;
+otherwise an import hook registers it right after ``transformers.quantizers.auto`` is executed.
+
+Every process that uses the package imports this file, so it imports almost nothing.
 """
 
-import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # importing typing takes longer than everything else here
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _TRIGGER = "transformers.quantizers.auto"
 
 
-class _AfterImport(MetaPathFinder):
+class _AfterImport:
+    """A finder of ``sys.meta_path``; not a MetaPathFinder, since importlib.abc imports tempfile and shutil."""
+
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if fullname != _TRIGGER:
             return None
+        import importlib.util
+
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
-        def execute_and_register(module: ModuleType) -> None:
+        def execute_and_register(module: "ModuleType") -> None:
             execute(module)
             _register()
 
@@ -35,6 +42,8 @@ class _AfterImport(MetaPathFinder):
 
 
 def _register() -> None:
+    import importlib
+
     importlib.import_module("basis_sharing.runtime.modeling_basis_sharing")
 
 

@@ -1,1 +1,1 @@
-"""Compressed models in other people's engines and formats."""
+"""Serving of compressed models in other engines."""

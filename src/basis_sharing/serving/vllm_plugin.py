@@ -1,16 +1,16 @@
-"""Compressed folders in vLLM, natively: its own model classes, with our factors in their linear layers.
+"""A plugin that serves compressed folders in vLLM: vLLM's own model classes, with factors in their linear layers.
 
-vLLM finds :func:`register` through the entry point ``vllm.general_plugins``; a folder then needs no option at all::
+vLLM finds :func:`register` through the entry point ``vllm.general_plugins``; a folder then needs no options::
 
     vllm serve ./llama-20
 
-vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Each of them is a *part* here: dense, or
-coefficients and a basis that parts of other layers may use as well. A part is computed alone and its result written
-beside the others'.
+vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Each of them is a *part* here: a dense
+weight, or coefficients and a basis that parts of other layers may share. Parts are computed separately and their
+outputs concatenated.
 
-With tensor parallelism a layer that splits its outputs has every basis whole and its own columns of the coefficients; a
-layer that splits its inputs has its own rows of the basis, adds up the hidden vectors of all ranks, which are as short
-as the rank of the basis, and has the coefficients whole.
+With tensor parallelism, a layer that splits its outputs holds every whole basis and its own columns of the
+coefficients. A layer that splits its inputs holds its own rows of the basis and the whole coefficients, and sums the
+hidden vectors, whose size is the rank of the basis, over all processes.
 """
 
 from collections.abc import Callable, Iterable
@@ -35,11 +35,11 @@ from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Fact
 from basis_sharing.runtime.layers_basis_sharing import decode_pivots
 
 _SHARDS = ("q", "k", "v")
-_TRANSPOSING = ("gpt2",)  # architectures whose loader turns every matrix round, ours included
+_TRANSPOSING = ("gpt2",)  # architectures whose loader transposes every matrix, also those of factors
 
 
 def register() -> None:
-    """Make vLLM know the method; the import of this module has done it."""
+    """Do nothing: importing this module registers the method with vLLM."""
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -50,7 +50,7 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         entries: The entries in ``config.json``.
 
     Raises:
-        FormatError: An entry is of a kind that is not served.
+        FormatError: An entry is of an unsupported kind.
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
@@ -64,7 +64,7 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "BasisSharingVllmConfig":
-        """Read the configuration of a folder.
+        """Return the configuration from the ``quantization_config`` of a folder.
 
         Raises:
             FormatError: It is malformed, or needs a newer version.
@@ -76,25 +76,25 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         return QUANT_METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        """Return the dtypes a model may run in: factors are ordinary weights."""
+        """Return the supported dtypes of activations."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Return the least capability of a CUDA device: any."""
+        """Return the smallest supported CUDA capability; 0: any."""
         return 0
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """Return files besides ``config.json`` that are needed: none."""
+        """Return the files needed besides ``config.json``: none."""
         return []
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Rename projections where an architecture has other module names in vLLM."""
+        """Rename projections for architectures that have other module names in vLLM."""
         self.groups = hf_to_vllm_mapper.apply_dict(self.groups)
 
     def get_quant_method(self, layer: Any, prefix: str) -> LinearMethodBase | None:
-        """Return what computes a layer: factors where a part of it is compressed, else vLLM's own method."""
+        """Return the method of a linear layer: factorized if a part of it is compressed, else vLLM's own; else None."""
         if not isinstance(layer, LinearBase):
             return None
         names = self.parts_of(prefix)
@@ -103,14 +103,14 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         return UnquantizedLinearMethod()
 
     def parts_of(self, prefix: str) -> list[str]:
-        """Return the names that a layer's parts have on disk."""
+        """Return the names of a layer's parts on disk."""
         parent, _, name = prefix.rpartition(".")
         if prefix in self.groups or name not in self.packed_modules_mapping:
             return [prefix]
         return [f"{parent}.{part}" for part in self.packed_modules_mapping[name]]
 
     def basis(self, group: Factors, inputs: int, layer: Any, dtype: torch.dtype) -> "Basis":
-        """Return the basis of a group, made where it is first asked for.
+        """Return the basis of a group, which is created at its first use.
 
         Raises:
             FormatError: The layers of the group are on different stages of a pipeline.
@@ -129,14 +129,14 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
 
 class Basis(nn.Module):
-    """The rows of a basis that this rank needs.
+    """The rows of a basis that this process needs.
 
     Args:
-        group: Its group.
-        d_in: Number of inputs over all ranks.
-        rank: Number of this rank.
-        ranks: Among how many the inputs are split.
-        dtype: Dtype of its numbers.
+        group: The group of the basis.
+        d_in: Number of inputs over all processes.
+        rank: Rank of this process.
+        ranks: Number of processes among which the inputs are split.
+        dtype: Dtype of the weights.
     """
 
     pivots: Tensor | None
@@ -162,11 +162,11 @@ class Basis(nn.Module):
         self.weight = nn.Parameter(torch.empty(group.rank, stored, dtype=dtype), requires_grad=False)
 
     def load(self, tensor: Tensor) -> None:
-        """Take this rank's columns of the tensor on disk, ``[rank, stored]``."""
+        """Load this process' columns of the tensor on disk, which has shape ``[rank, stored]``."""
         self.weight.data.copy_(tensor[:, self._columns])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map this rank's inputs to what they add to the hidden vector, ``[..., rank]``."""
+        """Return the contribution of this process' inputs to the hidden vector, shape ``[..., rank]``."""
         if self.pivots is None or self.places is None or self.rest is None:
             return nn.functional.linear(x, self.weight)
         hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
@@ -180,9 +180,9 @@ class Part(nn.Module):
 
     Args:
         basis: Its basis; None: it is dense.
-        outputs: Outputs on this rank.
-        columns: Rank of the basis; where there is none, inputs on this rank.
-        dtype: Dtype of its numbers.
+        outputs: Number of outputs on this process.
+        columns: Rank of the basis; for a dense part, number of inputs on this process.
+        dtype: Dtype of the weights.
     """
 
     def __init__(self, basis: Basis | None, outputs: int, columns: int, dtype: torch.dtype) -> None:
@@ -212,12 +212,12 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **_: Any,
     ) -> None:
-        """Make room for the parts, and two parameters that take what comes from the disk to its part."""
-        # Adding up hidden vectors over the ranks makes adding up the outputs needless.
+        """Create the parts, and two parameters whose loaders pass tensors from disk to their part."""
+        # Summing hidden vectors over the processes replaces summing the outputs.
         layer.adds_hidden = isinstance(layer, RowParallelLinear) and layer.tp_size > 1 and layer.reduce_results
         if layer.adds_hidden:
             layer.reduce_results = False
-        # An architecture that fuses projections itself has one part where vLLM counts several.
+        # An architecture that fuses projections itself has one part for several of vLLM's partitions.
         sizes = output_partition_sizes if len(self.names) > 1 else [sum(output_partition_sizes)]
         layer.parts = nn.ModuleList()
         for name, size in zip(self.names, sizes, strict=True):
@@ -237,7 +237,7 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         layer.basis.weight = _routing_parameter(load_basis)
 
     def _own(self, layer: Any, part: Part, tensor: Tensor, shard: str | int | None, sizes: list[int]) -> Tensor:
-        """Return what of a weight on disk belongs to this rank."""
+        """Return the part of a weight on disk that belongs to this process."""
         if isinstance(layer, RowParallelLinear):
             width = part.weight.shape[1]
             start = layer.tp_rank * width if part.basis is None else 0
@@ -250,7 +250,7 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         return torch.cat([_rows(layer, piece, index, size) for index, (piece, size) in enumerate(pieces)])
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Map ``x`` of shape ``[..., inputs]`` to ``[..., outputs]``, both of this rank."""
+        """Map ``x`` of shape ``[..., inputs]`` to ``[..., outputs]``, both of this process."""
         results: list[Tensor] = []
         hidden: dict[int, Tensor] = {}
         for part in layer.parts:
@@ -261,24 +261,24 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
             results.append(nn.functional.linear(x if part.basis is None else hidden[key], part.weight))
         result = results[0] if len(results) == 1 else torch.cat(results, dim=-1)
         if layer.adds_hidden and not layer.skip_bias_add:
-            bias = layer.bias  # vLLM hands it to the first rank only, because it expects a sum to follow
+            bias = layer.bias  # vLLM passes it only on the first process, because it expects a sum to follow
         return result if bias is None else result + bias
 
 
 def _routing_parameter(load: Callable[..., None]) -> nn.Parameter:
-    """Return an empty parameter, under a name that is on the disk, that puts tensors where they belong."""
+    """Return an empty parameter with a loader that passes tensors on disk to their part."""
     parameter = nn.Parameter(torch.empty(0), requires_grad=False)
     parameter.weight_loader = load  # type: ignore[attr-defined]
     return parameter
 
 
 def _index(shard: str | int | None) -> int:
-    """Return which part a shard of vLLM is."""
+    """Return the index of the part of a shard of vLLM."""
     return _SHARDS.index(shard) if isinstance(shard, str) else shard or 0
 
 
 def _rows(layer: Any, tensor: Tensor, index: int, size: int) -> Tensor:
-    """Return this rank's rows of one part of a layer that splits its outputs."""
+    """Return this process' rows of one part of a layer that splits its outputs."""
     rank = layer.tp_rank
     if isinstance(layer, QKVParallelLinear) and index > 0:
         rank //= layer.num_kv_head_replicas
@@ -286,7 +286,7 @@ def _rows(layer: Any, tensor: Tensor, index: int, size: int) -> Tensor:
 
 
 def _whole_sizes(layer: Any) -> list[int]:
-    """Return the outputs of the parts of a fused layer over all ranks."""
+    """Return the number of outputs of each part of a fused layer over all processes."""
     if isinstance(layer, QKVParallelLinear):
         heads, widths = layer.total_num_kv_heads, (layer.head_size, layer.v_head_size)
         return [layer.total_num_heads * layer.head_size, *(heads * width for width in widths)]
@@ -295,6 +295,6 @@ def _whole_sizes(layer: Any) -> list[int]:
 
 
 def _as_on_disk(tensor: Tensor) -> Tensor:
-    """Undo what an architecture's loader does to matrices of another orientation."""
+    """Return a loaded tensor in its orientation on disk, undoing the transposition of an architecture's loader."""
     model_type = get_current_vllm_config().model_config.hf_config.model_type
     return tensor.T if model_type in _TRANSPOSING else tensor

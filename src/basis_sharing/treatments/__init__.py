@@ -1,1 +1,1 @@
-"""Ways to make projections cheaper: one folder per treatment, with the same file names in each."""
+"""Treatments: ways to make projections cheaper, one package each."""

@@ -1,7 +1,7 @@
-"""What a treatment is: it offers options for scopes of projections, solves for the chosen one, and installs it.
+"""Base class of treatments, which offer options for scopes of projections, solve for an option, and install it.
 
-A treatment registers itself with :func:`register`; the rest of the package knows it by its kind. To be loaded again,
-its entries need a kind of modules (:mod:`basis_sharing.runtime.layers_basis_sharing`), registered beside it.
+A treatment is registered with :func:`register` and referred to by its kind. For checkpoints to be loadable, the modules
+of its entries (a :class:`~basis_sharing.runtime.layers_basis_sharing.Kind`) have to be registered with it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.registry import Registry
 from basis_sharing.run.stages import Shapes
-from basis_sharing.runtime.format_basis_sharing import PLUGINS, Entry
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.layers_basis_sharing import Kind, kind_of, register_kind
 from basis_sharing.runtime.modeling_basis_sharing import declare_ties
 from basis_sharing.weightings.base import Weighting
@@ -34,17 +34,17 @@ Curves = MutableMapping[CurveKey, Floats]
 
 
 class Options(Sequence[Entry], Priced):
-    """Options of one treatment for one scope, priced all at once: their sizes are arrays."""
+    """A sequence of options of one treatment for one scope, priced together: the sizes of its tensors are arrays."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scope, the options a treatment has for it, and what each of them loses.
+    """A scope with the options of one treatment and their losses.
 
     Attributes:
-        scope: Its projections, by block and then in their order within a block.
-        options: What they may be turned into.
-        losses: Expected loss rise of every option in nats per token.
+        scope: The projections, by block and then in their order within a block.
+        options: The options.
+        losses: Expected loss rise of every option in nats per token, shape ``[options]``.
     """
 
     scope: tuple[Projection, ...]
@@ -54,16 +54,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """What candidates are looked for in.
+    """The inputs of a search for candidates.
 
     Attributes:
         model: The dense model.
         decoder: Its structure.
-        weighting: What errors are weighted with; losses are in nats per token.
+        weighting: Weighting of errors, with losses in nats per token.
         cost: The currency of the target.
-        planning: Which kinds of sharing are allowed, and which ranks.
-        curves: Losses that are known, by treatment and scope; read and added to.
-        processes: The processes that divide the measurements among them; all of them find the same.
+        planning: Settings: the kinds of sharing and the ranks that are allowed.
+        curves: Cache of measured losses by treatment and scope; new ones are added.
+        processes: The processes that divide the measurements among them; all of them get the same candidates.
         progress: Receives progress events.
     """
 
@@ -79,15 +79,15 @@ class Search:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one entry of a plan.
+    """The result of solving one entry of a plan.
 
     Attributes:
-        entry: The entry as it was carried out, with all that loading it needs.
-        tensors: Its tensors by their names on disk, as its modules hold them.
-        loss: What is lost in the unit of the weighting (nats per token for the planner's).
-        relative_loss: That, as a share of what would be lost if nothing were kept.
-        ridge: Relative ridge the second moment needed, 0 for none.
-        notes: What a reader has to know, one sentence each.
+        entry: The entry as carried out, complete for loading; it may differ from the planned one.
+        tensors: The tensors by their names on disk, in the layout of the modules.
+        loss: The loss in the unit of the weighting (nats per token for the planner's).
+        relative_loss: The loss as a fraction of the loss at rank 0.
+        ridge: Relative ridge that was added to the second moment, 0 for none.
+        notes: Sentences for the user.
     """
 
     entry: Entry
@@ -102,8 +102,8 @@ class Treatment(ABC):
     """A way to make projections cheaper.
 
     Attributes:
-        kind: Its name, which tags its entries in plans and checkpoints.
-        summary: One line for people.
+        kind: Its name, which identifies its entries in plans and checkpoints.
+        summary: One-line description.
     """
 
     kind: ClassVar[str]
@@ -111,7 +111,7 @@ class Treatment(ABC):
 
     @abstractmethod
     def candidates(self, search: Search) -> Iterable[Candidate]:
-        """Return the scopes the treatment has options for, with what each option loses.
+        """Return the candidates of the treatment: scopes with their options and losses.
 
         Raises:
             NumericalError: A weight or a statistic contains NaN or infinity.
@@ -119,34 +119,36 @@ class Treatment(ABC):
 
     @abstractmethod
     def solve(self, problem: Sequence[Member], entry: Any, dtype: torch.dtype) -> Outcome:
-        """Carry out an entry: tensors in, tensors out.
+        """Return the outcome of an entry; no model is read or changed.
 
         Args:
             problem: The members of the entry with their weightings.
             entry: An entry of this kind.
-            dtype: Dtype of the model, in which numbers are stored where the entry does not say otherwise.
+            dtype: Dtype of the model, in which tensors are stored unless the entry specifies another one.
 
         Raises:
             NumericalError: A weight or a statistic contains NaN or infinity.
         """
 
     def install(self, model: nn.Module, outcome: Outcome) -> None:
-        """Replace the members by modules of this kind that hold the tensors; biases are kept."""
+        """Replace the members in the model by modules that hold the tensors of the outcome; biases are kept."""
         install(model, outcome)
 
     def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
-        """Return how long it takes to measure all candidates."""
+        """Return the expected time to measure all candidates, in seconds."""
         return sum(shapes.solving_seconds(p, vectors=False) for p in shapes.decoder.projections) / shapes.processes
 
 
+PLUGINS = "basis_sharing.treatments"
+"""Group of entry points by which other packages name the modules of their treatments."""
 TREATMENTS: Registry[Treatment] = Registry("treatment", "basis_sharing.treatments", PLUGINS)
 
 
 def register(treatment: Treatment, kind: Kind | None = None) -> Treatment:
-    """Register a treatment, and with it the kind of modules its entries are loaded as.
+    """Register a treatment, and the kind of modules that its entries are loaded as.
 
     Raises:
-        RecipeError: Another treatment has this name.
+        RecipeError: Another treatment is registered under this name.
     """
     TREATMENTS.register(treatment.kind, treatment)
     if kind is not None:
@@ -155,9 +157,9 @@ def register(treatment: Treatment, kind: Kind | None = None) -> Treatment:
 
 
 def install(model: nn.Module, outcome: Outcome) -> None:
-    """Put the tensors of an outcome into a model, in modules of its kind.
+    """Install modules that hold the tensors of an outcome into a model.
 
-    Numbers get the device and, where the entry does not say otherwise, the dtype of the weights they replace.
+    Tensors get the device and, unless the entry specifies another one, the dtype of the weights they replace.
     """
     entry, kind = outcome.entry, kind_of(outcome.entry)
     originals = {name: model.get_submodule(name) for name in entry.members}

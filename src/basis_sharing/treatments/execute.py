@@ -1,4 +1,4 @@
-"""Carry out a plan: the outcome of every entry, solved by its treatment."""
+"""Execution of a plan: every entry is solved by its treatment."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from basis_sharing.plans.plan import Plan
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.treatments.base import TREATMENTS, Outcome, Treatment
-from basis_sharing.treatments.files import read_outcome, write_outcome
+from basis_sharing.treatments.outcome_files import read_outcome, write_outcome
 from basis_sharing.weightings.base import Weighting
 
 
@@ -25,17 +25,17 @@ def execute(
     treatments: Mapping[str, Treatment] = TREATMENTS,
     progress: ProgressCallback = silent,
 ) -> Iterator[Outcome]:
-    """Yield the outcome of every entry of a plan; the model is not changed.
+    """Yield the outcome of every entry of a plan, in the plan's order; the model is not changed.
 
     Args:
         model: The dense model.
         decoder: Its structure.
-        plan: What to make.
-        weighting: What errors are weighted with.
-        folder: Where finished entries are kept for this plan; those that an interrupted run has left there are taken.
-        processes: The processes that divide the entries among them; each yields all of them.
+        plan: The plan.
+        weighting: Weighting of errors.
+        folder: Where the outcomes of this plan are kept; those of an interrupted run are reused.
+        processes: The processes that divide the entries among them; each yields the outcomes of all.
         treatments: The treatments by kind.
-        progress: Receives one event per entry that is solved.
+        progress: Receives one event per entry that this process solves.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
@@ -48,7 +48,7 @@ def execute(
     own = [index for index, owner in enumerate(owners) if owner == processes.index]
 
     def keep(index: int, outcome: Outcome) -> Outcome:
-        """Return an outcome as it lies in its file, where there is one."""
+        """Write an outcome to its file and return it as read from there; without a folder, return it unchanged."""
         if folder is None:
             return outcome
         write_outcome(outcome, _file(folder, index))
@@ -69,7 +69,7 @@ def execute(
     if processes.count == 1:
         yield from map(solve, range(len(own)))
         return
-    # All are solved before the first is exchanged: nobody waits for a decomposition of another process.
+    # Solve all entries before exchanging any, so that no process waits for the decompositions of another one.
     solved = {index: solve(position) for position, index in enumerate(own)}
     for index, owner in enumerate(owners):
         outcome = processes.given_by(owner, solved.pop(index, None))
@@ -81,7 +81,7 @@ def _file(folder: Path, index: int) -> Path:
 
 
 def _owners(scopes: Sequence[Sequence[Projection]], processes: int) -> list[int]:
-    """Divide scopes among processes: the next largest goes to the one that has the least to do."""
+    """Return the process of every scope: in order of falling size, each is assigned to the least loaded process."""
     work = [scope[0].d_in ** 2 * (scope[0].d_in + sum(p.d_out for p in scope)) for scope in scopes]
     owners, loads = [0] * len(scopes), [0] * processes
     for index in sorted(range(len(scopes)), key=lambda i: -work[i]):

@@ -1,7 +1,8 @@
-"""Which projections may be treated together: lanes of blocks, and the ways to divide their projections.
+"""Which projections can form a scope: runs of blocks, and the ways to divide the projections of a block.
 
-A *lane* is a run of consecutive blocks that have the same projections, in the same shapes, on one input. Its scopes are
-parts of these projections, in one block or in neighbouring ones. A *part* names projections by their paths in a block.
+A *lane* is a run of consecutive blocks with the same projections, in the same shapes, on inputs of one name. A *part*
+is a set of projections of a block, named by their paths in the block. A scope is a part in one block or in consecutive
+blocks of a lane.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ _MOST_JOINT_ROLES = 4
 
 
 def lanes_of(decoder: Decoder) -> Iterator[Blocks]:
-    """Yield the lanes of a decoder: for every block of a lane, its projections on the lane's input."""
+    """Yield the lanes of a decoder, each as a list with the projections on the lane's input for every block."""
     for name in dict.fromkeys(p.input for p in decoder.projections):
         lane: Blocks = []
         for index in range(len(decoder.blocks)):
@@ -37,13 +38,13 @@ def _shape(block: Sequence[Projection], decoder: Decoder) -> list[tuple[str, int
 def ways_to_divide(
     block: Sequence[Projection], decoder: Decoder, *, across_roles: bool = True
 ) -> tuple[tuple[Part, ...], ...]:
-    """Return the ways to divide the projections of a block into parts, each treated as one."""
+    """Return the ways to divide the projections of a block into parts; without ``across_roles``, into single ones."""
     paths = [decoder.path_in_block(p) for p in block]
     return _partitions(paths) if across_roles else (tuple(frozenset([path]) for path in paths),)
 
 
 def _partitions(paths: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
-    """Return all ways to divide paths into parts; for many paths only the finest and the coarsest."""
+    """Return all partitions of paths; for more than four paths only the finest and the coarsest one."""
     finest = tuple(frozenset([path]) for path in paths)
     if len(paths) == 1:
         return (finest,)
@@ -60,7 +61,7 @@ def _partitions(paths: Sequence[str]) -> tuple[tuple[Part, ...], ...]:
 
 
 def parts_in(ways: Sequence[Sequence[Part]]) -> list[Part]:
-    """Return the distinct parts of several ways to divide a block, in their order."""
+    """Return the distinct parts of several ways to divide a block, in order of their first occurrence."""
     return list(dict.fromkeys(part for way in ways for part in way))
 
 

@@ -1,4 +1,4 @@
-"""The stage of a run that carries out its plan."""
+"""The stage of a run that executes its plan."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,12 +27,12 @@ class Planned(Protocol):
 
 @dataclass(frozen=True)
 class Executed:
-    """What became of one entry.
+    """The record of one executed entry.
 
     Attributes:
-        entry: The entry as it was carried out; its loss is that of what was installed, where the method predicts any.
-        relative_loss: Share of what would be lost if nothing were kept.
-        ridge: Relative ridge its second moment needed, 0 for none.
+        entry: The entry as carried out; its loss is that of the installed tensors, None if not in nats per token.
+        relative_loss: The loss as a fraction of the loss at rank 0.
+        ridge: Relative ridge that was added to the second moment, 0 for none.
     """
 
     entry: Entry
@@ -41,17 +41,17 @@ class Executed:
 
 
 class Execute:
-    """Solve every entry of the plan, and put it into the model.
+    """Solve every entry of the plan, and install the outcome in the model.
 
     Args:
         planned: The stage that makes the plan.
-        collect: The stage that collects the statistics, which are given up afterwards.
-        in_nats: Whether losses are in nats per token, so that entries get them.
-        about: Says what else the parts that are kept for a later run depend on.
+        collect: The stage that collects the statistics, which are released afterwards.
+        in_nats: Whether losses are in nats per token and are stored in the entries.
+        about: Returns further settings that the outcomes cached for resuming depend on.
 
     Attributes:
-        executed: What became of every entry.
-        folder: Where finished parts are kept until the run ends; None: nowhere.
+        executed: The records of all entries.
+        folder: Where the outcomes are kept until the run ends; None: they are not kept.
     """
 
     executed: list[Executed]
@@ -68,7 +68,7 @@ class Execute:
         self._planned, self._collect, self._in_nats, self._about = planned, collect, in_nats, about
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what the decompositions need, and the parts that are kept of them."""
+        """Yield the time, memory and disk space that the decompositions and the cached outcomes need."""
         kind = self._collect.kind
         seconds = sum(shapes.solving_seconds(p, vectors=True) for p in shapes.decoder.projections) / shapes.processes
         memory = shapes.solving_memory(whitened=kind.whitens, outputs=kind.in_nats)
@@ -76,7 +76,7 @@ class Execute:
         yield Needs("factorization", seconds, memory, kept)
 
     def run(self, run: Run) -> None:
-        """Carry the plan out, and give up the statistics."""
+        """Execute the plan, and release the statistics."""
         plan, weighting, text = self._planned.plan, self._collect.weighting, self._collect.text
         measured = text.about(run.collected) if text is not None else {}
         entries = [entry.to_dict() for entry in plan.entries]
@@ -102,5 +102,5 @@ class Execute:
 
 
 def errors_of(folder: Path | None) -> AbstractContextManager[None]:
-    """Turn the failures of the disk that a folder is on into one sentence; without a folder there are none."""
+    """Return a context that turns disk errors in a folder into an OutputError; without a folder it does nothing."""
     return nullcontext() if folder is None else output_errors(folder)

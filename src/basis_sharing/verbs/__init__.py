@@ -1,1 +1,1 @@
-"""What each verb does, one file per verb, named as on the command line."""
+"""The verbs of the package, one module per verb, named as on the command line."""

@@ -1,7 +1,7 @@
-"""``compress``: from a model to a smaller one."""
+"""``compress``: compress a model."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -9,18 +9,18 @@ from typing import Any, Unpack
 from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.text import CalibrationText, calibration_text
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
 from basis_sharing.models.source import ModelSource, stored_bytes
-from basis_sharing.planning.published import published_plan, shared_roles_of
+from basis_sharing.planning.published import shared_roles_of
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
-from basis_sharing.results.card import CARD_FILE, model_card
-from basis_sharing.results.compression import RESULT_FILE, CalibrationReport, CompressionResult, EntryReport
+from basis_sharing.reports.card import write_result
+from basis_sharing.results.compression import CalibrationReport, CompressionResult, EntryReport
 from basis_sharing.results.measures import Sizes
-from basis_sharing.run.files import output_errors
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.run import Run, opened, source_of
@@ -28,7 +28,7 @@ from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.surgery import projection_parameters
-from basis_sharing.verbs.stages import CompressionStages, shapes_of_run
+from basis_sharing.verbs.stages import CompressionStages, known_plan, shapes_of_run, with_plan
 
 OnPlan = Callable[[Plan], None]
 
@@ -49,8 +49,8 @@ def compress(
 ) -> tuple[Any, CompressionResult]:
     """Compress a causal language model.
 
-    After an interruption the same call resumes the work and ends with the same bytes. Several processes that
-    ``torchrun`` has started share the work, and all return the same; the first one writes ``output``.
+    After an interruption the same call resumes the work and produces the same bytes. Several processes that
+    ``torchrun`` has started share the work and return the same; the first one writes ``output``.
 
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory, which is changed in place.
@@ -58,12 +58,12 @@ def compress(
         output: Folder for the compressed model; None: it is only returned.
         overwrite: Whether a model folder at ``output`` may be replaced.
         tokenizer: The tokenizer of a model given in memory.
-        work: Folder where what is measured is kept for the next run with the same model and text. By default a folder
-            beside ``output``, removed at the end. Nothing is kept of a model in memory.
-        device: Where blocks run and matrices are decomposed: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``; None:
-            where a model in memory is, else ``"auto"``.
-        max_memory: Bytes of memory this process may take, also as text, ``"6GiB"``; None: most of what is free. Weights
-            that are used from their files do not count, since the system can drop them.
+        work: Folder in which measurements are kept for the next run with the same model and text. By default a folder
+            beside ``output``, removed at the end. Nothing is kept for a model in memory.
+        device: Device on which blocks run and matrices are decomposed: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``;
+            None: the device of a model in memory, else ``"auto"``.
+        max_memory: Bytes of memory this process may take, also as text, ``"6GiB"``; None: most of the free memory.
+            Weights that are read in place from their files do not count.
         progress: Receives progress events.
         on_plan: Receives the plan before it is carried out.
         **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe`, e.g. ``method="svd-llm"``.
@@ -80,106 +80,101 @@ def compress(
         >>> result.after.parameters < result.before.parameters
         True
     """
-    asked, given = _with_plan(as_recipe(recipe, settings))
-    source = source_of(model, tokenizer)
+    recipe, given = with_plan(as_recipe(recipe, settings))
+    source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
-    machine = machine_for(device, max_memory, model)
-    if asked.refine is not None and machine.processes.count > 1:
-        raise RecipeError("--refine runs in one process: leave torchrun away.")
-    with ExitStack() as stack:
-        staging = None
-        if output is not None and machine.processes.first:
-            inputs = _input_paths(asked, source)
-            staging = stack.enter_context(reserve(Path(output), overwrite=overwrite, inputs=inputs))
-        kept = own_work or work
-        run = stack.enter_context(
-            opened(asked, model, source=source, tokenizer=tokenizer, work=kept, machine=machine, progress=progress)
-        )
-        result = _Compression(asked, given, run, staging, on_plan or _nobody).carried_out(own_work)
+    inputs, kept = _input_paths(recipe, source), own_work or work
+    with (
+        _staging(output, inputs, overwrite=overwrite, first=machine.processes.first) as staging,
+        opened(recipe, model, source=source, tokenizer=tokenizer, work=kept, machine=machine, progress=progress) as run,
+    ):
+        result = _Compression(recipe, given, run, staging, on_plan).carried_out(own_work)
         if output is not None and staging is not None:
             publish(staging, Path(output))
     return run.model, result
 
 
-def _nobody(plan: Plan) -> None:
-    """Receive a plan and do nothing."""
-
-
-def _with_plan(asked: Recipe) -> tuple[Recipe, Plan | None]:
-    """Return a recipe with the method of the plan it names, and that plan."""
-    if asked.plan is None:
-        return asked, None
-    plan = Plan.read(asked.plan)
-    return asked.model_copy(update={"method": plan.method, "gradients": plan.gradients}), plan
+@contextmanager
+def _staging(output: str | Path | None, inputs: list[Path], *, overwrite: bool, first: bool) -> Generator[Path | None]:
+    """Reserve the output folder and yield its staging folder; None if this process writes nothing."""
+    if output is None or not first:
+        yield None
+        return
+    with reserve(Path(output), overwrite=overwrite, inputs=inputs) as folder:
+        yield folder
 
 
 @dataclass
 class _Compression:
     """One compression of an opened model."""
 
-    asked: Recipe
+    recipe: Recipe
     given: Plan | None
     run: Run
     staging: Path | None
-    on_plan: OnPlan
+    on_plan: OnPlan | None
     before: Sizes = field(init=False)
 
     def carried_out(self, own_work: Path | None) -> CompressionResult:
-        """Run all stages, and return the result, which is written beside the model."""
-        asked, run = self.asked, self.run
+        """Run all stages, and return the result, which is also written beside the model.
+
+        Raises:
+            RecipeError: Blocks are to be trained in several processes.
+        """
+        recipe, run = self.recipe, self.run
+        if recipe.refine is not None and run.processes.count > 1:
+            raise RecipeError("--refine runs in one process: leave torchrun away.")
         source, decoder = run.source, run.decoder
         self.before = _sizes(run.model, decoder, None, stored_bytes(source) if source is not None else None)
-        shared_roles = shared_roles_of(asked, decoder)
+        shared_roles = shared_roles_of(recipe, decoder)
         given = self._given_plan()
-        texts = prepared_texts(asked, asked.length, run)
-        text = calibration_text(asked, run) if asked.reads_text else None
-        stages = CompressionStages(asked, text, given, self.staging, self.announce)
+        texts = prepared_texts(recipe, recipe.length, run)
+        text = calibration_text(recipe, run) if recipe.reads_text else None
+        stages = CompressionStages(recipe, text, given, self.staging, self.announce)
         stages.original.check_text()
         stages.evaluate_with(texts)
-        self.run = run = run.within(least_memory(needs_of(stages.listed(), shapes_of_run(asked, run, text))))
+        self.run = run = run.within(least_memory(needs_of(stages.listed(), shapes_of_run(recipe, run, text))))
         if own_work is not None and run.processes.first:
-            run.stack.enter_context(same_run(own_work, _identity(asked, run, text)))
+            run.stack.enter_context(same_run(own_work, _identity(recipe, run, text)))
         run.notes.extend(_plan_notes(given, run))
         run.carry_out(stages.listed())
         result = self._result(stages, text, shared_roles)
         if self.staging is not None:
-            _write_result(self.staging, source, result)
+            write_result(self.staging, source, result)
         return result
 
     def _given_plan(self) -> Plan | None:
-        """Return the plan that is known before anything is measured, announced; None: one has to be made."""
-        asked, decoder = self.asked, self.run.decoder
-        plan = self.given
-        if plan is None and not asked.preset.planned:
-            assert asked.exact_ratio is not None
-            plan = published_plan(asked, asked.exact_ratio, decoder)
+        """Announce and return the plan that is known before anything is measured; None: it is made later."""
+        recipe, run = self.recipe, self.run
+        plan = known_plan(recipe, self.given, run.decoder)
         if plan is not None:
             self.announce(plan)
-        elif asked.ratio is not None:
-            self._check_space(round((1 - asked.ratio) * self.before.projection_parameters))
+        elif recipe.ratio is not None:
+            self._check_space(round((1 - recipe.ratio) * self.before.projection_parameters) * run.model.dtype.itemsize)
         return plan
 
     def announce(self, plan: Plan) -> None:
-        """Make sure that a plan can be carried out here, and show it."""
+        """Check that a plan fits the model and the disk, and report it."""
         plan.check(self.run.whole)
-        self._check_space(plan.parameters(self.run.decoder))
+        self._check_space(plan.cost(self.run.decoder, Bytes(self.run.model.dtype.itemsize)))
         count = len(plan.entries)
         self.run.progress(
             Progress(f"planned, {plan.removed_fraction(self.run.decoder):.2%} less", count, count, "groups")
         )
-        self.on_plan(plan)
+        if self.on_plan is not None:
+            self.on_plan(plan)
 
-    def _check_space(self, parameters: int) -> None:
-        """Make sure that the disk has room for a model whose projections have so many parameters, and for its parts."""
+    def _check_space(self, projections: int) -> None:
+        """Check that the disk has space for a model whose projections take so many bytes, and for its parts."""
         if self.staging is not None:
-            saved = self.before.projection_parameters - parameters
-            size = self.before.bytes_in_memory - saved * self.run.model.dtype.itemsize
+            dense = self.before.projection_parameters * self.run.model.dtype.itemsize
+            size = self.before.bytes_in_memory - dense + projections
             check_space(self.staging, size if self.run.work is None else 2 * size)
 
     def _result(
         self, stages: CompressionStages, text: CalibrationText | None, shared_roles: tuple[str, ...]
     ) -> CompressionResult:
-        asked, run, before = self.asked, self.run, self.before
+        recipe, run, before = self.recipe, self.run, self.before
         plan, executed = stages.plan.plan, stages.execute.executed
         carried_out = plan.model_copy(update={"entries": tuple(done.entry for done in executed)})
         on_disk = weight_file_bytes(self.staging) if self.staging is not None else None
@@ -188,8 +183,8 @@ class _Compression:
             model=run.name,
             model_fingerprint=run.fingerprint,
             family=run.decoder.family.name,
-            recipe=asked,
-            method=asked.method,
+            recipe=recipe,
+            method=recipe.method,
             shared_roles=shared_roles,
             calibration=CalibrationReport.of(text) if text is not None else None,
             ratio_reached=1 - after.projection_parameters / before.projection_parameters,
@@ -206,7 +201,7 @@ class _Compression:
 
 
 def _plan_notes(plan: Plan | None, run: Run) -> list[str]:
-    """Return what has to be said about a plan that was made earlier."""
+    """Return notes about a given plan: that it was made for other weights."""
     if plan is None or plan.planned_for is None or run.source is None:
         return []
     if plan.planned_for.fingerprint in (None, run.fingerprint):
@@ -214,21 +209,14 @@ def _plan_notes(plan: Plan | None, run: Run) -> list[str]:
     return [f"the plan was made for {plan.planned_for.model}, with other weights: its prediction may not hold here."]
 
 
-def _identity(asked: Recipe, run: Run, text: CalibrationText | None) -> dict[str, dict[str, object]]:
-    """Return what makes a run the same run."""
+def _identity(recipe: Recipe, run: Run, text: CalibrationText | None) -> dict[str, dict[str, object]]:
+    """Return the names and values that identify a run when it is resumed, by subject."""
     return {
         "the model": {"weights": run.fingerprint},
         "the calibration text": {"tokens": text.windows.fingerprint if text is not None else None},
-        "setting": {**asked.model_dump(mode="json"), "processes": run.processes.count},
+        "setting": {**recipe.model_dump(mode="json"), "processes": run.processes.count},
         "software": dict(software_versions()),
     }
-
-
-def _write_result(staging: Path, source: ModelSource | None, result: CompressionResult) -> None:
-    hub_id = source.given if source is not None and source.kind == "hub" else None
-    with output_errors(staging):
-        result.write(staging / RESULT_FILE)
-        (staging / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
 
 
 def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None) -> Sizes:
@@ -242,7 +230,7 @@ def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None)
 
 
 def _input_paths(recipe: Recipe, source: ModelSource | None) -> list[Path]:
-    """Return the local files and folders a run reads."""
+    """Return the local files and folders that a run reads."""
     texts = [*parse_mixture(recipe.calibration), *map(parse_source, recipe.evaluate)]
     paths = [text.path for text in texts if text.path is not None]
     if source is not None and source.path is not None:

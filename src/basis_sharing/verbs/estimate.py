@@ -1,6 +1,5 @@
-"""``estimate``: what a compression will need, from shapes alone, before anything is measured."""
+"""``estimate``: time, memory and disk space of a compression, from shapes alone."""
 
-from pathlib import Path
 from typing import Any, Unpack
 
 from basis_sharing.calibration.corpora import parse_mixture
@@ -8,13 +7,12 @@ from basis_sharing.calibration.text import calibration_text
 from basis_sharing.models.decoder import describe, with_roles
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import load_skeleton, load_tokenizer, named_dtype, read_in_place, stored_bytes
-from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.results.estimate import Estimate, StageEstimate
 from basis_sharing.run.machine import machine_for, taken_memory
 from basis_sharing.run.run import Run, source_of
 from basis_sharing.run.stages import least_memory, needs_of
-from basis_sharing.verbs.stages import CompressionStages, shapes_of
+from basis_sharing.verbs.stages import CompressionStages, known_plan, shapes_of, with_plan
 
 
 def estimate(
@@ -26,21 +24,21 @@ def estimate(
     max_memory: int | str | None = None,
     **settings: Unpack[RecipeKeywords],
 ) -> Estimate:
-    """Estimate what a compression will need, without loading weights or measuring anything on the model.
+    """Estimate the time, memory and disk space of a compression without loading weights.
 
     Args:
         model: As for :func:`~basis_sharing.verbs.compress.compress`.
         recipe: A recipe, or the ratio.
         tokenizer: The tokenizer of a model given in memory.
-        device: Where the run would work.
-        max_memory: Bytes of memory it may take; None: most of what is free.
+        device: Device of the run.
+        max_memory: Bytes of memory it may take; None: most of the free memory.
         **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe`.
 
     Returns:
-        Time, memory and disk, stage by stage; time is meant within a factor of two.
+        Time, memory and disk space stage by stage; time is accurate to about a factor of two.
 
     Raises:
-        BasisSharingError: As ``compress`` would, as far as it can be told before the weights are read.
+        BasisSharingError: As ``compress``, for errors that are known before the weights are read.
 
     Example:
         >>> import basis_sharing
@@ -48,27 +46,20 @@ def estimate(
         >>> needs.least_memory < needs.memory
         True
     """
-    asked = as_recipe(recipe, settings)
-    given = Plan.read(Path(asked.plan)) if asked.plan is not None else None
+    recipe, given = with_plan(as_recipe(recipe, settings))
     source = source_of(model, tokenizer)
-    resident, kept = taken_memory(), named_dtype(asked.dtype)
+    resident, kept = taken_memory(), named_dtype(recipe.dtype)
     skeleton = model if source is None else load_skeleton(source)
     if source is not None:
         tokenizer = load_tokenizer(source)
         if not read_in_place(source, kept):
             resident += memory_bytes(skeleton) * (kept or skeleton.dtype).itemsize // skeleton.dtype.itemsize
     whole = describe(skeleton)
-    run = Run(
-        skeleton,
-        tokenizer,
-        whole,
-        with_roles(whole, asked.roles),
-        source,
-        machine=machine_for(device, max_memory, model),
-    )
-    windows, length = _text_size(asked, run)
-    shapes = shapes_of(asked, run, windows, length, kept or skeleton.dtype, timed=True)
-    needs = needs_of(CompressionStages(asked, given=given).listed(), shapes)
+    machine = machine_for(device, max_memory, model)
+    run = Run(skeleton, tokenizer, whole, with_roles(whole, recipe.roles), source, machine=machine)
+    windows, length = _text_size(recipe, run)
+    shapes = shapes_of(recipe, run, windows, length, kept or skeleton.dtype, timed=True)
+    needs = needs_of(CompressionStages(recipe, given=known_plan(recipe, given, run.decoder)).listed(), shapes)
     return Estimate(
         stages=tuple(StageEstimate(name=n.name, seconds=n.seconds, memory=n.memory) for n in needs),
         resident=resident,
@@ -82,12 +73,12 @@ def estimate(
     )
 
 
-def _text_size(asked: Recipe, run: Run) -> tuple[int, int]:
-    """Return the number of calibration windows and the tokens in each."""
-    if any(part.kind == "self" for part in parse_mixture(asked.calibration)):
+def _text_size(recipe: Recipe, run: Run) -> tuple[int, int]:
+    """Return the number of calibration windows and the tokens in each; zeros if the method reads no text."""
+    if any(part.kind == "self" for part in parse_mixture(recipe.calibration)):
         limit: int = run.model.config.get_text_config().max_position_embeddings
-        return asked.windows, asked.length or limit
-    if not asked.reads_text:
+        return recipe.windows, recipe.length or limit
+    if not recipe.reads_text:
         return 0, 0
-    windows, length = calibration_text(asked, run).input_ids.shape
+    windows, length = calibration_text(recipe, run).input_ids.shape
     return windows, length

@@ -1,4 +1,4 @@
-"""``plan``: what compression will cost, before anything is compressed."""
+"""``plan``: the plan of a compression and its expected loss, without carrying it out."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -51,18 +51,18 @@ def plan(
         recipe: A recipe, or the ratio: the fraction of the parameters to remove from the compressible projections.
         tokenizer: The tokenizer of a model given in memory.
         baselines: Published methods whose expected loss is computed as well.
-        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        work: Folder in which measurements are kept for the next run with the same model and text.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
         max_memory: As for :func:`~basis_sharing.verbs.compress.compress`.
         progress: Receives progress events.
         **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe`. With ``evaluate`` the plan is measured on
-            the first text, which scales the prediction.
+            the first text to scale the prediction.
 
     Returns:
-        The plan, and the curves of expected loss against size it is on.
+        The plan, and curves of expected loss against size.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the model, the text or the target.
+        BasisSharingError: The settings, the model, the text or the target cannot be used.
 
     Example:
         >>> import basis_sharing
@@ -70,34 +70,36 @@ def plan(
         >>> forecast.plan.prediction.nats_per_token > 0
         True
     """
-    asked = as_recipe(recipe, settings)
-    if not asked.preset.planned or asked.plan is not None:
+    recipe = as_recipe(recipe, settings)
+    if not recipe.preset.planned or recipe.plan is not None:
         raise PlanError("only method auto is planned: leave out --method and --plan.")
     source = source_of(model, tokenizer)
     machine = machine_for(device, max_memory, model)
-    with opened(asked, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress) as run:
-        text = calibration_text(asked, run)
-        collect = Collect(WEIGHTINGS[asked.weighting], text)
-        make = MakePlan(asked, asked, asked, asked.length, collect)
-        run = run.within(least_memory(needs_of([collect, make], shapes_of_run(asked, run, text))))
+    with opened(
+        recipe, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress
+    ) as run:
+        text = calibration_text(recipe, run)
+        collect = Collect(WEIGHTINGS[recipe.weighting], text)
+        make = MakePlan(recipe, recipe, recipe, recipe.length, collect)
+        run = run.within(least_memory(needs_of([collect, make], shapes_of_run(recipe, run, text))))
         collect.run(run)
         with known_curves(run, collect.weighting, text) as curves:
-            return _Forecasting(asked, run, collect, make, curves).forecast(baselines)
+            return _Forecasting(recipe, run, collect, make, curves).forecast(baselines)
 
 
 class _Forecasting:
     """One forecast for an opened model whose statistics are collected."""
 
-    def __init__(self, asked: Recipe, run: Run, collect: Collect, make: MakePlan, curves: Curves) -> None:
-        self._asked, self._run, self._collect, self._make, self._curves = asked, run, collect, make, curves
+    def __init__(self, recipe: Recipe, run: Run, collect: Collect, make: MakePlan, curves: Curves) -> None:
+        self._recipe, self._run, self._collect, self._make, self._curves = recipe, run, collect, make, curves
         self._other = parameter_count(run.model) - dense_parameters(run.decoder)
 
     def forecast(self, baselines: Sequence[str]) -> Forecast:
-        """Return the plan for the target, and the curves around it."""
+        """Return the plan for the target, and the curves of the planner and of published methods."""
         decoder = self._run.decoder
-        planner = self._planner(self._asked)
+        planner = self._planner(self._recipe)
         plan = self._make.meeting_the_target(planner, self._run)
-        unrounded = None if self._asked.rank_multiple == 1 else self._unrounded(plan)
+        unrounded = None if self._recipe.rank_multiple == 1 else self._unrounded(plan)
         unshared = None
         if any(spans_blocks(entry, decoder) for entry in plan.entries):
             unshared = self._in_the_same_size(planner.without_sharing_across_depth(), plan)
@@ -112,25 +114,25 @@ class _Forecasting:
         )
 
     def _planner(self, planning: Planning) -> Planner:
-        cost = costs_of(self._asked, self._run.model)[0]
+        cost = costs_of(self._recipe, self._run.model)[0]
         return planner_for(planning, cost, self._run, self._collect, self._curves)
 
     def _unrounded(self, plan: Plan) -> float:
-        """Return the expected loss of the best plan of that size without rank multiples."""
-        every_rank = self._asked.model_copy(update={"rank_multiple": 1})
+        """Return the expected loss of the best plan of the same size without rank multiples."""
+        every_rank = self._recipe.model_copy(update={"rank_multiple": 1})
         return self._in_the_same_size(self._planner(every_rank), plan)
 
     def _in_the_same_size(self, planner: Planner, plan: Plan) -> float:
-        """Return the expected loss of a planner's plan that has as many parameters as another plan."""
+        """Return the expected loss of a planner's plan with as many parameters as ``plan``."""
         return _expected(planner.of_size(plan.parameters(self._run.decoder)))
 
     def _measured(self, plan: Plan) -> Plan:
-        """Return the plan with its prediction scaled by a measurement, where a text is given and none was made yet."""
-        asked, run = self._asked, self._run
-        if not asked.evaluate or plan.prediction is None or plan.prediction.scale is not None:
+        """Return the plan with its prediction scaled by a measurement, if a text is given and none was made yet."""
+        recipe, run = self._recipe, self._run
+        if not recipe.evaluate or plan.prediction is None or plan.prediction.scale is not None:
             return plan
-        windows, length = asked.evaluation_windows, asked.length
-        text = prepare_text(run.model, run.tokenizer, asked.evaluate[0], windows=windows, length=length)
+        windows, length = recipe.evaluation_windows, recipe.length
+        text = prepare_text(run.model, run.tokenizer, recipe.evaluate[0], windows=windows, length=length)
         prediction = measured_prediction(plan, run, self._collect.weighting, text)
         return plan.model_copy(update={"prediction": prediction})
 

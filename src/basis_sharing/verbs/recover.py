@@ -1,143 +1,124 @@
-"""The story of one recovery: a compressed folder is trained for a while and becomes a better one of the same size."""
+"""``recover``: train a compressed model, and write it as a folder of the same structure and size."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from basis_sharing.calibration.windows import TokenWindows, calibration_windows, window_length
-from basis_sharing.checkpoint.folder import check_folder
-from basis_sharing.checkpoint.writer import check_space, publish, reserve, write_model
+from basis_sharing.checkpoint.folder import compressed_source
+from basis_sharing.checkpoint.stage import Write
+from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import ModelError, RecipeError
-from basis_sharing.evaluation.perplexity import measure, prepare_text
+from basis_sharing.evaluation.stage import Evaluate, prepared_texts
+from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import needs_bos
-from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import (
     ModelSource,
     fingerprint,
-    load_config,
     load_model,
+    load_skeleton,
     load_tokenizer,
     resolve,
 )
-from basis_sharing.recipe.recovery import RecoverySettings
-from basis_sharing.repair.whole_training import Recovery, TrainingSchedule
-from basis_sharing.results.card import CARD_FILE, model_card
+from basis_sharing.recipe.evaluation import Evaluation
+from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
+from basis_sharing.repair.whole_training import Recovery, TrainingOutcome, TrainingSchedule
+from basis_sharing.reports.card import write_result
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.run.durable import load_or_create
 from basis_sharing.run.files import output_errors
-from basis_sharing.run.machine import choose, default_dtype
+from basis_sharing.run.machine import Machine, choose, default_dtype
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
+from basis_sharing.run.run import Run
+from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
-_LOOKS = 4  # at the held-out windows while training, at most; the first steps do harm that later ones undo
-_LOOKING = 0.25  # of the minutes, at most
+_EVALUATIONS = 4  # most evaluations during training; few, because the first steps raise the loss before it falls
+_EVALUATING = 0.25  # largest share of the minutes
 
 
 def recover(
     folder: str | Path,
     output: str | Path,
+    recovery: RecoverySettings | None = None,
     *,
     original: str | Path | None = None,
-    preset: str = "distill",
     evaluate: tuple[str, ...] = (),
     evaluation_windows: int | None = None,
     device: str | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
-    **settings: Any,
+    **settings: Unpack[RecoveryKeywords],
 ) -> CompressionResult:
     """Train a compressed model on a text, and write it as a folder of the same structure and size.
 
-    After an interruption the same call goes on from where it was; what is kept for that lies beside ``output`` and goes
-    at the end.
+    After an interruption the same call resumes the training from files beside ``output``, which are removed at the
+    end.
 
     Args:
         folder: A compressed folder; it is not changed.
         output: Folder for the recovered model.
-        original: The model it was made from, the teacher of a distillation; None: the one its result names.
-        preset: Name of a preset, see :class:`~basis_sharing.results.recovery.RecoverySettings`.
+        recovery: The settings; None: those of the preset, with ``settings``.
+        original: The model it was made from, as teacher of a distillation; None: the one named in its result.
         evaluate: Texts on which perplexity is measured before and after.
         evaluation_windows: Number of windows per text; None: all.
-        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+        device: Where to train: ``"cpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``; None: ``"auto"``.
         overwrite: Whether a model folder at ``output`` may be replaced.
         progress: Receives progress events.
-        **settings: The other fields of :class:`~basis_sharing.results.recovery.RecoverySettings`.
+        **settings: Settings of :class:`~basis_sharing.recipe.recovery.RecoverySettings`, e.g. ``minutes=30``.
 
     Returns:
         The result of the compression, with a report of the recovery.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the folder, the original, the text or the output.
+        BasisSharingError: The settings, the folder, the original, the text or the output cannot be used.
+
+    Example:
+        >>> import basis_sharing
+        >>> result = basis_sharing.recover("./llama-20", "./llama-20-recovered", original="./llama", epochs=0.1)
+        >>> result.recovery.loss_after <= result.recovery.loss_before
+        True
     """
-    asked = RecoverySettings.create(preset, **settings)
+    recovery = recovery or RecoverySettings.create(**settings)
     chosen, output = choose(device or "auto"), Path(output)
-    source = resolve(folder)
-    if source.kind != "folder" or source.path is None or not is_compressed(load_config(source).to_dict()):
-        raise ModelError(f"{folder} is no folder of a model compressed by basis-sharing: compress the model first.")
-    check_folder(source.path)
-    result = CompressionResult.read(source.path / RESULT_FILE)
-    teacher_source = _teacher(asked, original, result)
-    work = work_beside(output)
+    source, path = compressed_source(folder, "compress the model first")
+    result = CompressionResult.read(path / RESULT_FILE)
+    teacher = _teacher(recovery, original, result)
+    inputs = [path, *([teacher.path] if teacher is not None and teacher.path is not None else [])]
     with ExitStack() as stack:
-        inputs = [source.path, *([teacher_source.path] if teacher_source and teacher_source.path else [])]
         staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
-        progress(Progress("loading", 0, 1, "model"))
-        tokenizer, stored = load_tokenizer(source), load_model(source).dtype
-        model = load_model(source, torch.float32).to(chosen)
-        teacher = None if teacher_source is None else load_model(teacher_source).to(chosen)
-        progress(Progress("loading", 1, 1, "model"))
-        if (
-            teacher is not None
-            and teacher.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size
-        ):
-            raise ModelError(f"{original or result.model} has another vocabulary than {folder}: give its own original.")
-        check_space(staging, memory_bytes(model))
-        text = _text(asked, model, tokenizer, progress)
-        texts = [
-            prepare_text(model, tokenizer, name, windows=evaluation_windows, length=result.recipe.length)
-            for name in evaluate
-        ]
-        identity: dict[str, dict[str, object]] = {
-            "the compressed model": {"weights": fingerprint(source)},
-            "the original": {"weights": None if teacher_source is None else fingerprint(teacher_source)},
-            "the text": {"tokens": text.fingerprint},
-            "setting": asked.model_dump(mode="json"),
-            "software": dict(software_versions()),
-        }
-        stack.enter_context(same_run(work, identity))
-        before = tuple(measure(model, t, stage="evaluating before", progress=progress) for t in texts)
-        report = _train(asked, model, teacher, text, work, progress)
-        del teacher
-        model.to(stored)
-        after = tuple(measure(model, t, stage="evaluating after", progress=progress) for t in texts)
-        report = report.model_copy(update={"perplexity_before": before, "perplexity_after": after})
-        write_model(staging, model, tokenizer)
-        hub_id = teacher_source.given if teacher_source is not None and teacher_source.kind == "hub" else None
-        result = _recovered(result, report)
-        with output_errors(staging):
-            result.write(staging / RESULT_FILE)
-            (staging / CARD_FILE).write_text(model_card(result, hub_id=hub_id), encoding="utf-8")
+        training = _opened(recovery, source, teacher, chosen, progress)
+        check_space(staging, memory_bytes(training.run.model))
+        evaluation = Evaluation(evaluate=evaluate, evaluation_windows=evaluation_windows)
+        training.prepare(evaluation, result.recipe.length)
+        stack.enter_context(same_run(work_beside(output), training.identity(source, teacher)))
+        result = training.carried_out(work_beside(output), staging, result)
+        write_result(staging, teacher, result)
         publish(staging, output)
     return result
 
 
-def _teacher(asked: RecoverySettings, original: str | Path | None, result: CompressionResult) -> ModelSource | None:
-    """Return where the original is, if the recovery needs it."""
-    if asked.loss != "distillation":
+def _teacher(settings: RecoverySettings, original: str | Path | None, result: CompressionResult) -> ModelSource | None:
+    """Return the source of the original; None if the recovery does not need it.
+
+    Raises:
+        ModelError: The original is missing, or is another model.
+    """
+    if settings.loss != "distillation":
         return None
     try:
         source = resolve(original if original is not None else result.model)
-        known = fingerprint(source)
+        digest = fingerprint(source)
     except ModelError as error:
         if original is not None:
             raise
@@ -145,7 +126,7 @@ def _teacher(asked: RecoverySettings, original: str | Path | None, result: Compr
             f"the original {result.model} is not where it was ({error}): name it with --original, or train without it "
             "(--preset next-token)."
         ) from None
-    if result.model_fingerprint not in (None, known):
+    if result.model_fingerprint not in (None, digest):
         raise ModelError(
             f"{source.given} is not the model that {result.model} was when it was compressed: give that one with "
             "--original."
@@ -153,63 +134,160 @@ def _teacher(asked: RecoverySettings, original: str | Path | None, result: Compr
     return source
 
 
-def _text(asked: RecoverySettings, model: Any, tokenizer: Any, progress: ProgressCallback) -> TokenWindows:
+def _opened(
+    settings: RecoverySettings,
+    source: ModelSource,
+    teacher_source: ModelSource | None,
+    device: torch.device,
+    progress: ProgressCallback,
+) -> "_Training":
+    """Load the compressed model in fp32, and the original.
+
+    Raises:
+        ModelError: The original has another vocabulary.
+    """
+    progress(Progress("loading", 0, 1, "model"))
+    tokenizer, stored = load_tokenizer(source), load_model(source).dtype
+    model = load_model(source, torch.float32).to(device)
+    teacher = None if teacher_source is None else load_model(teacher_source).to(device)
+    progress(Progress("loading", 1, 1, "model"))
+    vocabularies = {m.config.get_text_config().vocab_size for m in (model, teacher) if m is not None}
+    if len(vocabularies) > 1 and teacher_source is not None:
+        raise ModelError(f"{teacher_source.given} has another vocabulary than {source.given}: give its own original.")
+    decoder = describe(load_skeleton(source))
+    run = Run(
+        model, tokenizer, decoder, decoder, source, fingerprint(source), machine=Machine(device), progress=progress
+    )
+    return _Training(settings, run, teacher, stored)
+
+
+class _Training:
+    """One recovery of an opened model."""
+
+    text: TokenWindows
+
+    def __init__(self, settings: RecoverySettings, run: Run, teacher: Any, stored: torch.dtype) -> None:
+        self.settings, self.run, self.teacher, self.stored = settings, run, teacher, stored
+
+    def prepare(self, evaluation: Evaluation, length: int | None) -> None:
+        """Prepare the training text, and the texts to evaluate on."""
+        self.text = _text(self.settings, self.run)
+        self.before = Evaluate(evaluation, length, "evaluating before")
+        self.after = Evaluate(evaluation, length, "evaluating after")
+        self.before.texts = self.after.texts = prepared_texts(evaluation, length, self.run)
+
+    def identity(self, source: ModelSource, teacher: ModelSource | None) -> dict[str, dict[str, object]]:
+        """Return the names and values that identify a recovery when it is resumed, by subject."""
+        return {
+            "the compressed model": {"weights": fingerprint(source)},
+            "the original": {"weights": None if teacher is None else fingerprint(teacher)},
+            "the text": {"tokens": self.text.fingerprint},
+            "setting": self.settings.model_dump(mode="json"),
+            "software": dict(software_versions()),
+        }
+
+    def carried_out(self, work: Path, staging: Path, result: CompressionResult) -> CompressionResult:
+        """Run the stages, and return the result of the compression with a report of the recovery."""
+        train = _Train(self.settings, self.text, self.teacher, work, self.stored)
+        self.run.carry_out([self.before, train, self.after, Write(staging)])
+        measured = {
+            "perplexity_before": self.before.perplexities,
+            "perplexity_after": self.after.perplexities,
+        }
+        return _recovered(result, train.report.model_copy(update=measured))
+
+
+def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
+    """Return the training and held-out windows.
+
+    Raises:
+        RecipeError: There is only one window.
+    """
+    model = run.model
     text = calibration_windows(
-        asked.calibration,
-        tokenizer=tokenizer,
+        settings.calibration,
+        tokenizer=run.tokenizer,
         model=model,
-        windows=asked.windows,
-        length=window_length(model.config, asked.length),
-        seed=asked.seed,
+        windows=settings.windows,
+        length=window_length(model.config, settings.length),
+        seed=settings.seed,
         vocab_size=model.config.get_text_config().vocab_size,
         bos=needs_bos(model.config.model_type),
-        progress=progress,
+        progress=run.progress,
     )
     if len(text.input_ids) < 2:
         raise RecipeError(
-            f"{asked.calibration} has one window of {asked.length} tokens, two are needed: use shorter ones."
+            f"{settings.calibration} has one window of {settings.length} tokens, two are needed: use shorter ones."
         )
     return text
 
 
-def _train(
-    asked: RecoverySettings, model: Any, teacher: Any, text: TokenWindows, work: Path, progress: ProgressCallback
-) -> RecoveryReport:
-    """Train the model in place."""
-    ids = text.input_ids
-    every = min(_HELD_OUT, len(ids))
-    held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
-    chosen = torch.ones(len(ids), dtype=torch.bool)
-    chosen[every - 1 :: every] = False
-    training = ids[chosen]
-    trained, parameters = (model, _own_parameters(model)) if asked.train == "factors" else _with_lora(model, asked)
-    recovery = Recovery(trained, teacher, parameters, training, held_out, default_dtype(model.device), progress)
-    with output_errors(work):
-        schedule = load_or_create(work / "schedule.json", TrainingSchedule, lambda: settled(asked, recovery))
-    outcome = recovery.run(
-        schedule, asked.learning_rate, relative=asked.train == "factors", seed=asked.seed, folder=work
-    )
-    if asked.train == "lora":
-        trained.merge_and_unload()
-    return RecoveryReport(
-        settings=asked,
-        fingerprint=text.fingerprint,
-        windows=len(training),
-        held_out=len(held_out),
-        steps=schedule.steps,
-        tokens=schedule.steps * ids.shape[1],
-        trained_parameters=sum(p.numel() for p in parameters.values()),
-        loss_before=schedule.loss_before,
-        loss_after=outcome.loss,
-        slowed=outcome.slowed,
-        diverged=outcome.diverged,
-        perplexity_before=(),
-        perplexity_after=(),
-    )
+class _Train:
+    """The stage that trains the model in place and converts it back to its stored dtype.
+
+    Attributes:
+        report: What was trained, and the losses before and after.
+    """
+
+    report: RecoveryReport
+
+    def __init__(
+        self, settings: RecoverySettings, text: TokenWindows, teacher: Any, work: Path, stored: torch.dtype
+    ) -> None:
+        self._settings, self._text, self._teacher, self._work, self._stored = settings, text, teacher, work, stored
+
+    def needs(self, shapes: Shapes) -> Iterable[Needs]:
+        """Yield the needs of training: fp32 weights, their gradients and two optimizer states for the whole model."""
+        everything = sum(shapes.block_parameters) + shapes.outside
+        yield Needs("recovery", 60 * (self._settings.minutes or 0.0), 16 * everything + shapes.twin)
+
+    def run(self, run: Run) -> None:
+        """Train the model, and report it."""
+        settings, model, ids = self._settings, run.model, self._text.input_ids
+        every = min(_HELD_OUT, len(ids))
+        held_out = ids[every - 1 :: every][:_MOST_HELD_OUT]
+        chosen = torch.ones(len(ids), dtype=torch.bool)
+        chosen[every - 1 :: every] = False
+        trained, parameters = (
+            (model, _own_parameters(model)) if settings.train == "factors" else _with_lora(model, settings)
+        )
+        recovery = Recovery(
+            trained, self._teacher, parameters, ids[chosen], held_out, default_dtype(model.device), run.progress
+        )
+        with output_errors(self._work):
+            schedule = load_or_create(
+                self._work / "schedule.json", TrainingSchedule, lambda: settled(settings, recovery)
+            )
+        relative = settings.train == "factors"
+        outcome = recovery.run(
+            schedule, settings.learning_rate, relative=relative, seed=settings.seed, folder=self._work
+        )
+        if settings.train == "lora":
+            trained.merge_and_unload()
+        self.report = self._reported(recovery, schedule, outcome)
+        self._teacher = None
+        model.to(self._stored)
+
+    def _reported(self, recovery: Recovery, schedule: TrainingSchedule, outcome: TrainingOutcome) -> RecoveryReport:
+        return RecoveryReport(
+            settings=self._settings,
+            fingerprint=self._text.fingerprint,
+            windows=len(recovery.training),
+            held_out=len(recovery.held_out),
+            steps=schedule.steps,
+            tokens=schedule.steps * self._text.input_ids.shape[1],
+            trained_parameters=sum(p.numel() for p in recovery.parameters.values()),
+            loss_before=schedule.loss_before,
+            loss_after=outcome.loss,
+            slowed=outcome.slowed,
+            diverged=outcome.diverged,
+            perplexity_before=(),
+            perplexity_after=(),
+        )
 
 
 def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Return all parameters but those of embeddings and head."""
+    """Return all parameters except those of the embeddings and the output head, by name."""
     outside = {
         id(parameter)
         for module in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -219,35 +297,41 @@ def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in outside}
 
 
-def _with_lora(model: Any, asked: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Return the model with adapters on its coefficients, and the parameters of these."""
+def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Return the model with LoRA adapters on its coefficients, and the adapters' parameters by name.
+
+    Raises:
+        RecipeError: The package peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise RecipeError("LoRA needs the package peft: pip install 'basis-sharing[recover]'.") from None
     names = [f"{name}.coeff" for name, module in model.named_modules() if isinstance(module, FactorizedLinear)]
-    setting = LoraConfig(r=asked.lora_rank, lora_alpha=asked.lora_alpha, target_modules=names, task_type="CAUSAL_LM")
-    torch.manual_seed(asked.seed)
+    setting = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(settings.seed)
     adapted = get_peft_model(model, setting)
     return adapted, {name: p for name, p in adapted.named_parameters() if p.requires_grad}
 
 
 def settled(
-    asked: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
+    settings: RecoverySettings, recovery: Recovery, clock: Callable[[], float] = time.monotonic
 ) -> TrainingSchedule:
-    """Return how many steps and looks fit into the epochs or minutes; for the latter a few steps and a look are timed.
+    """Return the schedule for the epochs or minutes of the settings; for minutes, a few steps are timed.
 
-    Of the minutes, looks take a quarter at most, unless the two that there have to be, before and after, take more.
+    Evaluations take at most a quarter of the minutes, unless the two necessary ones, before and after, take more.
 
     Raises:
-        RecipeError: Not one step fits.
+        RecipeError: The minutes are too few for one step.
     """
     start = clock()
     loss_before = recovery.held_out_loss()
-    look = clock() - start
-    if asked.epochs is not None:
-        return TrainingSchedule(max(1, round(asked.epochs * len(recovery.training))), _LOOKS, loss_before)
-    assert asked.minutes is not None
+    evaluation = clock() - start
+    if settings.epochs is not None:
+        return TrainingSchedule(max(1, round(settings.epochs * len(recovery.training))), _EVALUATIONS, loss_before)
+    assert settings.minutes is not None
     for parameter in recovery.parameters.values():
         parameter.requires_grad_(True)
     times: list[float] = []
@@ -257,21 +341,21 @@ def settled(
         times.append(clock() - start)
     for parameter in recovery.parameters.values():
         parameter.grad = None
-    seconds, step = 60 * asked.minutes, min(times[1:])
-    looks = min(_LOOKS, max(1, int(_LOOKING * seconds / look) - 1))
-    steps = int((seconds - (looks + 1) * look) / step)
+    seconds, step = 60 * settings.minutes, min(times[1:])
+    evaluations = min(_EVALUATIONS, max(1, int(_EVALUATING * seconds / evaluation) - 1))
+    steps = int((seconds - (evaluations + 1) * evaluation) / step)
     if steps < 1:
-        needed = (2 * look + step) / 60
+        needed = (2 * evaluation + step) / 60
         raise RecipeError(
-            f"--minutes {asked.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a shorter "
-            "--length."
+            f"--minutes {settings.minutes:g} are too few for one step here: at least {needed:.1f}, or less with a "
+            "shorter --length."
         )
-    return TrainingSchedule(steps, looks, loss_before)
+    return TrainingSchedule(steps, evaluations, loss_before)
 
 
 def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:
-    """Return the result of a compression after a recovery: the perplexities that were not measured again go."""
-    measured = {found.fingerprint: found for found in report.perplexity_after}
+    """Return the result of a compression after a recovery, without perplexities that were not measured again."""
+    measured = {perplexity.fingerprint: perplexity for perplexity in report.perplexity_after}
     pairs = [
         (dense, measured[dense.fingerprint]) for dense in result.perplexity_before if dense.fingerprint in measured
     ]
@@ -279,7 +363,7 @@ def _recovered(result: CompressionResult, report: RecoveryReport) -> Compression
     if report.diverged:
         notes.append("the recovery diverged and was stopped: the best state before is kept.")
     elif report.loss_after >= report.loss_before:
-        notes.append("the recovery did not improve on the windows it is judged by: the factors are as they were.")
+        notes.append("the recovery did not improve on the held-out windows: the factors are as they were.")
     return result.model_copy(
         update={
             "recovery": report,

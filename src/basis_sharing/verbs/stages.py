@@ -1,4 +1,4 @@
-"""What a compression consists of: its stages, and the shapes they are asked about before they run."""
+"""The stages of a compression, and the shapes from which their needs are estimated."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +10,10 @@ from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.stage import Declare, Write
 from basis_sharing.evaluation.stage import Evaluate
+from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import named_dtype, read_in_place
+from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import MakePlan
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
@@ -25,13 +27,13 @@ from basis_sharing.weightings.stage import Collect
 
 
 class CompressionStages:
-    """The stages of a compression, in their order; each gets its part of the recipe and the stages it builds on.
+    """The stages of a compression in order; each takes its part of the recipe and the stages it depends on.
 
     Args:
         asked: The recipe.
         text: The calibration text.
-        given: A plan that was made earlier, or follows from the method.
-        staging: The folder to write into; None: nothing is written.
+        given: A plan that was made earlier, or that follows from the method.
+        staging: The folder to write to; None: nothing is written.
         announce: Receives the plan before it is carried out.
     """
 
@@ -57,11 +59,11 @@ class CompressionStages:
         self.write = Write(staging)
 
     def evaluate_with(self, texts: Sequence[EvaluationText]) -> None:
-        """Measure perplexity on these texts, before and after."""
+        """Set the texts on which perplexity is measured before and after."""
         self.before.texts = self.after.texts = texts
 
     def listed(self) -> list[Stage]:
-        """Return the stages in their order."""
+        """Return the stages in order."""
         return [
             self.before,
             self.collect,
@@ -76,8 +78,24 @@ class CompressionStages:
         ]
 
 
+def with_plan(asked: Recipe) -> tuple[Recipe, Plan | None]:
+    """Return a recipe with the method of the plan it names, and that plan; None if it names no plan."""
+    if asked.plan is None:
+        return asked, None
+    plan = Plan.read(asked.plan)
+    return asked.model_copy(update={"method": plan.method, "gradients": plan.gradients}), plan
+
+
+def known_plan(asked: Recipe, given: Plan | None, decoder: Decoder) -> Plan | None:
+    """Return the given plan or that of a published method; None if the plan has to be made from measurements."""
+    if given is not None or asked.preset.planned:
+        return given
+    assert asked.exact_ratio is not None
+    return published_plan(asked, asked.exact_ratio, decoder)
+
+
 def shapes_of_run(asked: Recipe, run: Run, text: CalibrationText | None) -> Shapes:
-    """Return the shapes that the stages of a run are asked about."""
+    """Return the shapes of a run from which the needs of its stages are estimated."""
     windows, length = (0, 0) if text is None else text.input_ids.shape
     calibrated_in = torch.float32 if text is None else text.dtype
     return shapes_of(asked, run, windows, length, run.model.dtype, calibrated_in=calibrated_in)
@@ -93,7 +111,7 @@ def shapes_of(
     calibrated_in: torch.dtype | None = None,
     timed: bool = False,
 ) -> Shapes:
-    """Return the shapes of a model with so many calibration windows of a length.
+    """Return the shapes of a model and of its calibration text.
 
     Args:
         asked: The recipe.
@@ -101,8 +119,8 @@ def shapes_of(
         windows: Number of calibration windows.
         length: Tokens in each.
         dtype: Dtype of the weights.
-        calibrated_in: Dtype of the calibration pass; None: as the recipe says.
-        timed: Whether the machine's speed is tried out, so that stages take time.
+        calibrated_in: Dtype of the calibration pass; None: that of the recipe.
+        timed: Whether the machine's speed is measured; otherwise all times are 0.
     """
     calibrated_in = calibrated_in or named_dtype(asked.calibration_dtype) or default_dtype(run.machine.device)
     return Shapes(
@@ -119,7 +137,7 @@ def shapes_of(
 
 
 def _twin(run: Run, dtype: torch.dtype | None) -> int:
-    """Return the bytes of an original beside the compressed model, which take no memory where they stay in files."""
+    """Return the bytes of a second copy of the original; 0 if it is read in place from its files."""
     if run.source is not None and read_in_place(run.source, dtype):
         return 0
     stored: torch.dtype = run.model.dtype

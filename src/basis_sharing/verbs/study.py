@@ -1,4 +1,4 @@
-"""``study``: which layers of a model may share a basis."""
+"""``study``: measure which layers of a model can share a basis."""
 
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -12,7 +12,7 @@ from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.results.study import StudyResult
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
-from basis_sharing.run.run import opened, source_of
+from basis_sharing.run.run import Run, opened, source_of
 from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.treatments.factors.study import RATIOS, study_sharing
@@ -27,7 +27,7 @@ class _OwnKeywords(TypedDict, total=False):
 
 
 class StudyKeywords(CalibrationKeywords, _OwnKeywords, total=False):
-    """The settings of a recipe that a study has."""
+    """The settings of a recipe that a study accepts."""
 
 
 SETTINGS = tuple(StudyKeywords.__annotations__)
@@ -45,24 +45,25 @@ def study(
     progress: ProgressCallback = silent,
     **settings: Unpack[StudyKeywords],
 ) -> StudyResult:
-    """Study which layers of a causal language model may share a basis; the model is not changed.
+    """Study which layers of a causal language model can share a basis; the model is not changed.
 
     Args:
         model: A folder, a GGUF file or a hub id (``str`` or ``Path``), or a model in memory.
-        ratio: Fraction of the parameters removed that is shown, studied besides 0.2 to 0.7.
-        distance: Compare only layers that are at most so far apart; None: all.
+        ratio: Fraction of the parameters removed for table and picture, studied in addition to 0.2 to 0.7.
+        distance: Largest distance between the layers of a pair; None: all pairs.
         tokenizer: The tokenizer of a model given in memory.
-        work: Folder where what is measured is kept, and taken from by the next run with the same model and text.
+        work: Folder in which measurements are kept for the next run with the same model and text.
         device: As for :func:`~basis_sharing.verbs.compress.compress`.
         max_memory: As for :func:`~basis_sharing.verbs.compress.compress`.
-        progress: Receives progress events. **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` about
-            calibration, ``gradients``, ``dtype``.
+        progress: Receives progress events.
+        **settings: Settings of :class:`~basis_sharing.recipe.recipe.Recipe` about calibration; ``gradients`` and
+            ``dtype``.
 
     Returns:
-        For every role and pair of layers, what one basis for both loses against the best two private ones.
+        For every role and pair of layers, the loss of one shared basis divided by that of two private ones.
 
     Raises:
-        BasisSharingError: Something is wrong with the settings, the model or the text.
+        BasisSharingError: The settings, the model or the text cannot be used.
 
     Example:
         >>> import basis_sharing
@@ -75,30 +76,37 @@ def study(
         raise RecipeError(f"setting {wrong!r} has no meaning for a study: choose from {', '.join(SETTINGS)}.")
     if distance is not None and distance < 1:
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
-    asked = Recipe.create(ratio=ratio, **settings)
-    assert asked.ratio is not None
+    recipe = Recipe.create(ratio=ratio, **settings)
     source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
-    with opened(asked, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress) as run:
-        text = calibration_text(asked, run)
-        collect = Collect(WEIGHTINGS[asked.weighting], text)
-        run = run.within(least_memory(needs_of([collect], shapes_of_run(asked, run, text))))
-        collect.run(run)
-        found = study_sharing(
-            run.model,
-            run.whole,
-            collect.weighting,
-            ratios=(*RATIOS, asked.ratio),
-            distance=distance,
-            progress=progress,
-        )
+    with opened(
+        recipe, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress
+    ) as run:
+        return _studied(recipe, run, distance)
+
+
+def _studied(recipe: Recipe, run: Run, distance: int | None) -> StudyResult:
+    """Collect the weighting of an opened model, and return the study."""
+    assert recipe.ratio is not None
+    text = calibration_text(recipe, run)
+    collect = Collect(WEIGHTINGS[recipe.weighting], text)
+    run = run.within(least_memory(needs_of([collect], shapes_of_run(recipe, run, text))))
+    collect.run(run)
+    study = study_sharing(
+        run.model,
+        run.whole,
+        collect.weighting,
+        ratios=(*RATIOS, recipe.ratio),
+        distance=distance,
+        progress=run.progress,
+    )
     return StudyResult(
         model=run.name,
         model_fingerprint=run.fingerprint,
         family=run.whole.family.name,
-        ratio=asked.ratio,
-        gradients=asked.gradients,
+        ratio=recipe.ratio,
+        gradients=recipe.gradients,
         calibration=CalibrationReport.of(text),
-        study=found,
+        study=study,
         notes=tuple(run.notes),
         versions=software_versions(),
     )

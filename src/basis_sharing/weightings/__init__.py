@@ -1,1 +1,1 @@
-"""What errors are weighted with: one file per weighting, found by looking into this folder."""
+"""Weightings of errors, one module each; all modules of this folder are registered automatically."""

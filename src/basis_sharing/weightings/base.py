@@ -1,9 +1,9 @@
-"""What a weighting is: from calibration statistics to the loss that the options of a group minimise.
+"""Base class of weightings: from calibration statistics to the loss that the factors of a group minimise.
 
-The error dW of a projection counts as tr(dW^T G dW H), with G from what it reads and H from what reads it. Planning
-measures candidates with it, and treatments solve for it: both see one and the same problem. The published methods sum
-their statistics over a group (Basis Sharing, section 3.2); the planner's weightings keep those of every layer apart and
-count in nats per token.
+The loss of an error dW of a projection is tr(dW^T G dW H), with G from the statistics of its input and H from those of
+the loss gradient at its output. Planning evaluates candidates with this loss, and treatments minimise it. The published
+methods sum their statistics over a group (Basis Sharing, section 3.2); the planner's weightings keep those of every
+layer separate and express losses in nats per token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,17 +35,17 @@ def register(cls: type["Weighting"]) -> type["Weighting"]:
 
 @dataclass
 class Weighting:
-    """The problem of a group of projections, under one weighting. Subclasses are the published ones and the planner's.
+    """A weighting with its collected statistics; subclasses implement the published weightings and the planner's.
 
     Attributes:
         name: Its name in presets.
-        statistics: What is collected of every input.
-        gradients: Whether the loss gradients at the outputs are collected as well.
-        in_nats: Whether it keeps the statistics of every layer apart and counts in nats per token.
-        whitens: Whether errors are weighted on the input side at all.
-        moments: What was collected.
-        device: Where the matrices of a problem are made; it must have fp64.
-        remembered_bytes: What the whitenings of the last inputs may take, which are used again and again.
+        statistics: The statistics to collect for every input.
+        gradients: Whether the second moments of the loss gradients at the outputs are collected as well.
+        in_nats: Whether the statistics of every layer are kept separate and losses are in nats per token.
+        whitens: Whether errors are weighted on the input side.
+        moments: The collected statistics.
+        device: Device of the matrices of a problem; it must support fp64.
+        remembered_bytes: Maximum size of the cache of recent whitenings, in bytes.
     """
 
     name: ClassVar[str]
@@ -62,7 +62,7 @@ class Weighting:
     @classmethod
     @contextmanager
     def collected(cls, run: Run, text: CalibrationText | None) -> Iterator[Self]:
-        """Collect what the weighting needs of a run's model, and yield the weighting."""
+        """Collect the statistics from a run's model, and yield the weighting."""
         assert text is not None
         machine = run.machine
         with collected_moments(run, text, cls.statistics, gradients=cls.gradients) as moments:
@@ -70,7 +70,7 @@ class Weighting:
 
     @classmethod
     def needs(cls, shapes: Shapes) -> Iterable[Needs]:
-        """Say what collecting its statistics needs."""
+        """Yield the time, memory and disk space that collecting the statistics needs."""
         states, grams = shapes.states_bytes, sum(4 * width**2 for width in shapes.inputs.values())
         kept = 3 * states + grams
         work = shapes.forward + shapes.input_moments
@@ -83,21 +83,21 @@ class Weighting:
 
     @classmethod
     def from_known(cls, known: "Weighting", projections: Sequence[Projection]) -> Self:
-        """Return the weighting of a published method, from the statistics of another one."""
+        """Return this weighting, computed from the statistics of another one."""
         return cls(moments=known.moments, device=known.device)
 
     def problem(self, model: Any, members: Sequence[Projection]) -> list[Member]:
-        """Return the matrices of a group with their weightings, in fp64.
+        """Return the members of a group with their weightings, in fp64.
 
-        They are computed on access, which raises :class:`~basis_sharing.errors.NumericalError` where the statistics
-        contain NaN or infinity.
+        The matrices are computed on access, which raises :class:`~basis_sharing.errors.NumericalError` if the
+        statistics contain NaN or infinity.
         """
         return [WeightedProjection(self, model, p, (p,) if self.in_nats else tuple(members)) for p in members]
 
     def whitening(self, inputs: Sequence[Projection]) -> Whitening:
-        """Return S with S^T S = G, from the statistics of what some projections read.
+        """Return S with S^T S = G, from the summed statistics of the inputs of some projections.
 
-        Projections that read one input get the same object while it is remembered.
+        Projections with the same inputs get the same object as long as it is in the cache.
         """
         key = tuple((p.block, p.input) for p in inputs)
         if key not in self._remembered:
@@ -110,7 +110,7 @@ class Weighting:
         return None
 
     def output_scale(self, projection: Projection) -> float | None:
-        """Return the mean of the diagonal of H without computing H; None where H is the identity."""
+        """Return the mean of the diagonal of H without computing H; None if H is the identity."""
         return None
 
     def _from_moments(self, moments: Moments) -> Whitening:
@@ -118,7 +118,10 @@ class Weighting:
         raise NotImplementedError
 
     def _remember(self, key: object, S: Whitening) -> None:
-        """Keep the last ones: groups that read one input, and segments of neighbouring blocks, come together."""
+        """Add a whitening to the cache, and drop the oldest ones beyond its size.
+
+        A small cache is sufficient: groups with the same input, and neighbouring blocks, are processed together.
+        """
         self._remembered[key] = S
         while len(self._remembered) > 1 and sum(map(_bytes, self._remembered.values())) > self.remembered_bytes:
             del self._remembered[next(iter(self._remembered))]
@@ -126,9 +129,9 @@ class Weighting:
 
 @dataclass(frozen=True)
 class WeightedProjection:
-    """A projection in a group, a :class:`~basis_sharing.linalg.truncation.Member`.
+    """A projection in a group, as a :class:`~basis_sharing.linalg.truncation.Member`.
 
-    It computes W, S and H on access and keeps none of them.
+    W, S and H are computed on access and not kept.
     """
 
     weighting: Weighting
@@ -158,7 +161,7 @@ class WeightedProjection:
 
     @property
     def input_key(self) -> object:
-        """The inputs whose statistics weigh it."""
+        """Block and name of the inputs whose statistics S is computed from."""
         return tuple((p.block, p.input) for p in self.inputs)
 
     @property
@@ -168,17 +171,17 @@ class WeightedProjection:
 
 
 def _bytes(S: Whitening) -> int:
-    """Return what a whitening may come to hold: its factor and its second moment."""
+    """Return the most memory a whitening may take, in bytes: that of its factor and of its second moment."""
     return 2 * S.factor.nbytes if isinstance(S, CholeskyWhitening) else 0
 
 
 def shrink_(M: Tensor, share: float) -> Tensor:
-    """Move M towards its mean diagonal, (1 - share) M + share mean(diag M) I, in place, and return it."""
+    """Shrink M towards its mean diagonal in place, to (1 - share) M + share mean(diag M) I, and return it."""
     mean = M.diagonal().mean()
     M.mul_(1 - share).diagonal().add_(share * mean)
     return M
 
 
 def ridge_of(whitening: Whitening) -> float:
-    """Return the relative ridge a whitening needed, 0 for none."""
+    """Return the relative ridge that was added for a whitening, 0 for none."""
     return whitening.ridge if isinstance(whitening, CholeskyWhitening) else 0.0

@@ -20,10 +20,10 @@ from basis_sharing.weightings.base import Weighting, register
 @register
 @dataclass
 class Fisher(Weighting):
-    """S = diag(I)^(1/2), H = I, with I the squared gradients of the weights, summed over each row.
+    """S = diag(F)^(1/2), H = I, with F the squared gradients of the weights, summed over each row.
 
     Attributes:
-        fisher: I of every projection, shape ``[d_in]``, fp64.
+        fisher: F of every projection, shape ``[d_in]``, fp64.
     """
 
     name: ClassVar[str] = "fisher"
@@ -39,12 +39,12 @@ class Fisher(Weighting):
 
     @classmethod
     def needs(cls, shapes: Shapes) -> Iterable[Needs]:
-        """A forward and a backward pass of the whole model, activations recomputed."""
+        """Yield what a forward and a backward pass of the whole model need, with activations recomputed."""
         yield Needs("calibration", shapes.seconds(5 * shapes.forward), shapes.block_memory(gradients=True))
 
     @classmethod
     def from_known(cls, known: Weighting, projections: Sequence[Projection]) -> Self:
-        """Return it from second moments, as if inputs and gradients were independent."""
+        """Return the weighting from second moments, assuming that inputs and gradients are independent."""
         assert known.moments is not None
         fisher = {}
         for p in projections:
@@ -55,6 +55,6 @@ class Fisher(Weighting):
         return cls(fisher=fisher, device=known.device)
 
     def whitening(self, inputs: Sequence[Projection]) -> Whitening:
-        """Return S from the information of some projections, summed."""
+        """Return S from the summed Fisher information of some projections."""
         fisher = torch.stack([self.fisher[p.name] for p in inputs]).sum(0)
         return diagonal_whitening(fisher.sqrt().to(self.device))

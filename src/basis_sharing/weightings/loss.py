@@ -1,8 +1,8 @@
 """The planner's weighting: second moments of inputs and of loss gradients, in nats per token.
 
-dL ~ 1/2 tr(dW^T G dW H) with G = E[x^T x] and H = E[g^T g], g the gradient of the loss at the output: a
-Kronecker-factored second-order estimate. Both are moved a little towards their mean diagonals, since a calibration text
-is finite.
+The loss rise is estimated as dL ~ 1/2 tr(dW^T G dW H) with G = E[x^T x] and H = E[g^T g], g the gradient of the loss at
+the output: a Kronecker-factored second-order estimate. Both matrices are shrunk towards their mean diagonals to reduce
+the sampling error of a finite calibration text.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ GRADIENT_SHRINKAGE = 0.1
 
 @dataclass
 class InNats(Weighting):
-    """G = E[x^T x] of every layer for itself; subclasses say what H is."""
+    """G = E[x^T x] of every layer separately; subclasses define H."""
 
     statistics: ClassVar[Statistics] = Statistics(gram=True, abs_sum=True)
     in_nats: ClassVar[bool] = True
@@ -42,7 +42,7 @@ class Loss(InNats):
     gradients: ClassVar[bool] = True
 
     def output_weighting(self, projection: Projection) -> Tensor | None:
-        """Return H."""
+        """Return H, shape ``[d_out, d_out]``, fp64."""
         gradient, tokens = self._gradient(projection)
         return shrink_(gradient.to(self.device, torch.float64, copy=True).div_(2 * tokens), GRADIENT_SHRINKAGE)
 

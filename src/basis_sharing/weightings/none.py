@@ -1,4 +1,4 @@
-"""No weighting: the plain singular value decomposition (method ``svd``). Needs no text."""
+"""No weighting: the plain singular value decomposition (method ``svd``), which needs no calibration text."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +26,12 @@ class Unweighted(Weighting):
     @classmethod
     @contextmanager
     def collected(cls, run: Run, text: CalibrationText | None) -> Iterator[Self]:
-        """Yield the weighting."""
+        """Yield the weighting, without collecting anything."""
         yield cls(device=run.machine.algebra)
 
     @classmethod
     def needs(cls, shapes: Shapes) -> Iterable[Needs]:
-        """Collecting nothing needs nothing."""
+        """Return nothing: there are no statistics to collect."""
         return ()
 
     def whitening(self, inputs: Sequence[Projection]) -> Whitening:

@@ -1,7 +1,7 @@
 """The second moment of the inputs (methods ``svd-llm`` and ``basis-sharing``).
 
-SVD-LLM (Wang et al. 2024) whitens with the Cholesky factor of G = sum of x^T x; Basis Sharing (section 3.2) sums G over
-the layers of a group.
+SVD-LLM (Wang et al. 2024) whitens with the Cholesky factor of G = sum of x^T x; Basis Sharing (section 3.2) sums G
+over the layers of a group.
 """
 
 from dataclasses import dataclass

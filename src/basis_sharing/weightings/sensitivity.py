@@ -20,13 +20,13 @@ from basis_sharing.run.work import measured
 from basis_sharing.weightings.base import register
 from basis_sharing.weightings.loss import InNats
 
-_TOKENS = 1024  # that every projection is measured on
+_TOKENS = 1024  # number of tokens that every projection is measured on
 
 
 @register
 @dataclass
 class Sensitivity(InNats):
-    """H = h I, h the nats per token that a unit of output error costs.
+    """H = h I, with h the sensitivity: nats per token for a unit of output error.
 
     Attributes:
         sensitivity: h of every projection.
@@ -47,14 +47,14 @@ class Sensitivity(InNats):
 
     @classmethod
     def needs(cls, shapes: Shapes) -> Iterable[Needs]:
-        """Say what second moments and sensitivities need."""
+        """Yield what collecting the second moments and measuring the sensitivities need."""
         yield from super().needs(shapes)
         share = _TOKENS / max(shapes.tokens, 1) * len(shapes.decoder.projections) / 2
         work = (shapes.forward + len(shapes.block_parameters) * shapes.head) * share
         yield Needs("sensitivities", shapes.seconds(work), shapes.block_memory(gradients=False))
 
     def output_weighting(self, projection: Projection) -> Tensor | None:
-        """Return H."""
+        """Return H, shape ``[d_out, d_out]``, fp64."""
         identity = torch.eye(projection.d_out, dtype=torch.float64, device=self.device)
         return self.sensitivity[projection.name] * identity
 
@@ -64,6 +64,7 @@ class Sensitivity(InNats):
 
 
 def _measured(weighting: Sensitivity, run: Run, text: CalibrationText) -> dict[str, float]:
+    """Return the sensitivities of all projections, measured or from the cache in the work folder."""
     decoder = run.collected
     unscaled = replace(weighting, sensitivity={p.name: 1.0 for p in decoder.projections})
 

@@ -1,4 +1,4 @@
-"""The stage of a run that collects the statistics of its weighting."""
+"""The stage of a run that collects the statistics for its weighting."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ class Collect:
 
     Args:
         kind: The weighting.
-        text: The calibration text; None where the weighting needs none.
+        text: The calibration text; None if the weighting needs none.
 
     Attributes:
         weighting: The weighting with its statistics, until :meth:`release`.
@@ -27,16 +27,16 @@ class Collect:
         self._held = ExitStack()
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Say what the weighting's statistics need."""
+        """Return the time, memory and disk space that collecting the statistics needs."""
         return self.kind.needs(shapes)
 
     def run(self, run: Run) -> None:
-        """Collect them; they are released when the run ends at the latest."""
+        """Collect the statistics; they are released when the run ends, if not before."""
         run.stack.callback(self.release)
         self.weighting = self._held.enter_context(self.kind.collected(run, self.text))
 
     def release(self) -> None:
-        """Give up the statistics and the memory they take."""
+        """Release the statistics and their memory."""
         self._held.close()
         if hasattr(self, "weighting"):
             del self.weighting

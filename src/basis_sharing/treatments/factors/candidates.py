@@ -1,8 +1,8 @@
-"""Every group of factors the planner may choose, each with what it loses at every rank.
+"""The groups of projections that the planner may factorize with one basis, with their losses at every rank.
 
-Private projections, roles that read one input jointly, the same role in neighbouring blocks, and both together. Shared
-scopes grow from pairs: a longer one is only measured where its shorter ones pay, in the currency of the target, at some
-price that a reasonable target can lead to.
+A group is a single projection, several roles that read one input, the same role in consecutive blocks, or a combination
+of both. Groups across blocks are built up from pairs: a longer group is measured only if the shorter ones it consists
+of are better than separate bases, in the currency of the target, at one of the prices that common targets lead to.
 """
 
 import functools
@@ -35,9 +35,9 @@ class Group:
     Attributes:
         scope: The projections.
         losses: Expected loss rise in nats per token at rank 0, 1, ..., the highest useful rank (where it is 0).
-        options: The ranks from 1 on.
-        costs: What these cost.
-        dense: What the projections cost as they are.
+        options: The options at ranks 1, 2, ...
+        costs: Costs of the options.
+        dense: Cost of the dense projections.
     """
 
     scope: tuple[Projection, ...]
@@ -49,7 +49,13 @@ class Group:
 
 @dataclass
 class _Lane:
-    """A lane and the groups in it: part -> (first block, block after the last) -> group."""
+    """A run of blocks, see :mod:`basis_sharing.treatments.scopes`, with its measured groups.
+
+    Attributes:
+        blocks: For every block, its projections on the lane's input.
+        parts: The parts to measure.
+        groups: Part -> (first block, block after the last) -> group.
+    """
 
     blocks: Blocks
     parts: list[Part]
@@ -57,7 +63,7 @@ class _Lane:
 
 
 def factor_candidates(search: Search) -> list[Candidate]:
-    """Measure all groups, and return them with the ranks that are worth choosing from."""
+    """Return the candidates of all measured groups, with the ranks at which they are smaller than dense weights."""
     return [_candidate(group, search) for group in find_groups(search)]
 
 
@@ -68,7 +74,7 @@ def _candidate(group: Group, search: Search) -> Candidate:
 
 
 def find_groups(search: Search) -> list[Group]:
-    """Measure all groups of a model.
+    """Return all groups of a model that the planner may choose, with their losses measured.
 
     Raises:
         NumericalError: A weight or a statistic contains NaN or infinity.
@@ -85,7 +91,7 @@ def find_groups(search: Search) -> list[Group]:
 
 
 def _within_blocks(search: Search, lanes: Sequence[_Lane]) -> list[Group]:
-    """Measure the groups inside single blocks, and put them into their lanes."""
+    """Measure the groups within single blocks, add them to their lanes, and return them."""
     inputs = [(block, lane.parts) for lane in lanes for block in lane.blocks]
 
     def measure(position: int, curves: Curves) -> None:
@@ -109,7 +115,7 @@ def _within_blocks(search: Search, lanes: Sequence[_Lane]) -> list[Group]:
 
 
 def _across_blocks(search: Search, lanes: Sequence[_Lane], prices: Floats) -> list[Group]:
-    """Measure the groups that span blocks and pay; return them."""
+    """Measure the groups across blocks, and return those that pay."""
     shared = [(lane, part) for lane in lanes for part in _worth_sharing(lane, prices)]
 
     def measure(position: int, curves: Curves) -> None:
@@ -127,7 +133,7 @@ def _across_blocks(search: Search, lanes: Sequence[_Lane], prices: Floats) -> li
 
 
 def _measure_ahead(measure: Callable[[int, Curves], None], count: int, search: Search, stage: str, unit: str) -> None:
-    """Where there are several processes, measure this one's share of some items, and exchange the losses."""
+    """With several processes, measure this process's share of ``count`` items, and exchange the losses."""
     processes = search.processes
     if processes.count == 1:
         return
@@ -141,7 +147,7 @@ def _measure_ahead(measure: Callable[[int, Curves], None], count: int, search: S
 
 
 class _Added(MutableMapping[CurveKey, Floats]):
-    """Curves that remember which of them are new."""
+    """A view of curves that also records the added ones in ``new``."""
 
     def __init__(self, curves: Curves) -> None:
         self._curves, self.new = curves, dict[CurveKey, Floats]()
@@ -163,7 +169,7 @@ class _Added(MutableMapping[CurveKey, Floats]):
 
 
 def _worth_sharing(lane: _Lane, prices: Floats) -> Iterator[Part]:
-    """Yield the parts to measure across depth: single roles, and joint ones that pay within some block."""
+    """Yield the parts to measure across blocks: single roles, and joint ones that pay within at least one block."""
     for part, groups in lane.groups.items():
         if len(part) == 1 or any(
             pays(group, [lane.groups[frozenset([path])][block] for path in part], prices)
@@ -173,11 +179,15 @@ def _worth_sharing(lane: _Lane, prices: Floats) -> Iterator[Part]:
 
 
 def prices_of(groups: Sequence[Group]) -> Floats:
-    """Return prices that span targets from little to most removed, in nats per token and unit of cost."""
+    """Return prices, in nats per token per unit of cost, that lead to keeping between 95 % and 25 % of the dense cost.
+
+    They are computed for single projections and spaced logarithmically.
+    """
     private = [group for group in groups if len(group.scope) == 1]
     dense = sum(group.dense for group in private)
 
     def logarithm_at(kept: float) -> float:
+        """Return the logarithm of the price at which the fraction ``kept`` of the dense cost is kept."""
         low, high = -80.0, 20.0
         while high - low > 1e-3:
             middle = (low + high) / 2
@@ -193,7 +203,7 @@ def prices_of(groups: Sequence[Group]) -> Floats:
 def _within_block(
     search: Search, block: Sequence[Projection], parts: Sequence[Part], curves: Curves
 ) -> Iterator[tuple[Part, Group]]:
-    """Yield the groups of one block: products of roles with one weighting are computed once and added up."""
+    """Yield the groups of one block; the left products of projections with the same S are computed once and summed."""
     problem: dict[Projection, Member] = {}
     products: dict[Projection, Tensor] = {}
 
@@ -216,16 +226,16 @@ def _within_block(
 def _group(
     scope: tuple[Projection, ...], search: Search, curves: Curves, measure: Callable[[Sequence[Projection]], Tensor]
 ) -> Group:
-    """Return a group, measured unless its losses are known."""
+    """Return a group, with its losses from ``curves`` or else measured and added to them."""
     key = (Factors.kind, *(p.name for p in scope))
-    known = curves.get(key)
-    if known is None:
-        known = curves[key] = measure(scope).numpy()
-    return group_of(scope, known, search.cost, all_ranks(scope, search.planning.stored_form))
+    curve = curves.get(key)
+    if curve is None:
+        curve = curves[key] = measure(scope).numpy()
+    return group_of(scope, curve, search.cost, all_ranks(scope, search.planning.stored_form))
 
 
 def group_of(scope: tuple[Projection, ...], losses: Floats, cost: Cost, options: FactorOptions) -> Group:
-    """Return a group with the price of every rank."""
+    """Return a group with the cost of every option."""
     costs: Floats = np.asarray(cost.of(scope, options), dtype=float)
     return Group(scope, losses, options, costs, float(cost.dense(scope)))
 
@@ -238,7 +248,10 @@ def _grow(
     prices: Floats,
     curves: Curves,
 ) -> list[Group]:
-    """Add the groups of a part that pay: pairs, then what two paying groups of about half the length make."""
+    """Add the groups of a part across blocks that pay to ``groups``, and return them.
+
+    Pairs of blocks are measured first; a longer group is measured if its two halves are in ``groups``.
+    """
     added = []
     for length in _lengths(len(blocks)):
         for start in range(len(blocks) - length + 1):
@@ -254,17 +267,18 @@ def _grow(
 
 
 def _lengths(blocks: int) -> list[int]:
-    """Return 2, 3, 4, 6, 8, 12, ...: halves of one are another, and runs of any length are made of few of them."""
+    """Return the lengths 2, 3, 4, 6, 8, 12, ... up to ``blocks``, whose halves are also such lengths or 1."""
     powers = [2**i for i in range(1, max(2, blocks.bit_length()))]
     return sorted(length for power in powers for length in (power, power * 3 // 2) if length <= blocks)
 
 
 def pays(shared: Group, pieces: Sequence[Group], prices: Floats) -> bool:
-    """Whether a group is worth more than its pieces at one of the prices per unit of cost."""
+    """Return whether sharing one basis is better than separate ones for the pieces at one of the prices."""
 
-    def worth(group: Group) -> Floats:
+    def lagrangian(group: Group) -> Floats:
+        """Return the minimum of loss + price x cost at every price."""
         least: Floats = (group.losses[1:][None] + prices[:, None] * group.costs[None]).min(1)
         return least
 
-    separate = np.sum([worth(piece) for piece in pieces], axis=0)
-    return bool((worth(shared) < (1 - _LEAST_GAIN) * separate).any())
+    separate = np.sum([lagrangian(piece) for piece in pieces], axis=0)
+    return bool((lagrangian(shared) < (1 - _LEAST_GAIN) * separate).any())

@@ -1,4 +1,4 @@
-"""The options of factors for one scope: many ranks in one form, priced all at once."""
+"""The options of factors for one scope: all ranks in one form, priced together."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -27,7 +27,7 @@ class FactorOptions(Options):
     Args:
         members: Names of the projections.
         ranks: The ranks, ascending.
-        form: How factors are stored.
+        form: Stored form of the factors, plain or pivoted.
     """
 
     def __init__(self, members: tuple[str, ...], ranks: NDArray[np.int64], form: Form) -> None:
@@ -46,11 +46,11 @@ class FactorOptions(Options):
         return Factors(members=self.members, rank=int(self.ranks[index]), form=self.form)
 
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
-        """Return the tensors at all ranks."""
+        """Return the stored tensors; their sizes are arrays over the ranks."""
         return factor_tensors(shapes, self.ranks, self.form)
 
     def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return the products at all ranks."""
+        """Return the products; their sizes are arrays over the ranks."""
         return factor_products(shapes, self.ranks, self.form)
 
 
@@ -61,12 +61,12 @@ def all_ranks(scope: Scope, form: Form) -> FactorOptions:
 
 
 def worthwhile(scope: Scope, form: Form, multiple: int = 1) -> FactorOptions:
-    """Return the options of a scope that store fewer numbers than the dense weights do.
+    """Return the options of a scope that have fewer parameters than its dense weights.
 
     Args:
-        scope: Its projections.
-        form: How factors are stored.
-        multiple: Ranks are multiples of this.
+        scope: The projections.
+        form: Stored form of the factors.
+        multiple: Only multiples of this are used as ranks.
     """
     shapes = shapes_of(scope)
     ranks = np.arange(multiple, most_rank(shapes), multiple)

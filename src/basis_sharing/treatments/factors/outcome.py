@@ -1,4 +1,4 @@
-"""The factors of one group, as an outcome."""
+"""Conversion between the factors of one group and an outcome."""
 
 from dataclasses import dataclass
 
@@ -40,20 +40,20 @@ class GroupFactors:
         return assemble(self.pivots, rest.nonzero()[:, 0], self.basis)
 
     def entry(self) -> Factors:
-        """Return the entry that stands for these factors in a plan and a checkpoint."""
+        """Return the entry of these factors for plans and checkpoints."""
         if self.pivots is None:
             return Factors(members=self.members, rank=self.rank)
         code = encode_pivots(self.pivots, len(self.basis) + self.rank)
         return Factors(members=self.members, rank=self.rank, form="pivoted", pivots=code)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by their names on disk, as the modules hold them: transposed."""
+        """Return the tensors by their names on disk, transposed as in the modules."""
         weights = {f"{name}.weight": C.T for name, C in zip(self.members, self.coefficients, strict=True)}
         return {f"{self.members[0]}.basis.weight": self.basis.T, **weights}
 
 
 def factors_of(outcome: Outcome) -> GroupFactors:
-    """Return the factors that an outcome of this treatment holds."""
+    """Return the factors in an outcome of this treatment."""
     entry, tensors = outcome.entry, outcome.tensors
     assert isinstance(entry, Factors)
     basis, pivots = tensors[f"{entry.owner}.basis.weight"].T, None

@@ -1,4 +1,4 @@
-"""What the published methods' factors are expected to lose, in the unit of the planner."""
+"""Expected losses of the published methods' plans, in nats per token."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -23,19 +23,19 @@ def published_losses(
     curves: Curves,
     progress: ProgressCallback,
 ) -> dict[Fraction, float]:
-    """Return the expected loss of a published method's plans, in nats per token; refits are left out.
+    """Return the expected losses of a published method's plans, in nats per token, by ratio; refits are ignored.
 
-    Each method weights errors in its own way when it chooses factors; what these factors lose is measured under the
-    planner's weighting, at all ranks at once.
+    The factors are computed under the method's own weighting, and their losses are evaluated under the planner's
+    weighting, at all ranks at once.
 
     Args:
         method: Name of the method.
-        plans: Its plans by ratio, which differ in their ranks only.
+        plans: Its plans by ratio, with the same groups and different ranks.
         model: The dense model.
         decoder: Its structure.
-        weighting: The planner's weighting, whose statistics the method's own is made from.
-        curves: Losses that are known, read and added to.
-        progress: Receives one event per group that is measured.
+        weighting: The planner's weighting; the method's weighting is derived from its statistics.
+        curves: Cache of measured losses; new ones are added.
+        progress: Receives one event per measured group.
     """
     totals = dict.fromkeys(plans, 0.0)
     if not plans:
@@ -45,13 +45,13 @@ def published_losses(
     for done, same in enumerate(zip(*groups, strict=True), start=1):
         members = [decoder.by_name[name] for name in same[0].members]
         key = (f"{Factors.kind} by {method}", *same[0].members)
-        lost = curves.get(key)
-        if lost is None:
+        curve = curves.get(key)
+        if curve is None:
             factors = truncate(own.problem(model, members))
-            lost = curves[key] = losses_under(weighting.problem(model, members), factors).numpy()
+            curve = curves[key] = losses_under(weighting.problem(model, members), factors).numpy()
             progress(Progress(f"predicting {method}", done, len(groups[0]), "groups"))
         for ratio, group in zip(plans, same, strict=True):
-            totals[ratio] += float(lost[group.rank])
+            totals[ratio] += float(curve[group.rank])
     return totals
 
 

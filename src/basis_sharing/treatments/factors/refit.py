@@ -1,4 +1,4 @@
-"""Refit all coefficients of a compressed model to its own inputs, bases fixed (Basis Sharing, section 3.4)."""
+"""Refit of all coefficients of a compressed model to its own inputs, with fixed bases (Basis Sharing, section 3.4)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +24,10 @@ def refit(
     *,
     progress: ProgressCallback = silent,
 ) -> dict[str, float]:
-    """Overwrite the coefficients of all factors of a plan with those that suit the compressed model's inputs best.
+    """Overwrite the coefficients of all factors of a plan with the optimum for the compressed model's inputs.
 
     The targets are the original weights; the second moments are those of the compressed model's inputs, summed over
-    a group.
+    each group (:func:`~basis_sharing.linalg.least_squares.refit_coefficients`).
 
     Args:
         model: Compressed model; its coefficients are overwritten.
@@ -38,10 +38,10 @@ def refit(
         progress: Receives one event per group.
 
     Returns:
-        The relative ridge of every group that needed one, by owner.
+        Owner of a group -> relative ridge, for every group whose equations needed one.
 
     Raises:
-        NumericalError: The second moments are indefinite beyond repair.
+        NumericalError: The matrix B^T G B of a group is indefinite beyond repair.
     """
     ridges: dict[str, float] = {}
     groups = [entry for entry in plan.entries if isinstance(entry, Factors)]

@@ -1,4 +1,4 @@
-"""What several groups lose at best when a total cost is divided among them."""
+"""The least loss of several groups when a total cost is divided among them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ from basis_sharing.treatments.factors.candidates import Group
 
 
 def separate_losses(pieces: Sequence[Group], costs: Floats) -> Floats:
-    """Return the least sum of the losses of several groups at given total costs (between ranks: interpolated)."""
+    """Return the least total loss of several groups at given total costs, on the lower convex hulls of their curves.
+
+    Losses between ranks are interpolated; they are infinite where a cost is less than that of rank 1 for all groups.
+    """
     steps: list[tuple[float, float, float]] = []
     first_cost, first_loss = 0.0, 0.0
     for piece in pieces:

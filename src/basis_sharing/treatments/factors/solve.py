@@ -1,4 +1,4 @@
-"""The factors of one group: bases and coefficients from the members' weights and weightings."""
+"""Computation of the factors of one group from the weights and weightings of its members."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,16 @@ from basis_sharing.weightings.base import ridge_of
 
 
 def solve_factors(problem: Sequence[Member], entry: Factors, dtype: torch.dtype, truncation: Truncation) -> Outcome:
-    """Return the factors of a group at the rank of its entry.
+    """Return the outcome of a group at the rank and in the form of its entry.
+
+    Pivoted factors are replaced by plain ones of at most the same cost, with a note, if the basis cannot be pivoted or
+    if the plain ones have the smaller error after rounding to ``dtype``.
 
     Args:
         problem: The members with their weightings.
-        entry: Rank and form.
+        entry: The entry, with rank and form.
         dtype: Dtype of the factors.
-        truncation: The decomposition of the group, which has all ranks.
+        truncation: The decomposition of the group at all ranks.
     """
     notes: list[str] = []
     if entry.form == "pivoted":
@@ -48,7 +51,7 @@ def _plain(members: tuple[str, ...], truncation: Truncation, rank: int, dtype: t
 def _pivoted(
     entry: Factors, problem: Sequence[Member], truncation: Truncation, dtype: torch.dtype
 ) -> tuple[GroupFactors, str | None]:
-    """Return pivoted factors, or plain ones of at most that size where those are better as stored, and the reason."""
+    """Return pivoted factors and None, or plain factors of at most the same cost and the reason for choosing them."""
     shapes = [member.shape for member in problem]
     plain_rank = _plain_rank(shapes, entry.rank)
 
@@ -61,6 +64,7 @@ def _pivoted(
         return plain(), "its basis has dependent columns"
 
     def stored_error(factors: GroupFactors) -> float:
+        """Return the loss of the factors after rounding."""
         B = factors.full_basis().to(truncation.basis)
         pairs = zip(problem, factors.coefficients, strict=True)
         return sum(loss_of(member, member.W - B @ C.to(B)) for member, C in pairs)
@@ -69,7 +73,7 @@ def _pivoted(
     pivoted = GroupFactors(entry.members, pivoting.stored.to("cpu", dtype), coefficients, pivoting.pivots.cpu())
     larger = _parameters(shapes, plain_rank, "plain") > _parameters(shapes, entry.rank, "pivoted")  # rank 1
     error = stored_error(pivoted)
-    # Rounding never gains anything worth having: what plain factors lose before it decides most cases.
+    # The loss of plain factors before rounding is a lower bound in practice; it avoids computing them in most cases.
     surely_better = error <= truncation.losses[plain_rank].item()
     if not (larger or surely_better):
         other = plain()
@@ -79,9 +83,9 @@ def _pivoted(
 
 
 def _plain_rank(shapes: Sequence[Shape], rank: int) -> int:
-    """Return the highest rank at which plain factors are no larger and no slower than pivoted ones of ``rank``.
+    """Return the highest rank at which plain factors need no more than pivoted ones of ``rank``, but at least 1.
 
-    The plan may have been made for a number of parameters or of multiplications: neither may grow.
+    Neither parameters nor multiplications may increase, because the plan may have a limit on either.
     """
     parameters = _parameters(shapes, rank, "pivoted") // _parameters(shapes, 1, "plain")
     products = _multiplications(shapes, rank, "pivoted") // _multiplications(shapes, 1, "plain")

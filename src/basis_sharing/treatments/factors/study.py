@@ -1,7 +1,8 @@
-"""The sharing study: for every pair of layers, what one basis for both loses against the best two private ones.
+"""The sharing study: for every pair of layers, the loss of one shared basis relative to that of two separate ones.
 
-The paper's figures show it for one model and one role; this is every role, every pair and several ratios. Both sides of
-a comparison store the same number of parameters (pivoted), and losses count in nats per token.
+The paper shows such comparisons for one model and one role; this module computes them for every role, every pair and
+several ratios. Both sides of a comparison store the same number of parameters (in pivoted form), and losses are in nats
+per token.
 """
 
 from collections import Counter
@@ -38,72 +39,72 @@ def study_sharing(
     distance: int | None = None,
     progress: ProgressCallback = silent,
 ) -> SharingStudy:
-    """Compare sharing with not sharing, for every role and every pair of blocks.
+    """Return the comparison of shared and separate bases for every role and every pair of blocks.
 
-    At each ratio the shared basis has the highest rank that fits, and the private ones may store exactly what it does,
-    divided between them in the best way: on the lower convex hulls of their curves, where a planner's price per
-    parameter puts them. Both that and the shared basis of layers whose inputs differ, for which no closed form gives
-    the very best (:func:`~basis_sharing.linalg.truncation.truncate`), favour the private side: the hulls by less than
-    1 % as a rule, but by 17 % for a square matrix with a flat synthetic spectrum at ratio 0.2.
+    At each ratio the shared basis has the highest rank that fits, and the separate bases have the same number of
+    parameters, divided between them optimally on the lower convex hulls of their curves (as a planner's price per
+    parameter would divide them). The comparison favours separate bases for two reasons: the hulls are below the curves
+    (by less than 1 % as a rule, but by 17 % for a square matrix with a flat synthetic spectrum at ratio 0.2), and the
+    shared basis of layers with different inputs is not optimal (:func:`~basis_sharing.linalg.truncation.truncate`).
 
     Args:
         model: The dense model.
         decoder: Its structure.
-        weighting: What errors are weighted with; losses are in nats per token.
+        weighting: Weighting of errors, with losses in nats per token.
         ratios: Fractions between 0 and 1.
-        distance: Compare only blocks that are at most so far apart; None: all.
+        distance: The maximum distance between the blocks of a pair; None: all pairs.
         progress: Receives one event per pair.
 
     Raises:
-        PlanError: A ratio is out of range, or there is none.
+        PlanError: A ratio is out of range, or no ratio is given.
         ModelError: No role has the same shape in two blocks.
         NumericalError: A weight or a statistic contains NaN or infinity.
     """
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise PlanError("a sharing study needs ratios above 0 and below 1.")
     ratios = tuple(sorted(set(ratios)))
-    lanes = _lanes(decoder)
-    if not lanes:
+    series = _series(decoder)
+    if not series:
         raise ModelError("no projection has the same shape in two blocks, so there is no pair to share a basis.")
-    names = _names(lanes, decoder)
-    chosen = [_pairs(lane, distance) for lane in lanes]
+    names = _names(series, decoder)
+    chosen = [_pairs(projections, distance) for projections in series]
     done, total = 0, sum(map(len, chosen))
     roles = []
-    for name, lane, pairs in zip(names, lanes, chosen, strict=True):
-        private = [_group(model, weighting, (projection,)) for projection in lane]
-        shape = (len(ratios), len(lane), len(lane))
+    for name, projections, pairs in zip(names, series, chosen, strict=True):
+        private = [_group(model, weighting, (projection,)) for projection in projections]
+        shape = (len(ratios), len(projections), len(projections))
         quotients, shared_losses = np.full(shape, np.nan), np.full(shape, np.nan)
         for i, j in pairs:
-            shared = _group(model, weighting, (lane[i], lane[j]))
-            found = _compare(shared, (private[i], private[j]), ratios)
-            for matrices, values in zip((quotients, shared_losses), found, strict=True):
+            shared = _group(model, weighting, (projections[i], projections[j]))
+            by_ratio = _compare(shared, (private[i], private[j]), ratios)
+            for matrices, values in zip((quotients, shared_losses), by_ratio, strict=True):
                 matrices[:, i, j] = matrices[:, j, i] = values
             done += 1
             progress(Progress("comparing pairs", done, total, "pairs"))
-        roles.append(_role(name, lane, decoder, ratios, quotients, shared_losses))
+        roles.append(_role(name, projections, decoder, ratios, quotients, shared_losses))
     return SharingStudy(ratios=ratios, roles=tuple(roles))
 
 
-def _pairs(lane: Sequence[Projection], distance: int | None) -> list[tuple[int, int]]:
+def _pairs(projections: Sequence[Projection], distance: int | None) -> list[tuple[int, int]]:
     """Return the positions of the pairs to compare."""
-    pairs = combinations(range(len(lane)), 2)
-    return [(i, j) for i, j in pairs if distance is None or lane[j].block - lane[i].block <= distance]
+    pairs = combinations(range(len(projections)), 2)
+    return [(i, j) for i, j in pairs if distance is None or projections[j].block - projections[i].block <= distance]
 
 
-def _lanes(decoder: Decoder) -> list[list[Projection]]:
-    """Return the projections with one place in their blocks and one shape, where at least two have it."""
-    found: dict[tuple[str, int, int], list[Projection]] = {}
-    for projection in decoder.projections:
-        found.setdefault((decoder.path_in_block(projection), projection.d_in, projection.d_out), []).append(projection)
-    return [lane for lane in found.values() if len(lane) > 1]
+def _series(decoder: Decoder) -> list[list[Projection]]:
+    """Return the projections with equal paths in their blocks and equal shapes, in lists of at least two."""
+    by_slot: dict[tuple[str, int, int], list[Projection]] = {}
+    for p in decoder.projections:
+        by_slot.setdefault((decoder.path_in_block(p), p.d_in, p.d_out), []).append(p)
+    return [projections for projections in by_slot.values() if len(projections) > 1]
 
 
-def _names(lanes: Sequence[Sequence[Projection]], decoder: Decoder) -> list[str]:
-    """Return what to call each lane: its role, and what tells it from others of that role."""
-    roles = Counter(lane[0].role for lane in lanes)
-    slots = Counter(decoder.path_in_block(lane[0]) for lane in lanes)
+def _names(series: Sequence[Sequence[Projection]], decoder: Decoder) -> list[str]:
+    """Return the name of each series: its role, with path or shape where several series have this role."""
+    roles = Counter(projections[0].role for projections in series)
+    slots = Counter(decoder.path_in_block(projections[0]) for projections in series)
     names = []
-    for first in (lane[0] for lane in lanes):
+    for first in (projections[0] for projections in series):
         slot, name = decoder.path_in_block(first), first.role
         if roles[first.role] > slots[slot]:
             name += f" {slot}"
@@ -123,11 +124,11 @@ def _group(model: Any, weighting: Weighting, members: tuple[Projection, ...]) ->
 def _compare(shared: Group, private: Sequence[Group], ratios: Sequence[float]) -> tuple[list[float], list[float]]:
     """Return quotients and shared losses by ratio; NaN where the ratio leaves no room for rank 1."""
     costs, lost, dense = shared.costs, shared.losses[1:], int(shared.dense)
-    # As the decimal number that was asked for: binary rounding must not cost a rank.
+    # Use the ratio as a decimal number, so that binary rounding does not change a rank.
     budgets = [float((1 - Fraction(str(ratio))) * dense) for ratio in ratios]
     positions = np.searchsorted(costs, budgets, side="right") - 1
     separate = separate_losses(private, costs[positions.clip(0)])
-    # Below it both sides lose nothing but rounding errors, whose quotient would say anything.
+    # Losses below this floor are rounding errors, whose quotient would be meaningless.
     floor = max(_NOTHING * sum(float(piece.losses[0]) for piece in private), np.finfo(float).tiny)
     quotients, shared_losses = [], []
     for position, alone in zip(positions, separate, strict=True):
@@ -139,20 +140,20 @@ def _compare(shared: Group, private: Sequence[Group], ratios: Sequence[float]) -
 
 def _role(
     name: str,
-    lane: Sequence[Projection],
+    projections: Sequence[Projection],
     decoder: Decoder,
     ratios: tuple[float, ...],
     quotients: Any,
     shared_losses: Any,
 ) -> RoleStudy:
-    layers = tuple(p.block for p in lane)
+    layers = tuple(p.block for p in projections)
     summaries = tuple(_summary(ratio, layers, matrix) for ratio, matrix in zip(ratios, quotients, strict=True))
     return RoleStudy(
         name=name,
-        role=lane[0].role,
-        slot=decoder.path_in_block(lane[0]),
-        d_in=lane[0].d_in,
-        d_out=lane[0].d_out,
+        role=projections[0].role,
+        slot=decoder.path_in_block(projections[0]),
+        d_in=projections[0].d_in,
+        d_out=projections[0].d_out,
         layers=layers,
         quotients=tuple(_matrix(matrix) for matrix in quotients),
         shared_losses=tuple(_matrix(matrix) for matrix in shared_losses),

@@ -1,4 +1,4 @@
-"""The treatment ``factors`` itself: what it offers, and how it is carried out."""
+"""The class of the treatment ``factors``."""
 
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, ClassVar
@@ -13,16 +13,16 @@ from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from basis_sharing.treatments.factors.candidates import factor_candidates
 from basis_sharing.treatments.factors.solve import solve_factors
 
-# How many times as long as for single projections it takes to measure the other candidates, on SmolLM2-135M.
+# Time to measure the candidates across roles and across blocks, relative to single projections, on SmolLM2-135M.
 _JOINT_CANDIDATES, _SHARED_CANDIDATES = 0.7, 12.0
 
 
 class FactorsTreatment(Treatment):
-    """A basis for one or more projections, and coefficients of their own.
+    """Low-rank factors: a basis for one or more projections, and coefficients for each of them.
 
     Args:
-        remembered: Decompositions by members, read and added to: plans of several ratios share most of theirs. All of
-            them come from one model and one weighting. None: nothing is remembered.
+        remembered: Cache of decompositions by members, for solving several plans; all of them must be of one model and
+            one weighting. None: decompositions are not cached.
     """
 
     kind: ClassVar[str] = Factors.kind
@@ -32,11 +32,11 @@ class FactorsTreatment(Treatment):
         self._remembered = remembered
 
     def candidates(self, search: Search) -> Iterable[Candidate]:
-        """Return private projections, roles that read one input, neighbouring layers, and both together."""
+        """Return single projections and the groups allowed by the settings: across roles, across blocks, or both."""
         return factor_candidates(search)
 
     def solve(self, problem: Sequence[Member], entry: Any, dtype: torch.dtype) -> Outcome:
-        """Return the factors of a group at the rank of its entry."""
+        """Return the factors of a group at the rank and in the form of its entry."""
         assert isinstance(entry, Factors)
         return solve_factors(problem, entry, dtype, self._decomposed(problem, entry))
 
@@ -48,6 +48,6 @@ class FactorsTreatment(Treatment):
         return self._remembered[entry.members]
 
     def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
-        """Return how long it takes to measure all candidates."""
+        """Return the expected time to measure all candidates, in seconds."""
         more = _JOINT_CANDIDATES * planning.across_roles + _SHARED_CANDIDATES * planning.across_depth
         return super().planning_seconds(shapes, planning) * (1 + more)

@@ -1,0 +1,49 @@
+"""The forms to which a compressed model can be exported.
+
+An export is a module of this package that ends in ``register(Mine())``, where ``Mine`` is an :class:`Export`. These
+modules must not import torch at the top, so that the command line can list them quickly.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from basis_sharing.run.progress import ProgressCallback
+from basis_sharing.run.registry import Registry
+
+
+class Export(Protocol):
+    """A form other than its own in which a compressed model can be written.
+
+    Attributes:
+        name: Name on the command line, e.g. ``"dense"``.
+        summary: Its purpose in one sentence.
+    """
+
+    name: str
+    summary: str
+
+    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+        """Write a compressed model in this form.
+
+        Args:
+            folder: Folder of the compressed model, which has been checked; it must not be changed.
+            staging: Empty folder to write the files to; it gets its final name when this method returns.
+            progress: Receives progress events.
+
+        Raises:
+            ModelError: The model cannot be loaded, or has no such form.
+            OutputError: The disk has not enough space.
+        """
+        ...
+
+
+EXPORTS: Registry[Export] = Registry("export", "basis_sharing.exports")
+
+
+def register(export: Export) -> Export:
+    """Register an export, and return it.
+
+    Raises:
+        RecipeError: Another export has this name.
+    """
+    return EXPORTS.register(export.name, export)

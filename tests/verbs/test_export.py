@@ -1,0 +1,62 @@
+"""Exports: ordinary folders, written whole or not at all, from the Python verb and from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import basis_sharing
+from basis_sharing.cli.main import main
+from pico import PICO, save_pico
+
+IDS = torch.arange(24)[None]
+SETTINGS = {"method": "basis-sharing", "windows": 6, "length": 64, "calibration_dtype": "float32"}
+
+
+def test_the_folder_is_ordinary_and_the_input_is_left_alone(tmp_path: Path) -> None:
+    model, folder, output = save_pico("gpt2", tmp_path / "model"), tmp_path / "small", tmp_path / "dense"
+    basis_sharing.compress(model, ratio=0.3, output=folder, **SETTINGS)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert basis_sharing.export(folder, output, to="dense") == output
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert not {"quantization_config", "auto_map"} & json.loads((output / "config.json").read_text()).keys()
+    assert not list(output.glob("*.py"))
+    loaded, small = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (output, folder))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(IDS).logits, small(IDS).logits, rtol=1e-3, atol=1e-4)
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in PICO["gpt2"]().parameters())
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_cannot_be_exported_is_refused(
+    overwrite: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = save_pico("llama", tmp_path / "model"), tmp_path / "small"
+    basis_sharing.compress(model, ratio=0.3, output=folder, **SETTINGS)
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(["export", *map(str, arguments), *(["--overwrite"] if overwrite else [])])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "nothing to export" in refused(model, "-o", tmp_path / "out")
+    assert "unknown export 'gguf': choose from dense" in refused(folder, "-o", tmp_path / "out", "--to", "gguf")
+    assert "does not exist" in refused(tmp_path / "none", "-o", tmp_path / "out")
+    assert "is, or contains, the input" in refused(folder, "-o", folder)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    assert "full" in refused(folder, "-o", tmp_path / "full")
+    assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_old_verb_says_what_to_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["densify", "small", "-o", "dense"])
+    assert stop.value.code == 2
+    renamed = "error: densify was renamed: call basis-sharing export FOLDER -o OUT --to dense instead.\n"
+    assert capsys.readouterr().err == renamed
