@@ -6,7 +6,7 @@ import torch
 
 from basis_sharing.treatments.base import Outcome, install
 from basis_sharing.treatments.factors.outcome import GroupFactors, factors_of
-from basis_sharing.treatments.files import read_outcome, write_outcome
+from basis_sharing.treatments.outcome_files import read_outcome, write_outcome
 from pico import PICO
 
 
