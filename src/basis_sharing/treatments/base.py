@@ -138,6 +138,10 @@ class Treatment(ABC):
         """Return how long it takes to measure all candidates."""
         return sum(shapes.solving_seconds(p, vectors=False) for p in shapes.decoder.projections) / shapes.processes
 
+    def solving_seconds(self, shapes: Shapes, planning: Planning) -> float:
+        """Return how long it takes to carry out entries for all projections."""
+        return sum(shapes.solving_seconds(p, vectors=True) for p in shapes.decoder.projections) / shapes.processes
+
 
 TREATMENTS: Registry[Treatment] = Registry("treatment", "basis_sharing.treatments", PLUGINS)
 
