@@ -32,7 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     **{form: {"ratio": 0.3, "method": "basis-sharing", "form": form} for form in FORMS},
     **{name: {"ratio": 0.3, "method": name} for name in PRESETS if name != "basis-sharing"},
     **{name: {"ratio": 0.3, "treatments": (name,)} for name in TREATMENTS if name != "factors"},
-    "all treatments": {"max_bytes": 400_000, "treatments": tuple(TREATMENTS)},
+    "all treatments": {"max_bytes": 350_000, "treatments": tuple(TREATMENTS)},
 }
 """The methods and treatments, each as the settings that ask for it; method auto is treatment factors."""
 
@@ -81,12 +81,15 @@ CASES = [
 _CACHE: dict[tuple[str, str], Compressed] = {}
 
 
-@pytest.fixture(params=CASES, ids="-".join)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
-    key = request.param
+def compressed(key: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Compressed:
     if key not in _CACHE:
         _CACHE[key] = Compressed(*key, tmp_path_factory.mktemp("matrix"))
     return _CACHE[key]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    return compressed(request.param, tmp_path_factory)
 
 
 def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
@@ -231,16 +234,17 @@ try:
 except ImportError:
     pass
 from transformers import AutoModelForCausalLM
-root, names = pathlib.Path(sys.argv[1]), sys.argv[2:]
-for name in names:
+root, folders = pathlib.Path(sys.argv[1]), [pathlib.Path(folder) for folder in sys.argv[2:]]
+for folder in folders:
     try:
-        AutoModelForCausalLM.from_pretrained(root / name)
+        AutoModelForCausalLM.from_pretrained(folder)
     except Exception:
         pass
     else:
-        sys.exit(f"{name}: loaded without the code that understands it")
-for name in names:
-    model = AutoModelForCausalLM.from_pretrained(root / name, trust_remote_code=True)
+        sys.exit(f"{folder}: loaded without the code that understands it")
+for folder in folders:
+    name = folder.name
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids = torch.arange(24)[None]
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits
@@ -252,14 +256,16 @@ for name in names:
 """
 
 
-def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_path: Path) -> None:
+def test_remote_code_without_the_package_and_a_loud_failure_without_both(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     keys = [key for key in CASES if key[1] in FORMS or key[1] == "auto"]
-    cases = [Compressed(*key, tmp_path) for key in keys]
+    cases = [compressed(key, tmp_path_factory) for key in keys]
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     environment["OMP_NUM_THREADS"] = "1"  # as here: sums of experts depend on the number of threads
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path), *(case.folder.name for case in cases)],
+        [sys.executable, "-c", REMOTE, str(tmp_path), *(str(case.folder) for case in cases)],
         capture_output=True,
         text=True,
         env=environment,
@@ -268,7 +274,7 @@ def test_remote_code_without_the_package_and_a_loud_failure_without_both(tmp_pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for case in cases:
-        assert torch.equal(torch.load(f"{case.folder}.pt"), case.logits), case.folder.name
-        again = AutoModelForCausalLM.from_pretrained(f"{case.folder}-again")
+        assert torch.equal(torch.load(tmp_path / f"{case.folder.name}.pt"), case.logits), case.folder.name
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"{case.folder.name}-again")
         assert torch.equal(logits(again), case.logits)
         assert_shared(again, case.shared)
