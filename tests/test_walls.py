@@ -88,9 +88,9 @@ def test_importing_the_package_is_quick() -> None:
 
 def test_loading_a_compressed_folder_imports_only_what_it_needs() -> None:
     folder = Path(__file__).parent / "fixtures" / "0.1.0" / "auto"
+    native = "from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast"
     load = (
-        "import sys\nfrom transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast\n"
-        "before = set(sys.modules)\nimport basis_sharing\n"
+        f"import sys\n{native}\nbefore = set(sys.modules)\nimport basis_sharing\n"
         f"AutoModelForCausalLM.from_pretrained({str(folder)!r})\n"
         "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before} & "
         "{'matplotlib', 'jinja2', 'typer', 'rich', 'pydantic', 'yaml'}))\n"

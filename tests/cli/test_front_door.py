@@ -11,7 +11,6 @@ from basis_sharing.cli.main import app
 from basis_sharing.results.comparison import Limits
 
 VERBS = {
-    "eval": "evaluate",
     "compare": "compare",
     "bench": "bench",
     "report": "report",

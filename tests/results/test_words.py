@@ -67,6 +67,7 @@ def test_the_command_gives_the_same_settings_again(settings: dict[str, Any], mon
 
     def compress(
         model: str,
+        recipe: Recipe,
         *,
         output: Path,
         work: Path | None,
@@ -74,9 +75,8 @@ def test_the_command_gives_the_same_settings_again(settings: dict[str, Any], mon
         device: str | None,
         max_memory: str | None,
         progress: object,
-        **settings: Any,
     ) -> None:
-        found.update(model=model, output=output, recipe=Recipe.create(**settings))
+        found.update(model=model, output=output, recipe=recipe)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("basis_sharing.verbs.compress.compress", compress)

@@ -1,10 +1,10 @@
 """The model card of a compressed folder: what the Hugging Face Hub shows about it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
-from basis_sharing.models.source import ModelSource
 from basis_sharing.reports.markdown import markdown
 from basis_sharing.reports.tables.compression import compressed_perplexity_table
 from basis_sharing.reports.tables.sizes import size_table
@@ -25,12 +25,15 @@ from basis_sharing.results.words import (
 )
 from basis_sharing.run.files import output_errors
 
+if TYPE_CHECKING:
+    from basis_sharing.models.source import ModelSource
+
 CARD_FILE = "README.md"
 _HERE = "path/to/this/folder"
 _PAPER = "[Basis Sharing](https://arxiv.org/abs/2410.03765)"
 
 
-def write_result(folder: Path, source: ModelSource | None, result: CompressionResult) -> None:
+def write_result(folder: Path, source: "ModelSource | None", result: CompressionResult) -> None:
     """Write the result of a compression and its model card into the folder of the compressed model.
 
     Args:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from basis_sharing.plans.plan import Plan
+from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.files import output_errors
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
@@ -46,6 +47,7 @@ class Execute:
     Args:
         planned: The stage that makes the plan.
         collect: The stage that collects the statistics, which are released afterwards.
+        planning: The settings that name the possible treatments.
         in_nats: Whether losses are in nats per token and are stored in the entries.
         about: Returns further settings that the outcomes cached for resuming depend on.
 
@@ -61,16 +63,19 @@ class Execute:
         self,
         planned: Planned,
         collect: Collect,
+        planning: Planning,
         *,
         in_nats: bool,
         about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
-        self._planned, self._collect, self._in_nats, self._about = planned, collect, in_nats, about
+        self._planned, self._collect, self._planning = planned, collect, planning
+        self._in_nats, self._about = in_nats, about
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Yield the time, memory and disk space that the decompositions and the cached outcomes need."""
         kind = self._collect.kind
-        seconds = sum(shapes.solving_seconds(p, vectors=True) for p in shapes.decoder.projections) / shapes.processes
+        treatments = [TREATMENTS[name] for name in self._planning.treatments]
+        seconds = max(treatment.solving_seconds(shapes, self._planning) for treatment in treatments)
         memory = shapes.solving_memory(whitened=kind.whitens, outputs=kind.in_nats)
         kept = sum(p.d_in * p.d_out for p in shapes.decoder.projections) * shapes.dtype.itemsize
         yield Needs("factorization", seconds, memory, kept)

@@ -51,7 +51,7 @@ class CompressionStages:
         self.collect = Collect(WEIGHTINGS[asked.weighting], text)
         self.plan = MakePlan(asked, asked, asked, asked.length, self.collect, given=given, on_plan=announce)
         self.original = KeepOriginal(asked, asked.chosen_refit, asked.seed, text, self.plan)
-        self.execute = Execute(self.plan, self.collect, in_nats=in_nats, about=self.original.about)
+        self.execute = Execute(self.plan, self.collect, asked, in_nats=in_nats, about=self.original.about)
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
         self.repair = RepairBlocks(self.original, self.execute)
         self.declare = Declare(self.execute, self.plan, provenance)

@@ -23,7 +23,7 @@ def test_how_two_plans_differ() -> None:
         ("model.layers.1.q", "rank 8, with 0.q", "rank 6, with 0.q"),
     )
     assert changes.notes == ("2 projections are treated differently.",)
-    fewer = plan().model_copy(update={"groups": plan().groups[:1]})
+    fewer = plan().model_copy(update={"entries": plan().entries[:1]})
     _, changes = map(table_of, plan_difference(plan(), fewer, ("a", "b")))
     assert changes.rows[0] == ("model.layers.0.k", "rank 4 plain, with 0.v", "dense")
     assert plan_difference(plan(), plan(), ("a", "b"))[1] == "Both plans treat every projection alike."

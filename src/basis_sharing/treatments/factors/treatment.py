@@ -51,3 +51,7 @@ class FactorsTreatment(Treatment):
         """Return the expected time to measure all candidates, in seconds."""
         more = _JOINT_CANDIDATES * planning.across_roles + _SHARED_CANDIDATES * planning.across_depth
         return super().planning_seconds(shapes, planning) * (1 + more)
+
+    def solving_seconds(self, shapes: Shapes, planning: Planning) -> float:
+        """Return how long all decompositions take, and finding pivots, which takes as long."""
+        return super().solving_seconds(shapes, planning) * (2 if planning.stored_form == "pivoted" else 1)
