@@ -61,7 +61,7 @@ def refused(data: object, reader: Any = entry_from) -> str:
             {"tensors": {"basis.weight": "int4"}},
             f"the entry of {Q} has the tensors {{'basis.weight': 'int4'}}; mappings",
         ),
-        ({"tensors": {"basis.weight": {"dtype": "int4"}}}, "in a dtype this version does not know: update"),
+        ({"tensors": {"basis.weight": {"dtype": "int4"}}}, "has basis.weight in int4, which kind factors of"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_said_in_one_sentence(change: dict[str, Any], words: str) -> None:

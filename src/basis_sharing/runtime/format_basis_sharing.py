@@ -94,8 +94,7 @@ class Entry:
             raise FormatError(f"{repeated} is twice in one entry.")
         if self.loss is not None and not isinstance(self.loss, (int, float)):
             raise FormatError(f"the entry of {self.owner} has the loss {self.loss!r}; a number is needed.")
-        about_tensors = self.tensors.values() if isinstance(self.tensors, Mapping) else [None]
-        if not all(isinstance(about, Mapping) for about in about_tensors):
+        if not isinstance(self.tensors, Mapping) or not all(isinstance(t, Mapping) for t in self.tensors.values()):
             raise FormatError(f"the entry of {self.owner} has the tensors {self.tensors!r}; mappings are needed.")
         for name, about in self.tensors.items():
             dtype = about.get("dtype", "model")
