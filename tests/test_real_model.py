@@ -86,7 +86,7 @@ def test_from_a_gguf_file_to_compressed_folders_and_back(gguf: Path, tmp_path: P
     assert before["perplexity"] < after["perplexity"] < 10 * before["perplexity"]
     assert planned["perplexity_after"][0]["perplexity"] < 0.7 * after["perplexity"]
 
-    evaluate = ("-m", "basis_sharing", "eval", folder, "--text=python-docs:heldout", "--evaluation-windows=3")
+    evaluate = ("-m", "basis_sharing", "evaluate", folder, "--text=python-docs:heldout", "--evaluation-windows=3")
     (again,) = json.loads(run(*evaluate, "--length=256", "--json"))["perplexities"]
     assert again == after
     assert run("-c", GENERATE, folder).split() == ["torch.float32", "8"]

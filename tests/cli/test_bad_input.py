@@ -72,7 +72,7 @@ def test_usage_errors_are_one_sentence_too(space: Workspace) -> None:
 
 def test_missing_model(space: Workspace) -> None:
     assert "does not exist" in space.compress(model=space.root / "nowhere")
-    assert "does not exist" in space.refused("eval", space.root / "nowhere")
+    assert "does not exist" in space.refused("evaluate", space.root / "nowhere")
     assert "does not exist" in space.refused("inspect", space.root / "nowhere")
 
 
@@ -104,7 +104,7 @@ def test_bad_texts(space: Workspace, content: bytes, sentence: str) -> None:
     bad = write_bytes(space.root / "bad.txt", content)
     assert sentence in space.compress(calibration=bad)
     assert sentence in space.compress(evaluate=bad)
-    assert sentence in space.refused("eval", space.model, "--text", bad, "--length", 64)
+    assert sentence in space.refused("evaluate", space.model, "--text", bad, "--length", 64)
 
 
 def test_missing_text(space: Workspace) -> None:
@@ -139,7 +139,7 @@ def test_truncated_and_corrupt_shards(space: Workspace) -> None:
     for broken in (whole[: len(whole) // 2], whole[:4], b"\xff" * 8 + whole[8:]):
         shard.write_bytes(broken)
         assert "model.safetensors" in space.compress()
-        assert "model.safetensors" in space.refused("eval", space.model, "--text", space.text, "--length", 64)
+        assert "model.safetensors" in space.refused("evaluate", space.model, "--text", space.text, "--length", 64)
 
 
 def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -184,14 +184,14 @@ def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace) ->
 
 def test_newer_format_version(space: Workspace) -> None:
     folder = compressed(space)
-    change_config(folder, lambda config: config.update(format_version=2))
-    assert "newer" in space.refused("eval", folder, "--text", space.text, "--length", 64)
+    change_config(folder, lambda config: config.update(format_version=3))
+    assert "newer" in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
 
 
 def test_rank_that_disagrees_with_the_tensors(space: Workspace) -> None:
     folder = compressed(space)
-    change_config(folder, lambda config: config["groups"][0].update(rank=7))
-    message = space.refused("eval", folder, "--text", space.text, "--length", 64)
+    change_config(folder, lambda config: config["entries"][0].update(rank=7))
+    message = space.refused("evaluate", folder, "--text", space.text, "--length", 64)
     assert "rank 7" in message
     assert "has shape" in message
 
@@ -202,21 +202,21 @@ def test_compressed_folder_without_a_factor(space: Workspace) -> None:
     gone = next(name for name in tensors if name.endswith("basis.weight"))
     del tensors[gone]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert gone in space.refused("eval", folder, "--text", space.text, "--length", 64)
+    assert gone in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
 
 
-def test_malformed_groups(space: Workspace) -> None:
+def test_malformed_entries(space: Workspace) -> None:
     folder = compressed(space)
     for change, sentence in (
-        (lambda config: config["groups"].append(config["groups"][0]), "belongs to two groups"),
-        (lambda config: config.update(groups=[]), "lists no groups"),
-        (lambda config: config["groups"][0].update(form="twisted"), "update basis-sharing"),
-        (lambda config: config["groups"][0].update(form="pivoted"), "must have pivots"),
-        (lambda config: config["groups"][0].update(rank="many"), "a positive integer is needed"),
+        (lambda config: config["entries"].append(config["entries"][0]), "belongs to two entries"),
+        (lambda config: config.update(entries=[]), "no entries are listed"),
+        (lambda config: config["entries"][0].update(form="twisted"), "update basis-sharing"),
+        (lambda config: config["entries"][0].update(form="pivoted"), "must have pivots"),
+        (lambda config: config["entries"][0].update(rank="many"), "a positive integer is needed"),
     ):
         original = (folder / "config.json").read_text()
         change_config(folder, change)
-        assert sentence in space.refused("eval", folder, "--text", space.text, "--length", 64)
+        assert sentence in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
         (folder / "config.json").write_text(original)
 
 
@@ -224,15 +224,15 @@ def test_damaged_pivots(space: Workspace) -> None:
     folder = compressed(space, "pivoted")
     original = (folder / "config.json").read_text()
     for pivots, sentence in (("AAAAAAAAAAA=", "marks 0 pivots"), ("AAAA", "base64 form of"), ("?", "base64 form of")):
-        change_config(folder, lambda config, pivots=pivots: config["groups"][0].update(pivots=pivots))
-        assert sentence in space.refused("eval", folder, "--text", space.text, "--length", 64)
+        change_config(folder, lambda config, pivots=pivots: config["entries"][0].update(pivots=pivots))
+        assert sentence in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
         (folder / "config.json").write_text(original)
 
 
 def test_too_large_evaluation_settings(space: Workspace) -> None:
-    assert "--evaluation-windows 0" in space.refused("eval", space.model, "--evaluation-windows", 0)
-    assert "is called --evaluation-windows here" in space.refused("eval", space.model, "--windows", 3)
-    assert "unknown dtype" in space.refused("eval", space.model, "--dtype", "int8")
+    assert "--evaluation-windows 0" in space.refused("evaluate", space.model, "--evaluation-windows", 0)
+    assert "is called --evaluation-windows here" in space.refused("evaluate", space.model, "--windows", 3)
+    assert "unknown dtype" in space.refused("evaluate", space.model, "--dtype", "int8")
 
 
 def test_recipe_files(space: Workspace) -> None:
@@ -253,7 +253,7 @@ def test_inspect_and_eval_speak_json(space: Workspace) -> None:
     shown = json.loads(space.capsys.readouterr().out)
     assert shown["family"] == "llama"
     assert {row["name"] for row in shown["rows"]} >= {"q", "k", "v", "o", "gate", "up", "down", "embeddings"}
-    assert space.run("eval", space.model, "--text", space.text, "--length", 64, "--json") == 0
+    assert space.run("evaluate", space.model, "--text", space.text, "--length", 64, "--json") == 0
     (found,) = json.loads(space.capsys.readouterr().out)["perplexities"]
     assert found["perplexity"] > 1
 
@@ -261,5 +261,5 @@ def test_inspect_and_eval_speak_json(space: Workspace) -> None:
 def test_tables_are_readable(space: Workspace) -> None:
     assert space.run("inspect", space.model) == 0
     assert "embeddings" in space.capsys.readouterr().out
-    assert space.run("eval", space.model, "--text", space.text, "--length", 64) == 0
+    assert space.run("evaluate", space.model, "--text", space.text, "--length", 64) == 0
     assert "bits/byte" in space.capsys.readouterr().out

@@ -153,7 +153,7 @@ def test_baselines_that_cannot_be_used(space: Space) -> None:
     stored = json.loads(space.out.read_text())
     space.out.write_text(json.dumps({**stored, "schema_version": 2}))
     assert space.refused("--baseline", space.out, space.b) == (
-        f"{space.out} has schema version 2, and this version of basis-sharing reads up to 1: upgrade basis-sharing."
+        f"{space.out} has schema version 2, and this version of basis-sharing reads up to 1: update basis-sharing."
     )
     space.out.write_text(json.dumps({**stored, "kind": "benchmark"}))
     assert "results of a benchmark, not of a comparison" in space.refused("--baseline", space.out, space.b)

@@ -1,6 +1,7 @@
 """What the command line can do, Python can do under the same names, and the other way round."""
 
 import inspect
+import typing
 from typing import Any
 
 import pytest
@@ -10,14 +11,8 @@ import basis_sharing
 from basis_sharing.cli.main import app
 from basis_sharing.results.comparison import Limits
 
-VERBS = {
-    "compare": "compare",
-    "bench": "bench",
-    "report": "report",
-    "inspect": "inspect",
-    "export": "export",
-}
-"""Verb on the command line -> function. ``load`` has no verb of its own."""
+VERBS = ("compare", "bench", "report", "inspect", "export")
+WITH_SETTINGS = ("compress", "plan", "study", "recover", "rollout", "evaluate")
 ONLY_PYTHON = {"tokenizer", "progress"}
 PRINTING = {"as_json"}
 RESULT_FILE = {"output", "overwrite"}
@@ -36,15 +31,29 @@ def options(verb: str) -> set[str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_same_names(verb: str) -> None:
-    function = getattr(basis_sharing, VERBS[verb])
+    function = getattr(basis_sharing, verb)
     assert set(inspect.signature(function).parameters) - ONLY_PYTHON == options(verb)
+
+
+@pytest.mark.parametrize("verb", WITH_SETTINGS)
+def test_every_option_is_a_keyword(verb: str) -> None:
+    names: set[str] = set()
+    for name, parameter in inspect.signature(getattr(basis_sharing, verb)).parameters.items():
+        settings = typing.get_args(parameter.annotation) if parameter.kind is parameter.VAR_KEYWORD else ()
+        names |= set(settings[0].__annotations__) if settings else {name}
+    if verb == "rollout":
+        names |= set(Limits.model_fields)
+    group: Any = typer.main.get_command(app)
+    shown = {p.name.removeprefix("no_") for p in group.commands[verb].params if not getattr(p, "hidden", False)}
+    estimated = {"dry_run"} if verb == "compress" else set()  # basis_sharing.estimate
+    assert shown - names <= PRINTING | estimated | (RESULT_FILE if verb in ("plan", "study") else set())
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_same_defaults(verb: str) -> None:
     group: Any = typer.main.get_command(app)
     shown = {p.name: p.default for p in group.commands[verb].params if not p.required}
-    parameters = inspect.signature(getattr(basis_sharing, VERBS[verb])).parameters
+    parameters = inspect.signature(getattr(basis_sharing, verb)).parameters
     for name in ("dtype", "device", "length", "evaluation_windows", "new_tokens", "repeats", "seed", "to", "overwrite"):
         if name in shown and name in parameters:
             assert shown[name] == parameters[name].default, name

@@ -77,11 +77,11 @@ def test_damaged_and_newer_results(space: Space) -> None:
     data = json.loads(file.read_text())
     file.write_text(json.dumps(data | {"schema_version": 99}))
     assert space.refused(space.small) == (
-        f"error: {file} has schema version 99, and this version of basis-sharing reads up to 1: upgrade basis-sharing."
+        f"error: {file} has schema version 99, and this version of basis-sharing reads up to 2: update basis-sharing."
     )
-    file.write_text(json.dumps(data | {"groups": "none"}))
+    file.write_text(json.dumps(data | {"entries": "none"}))
     assert space.refused(space.small) == (
-        f"error: {file} is damaged (groups: input should be a valid tuple): make it again."
+        f"error: {file} is damaged (entries: input should be a valid tuple): make it again."
     )
     file.write_text("{")
     assert space.refused(space.small) == f"error: {file} is not valid JSON: make it again."

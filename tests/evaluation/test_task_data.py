@@ -67,7 +67,7 @@ def publish(folder: Path, name: str, *records: dict[str, Any]) -> Path:
 
 def loaded(name: str, folder: Path, output: Path) -> Any:
     output.mkdir()
-    with harness.quiet():
+    with harness.silenced():
         write_task(name, folder, output, harness.definitions())
         (task,) = harness.load_tasks([name], [output])
     return task

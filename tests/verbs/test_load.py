@@ -26,7 +26,7 @@ def test_dense_and_compressed(tmp_path: Path) -> None:
 def test_a_compressed_folder_is_checked_first(tmp_path: Path) -> None:
     basis_sharing.compress(save_pico("llama", tmp_path / "model"), 0.3, method="svd", output=tmp_path / "small")
     config = json.loads((tmp_path / "small" / "config.json").read_text())
-    config["quantization_config"]["groups"][0]["rank"] = 7
+    config["quantization_config"]["entries"][0]["rank"] = 7
     (tmp_path / "small" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="rank 7"):
         basis_sharing.load(tmp_path / "small")

@@ -98,7 +98,7 @@ def test_the_parts_of_the_layout_sum_to_the_measured_bytes(root: Path, name: str
     assert kept == 4 * result.after.projection_parameters
     assert len(layout.cells) == 5 * 7
     dense = [cell for cell in layout.cells if cell.rank is None]
-    assert len(dense) == len(layout.cells) - sum(len(group.members) for group in result.groups)
+    assert len(dense) == len(layout.cells) - sum(len(entry.members) for entry in result.entries)
     assert all(0 < cell.kept <= 1 for cell in layout.cells)
 
 

@@ -17,13 +17,13 @@ class RecoverOptions(Evaluation, RecoverySettings):
 
 @arguments.settings_options(RecoverOptions)
 def recover(
-    model: Annotated[Path, typer.Argument(help="The folder of a compressed model.", metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(help="The folder of a compressed model.", metavar="DIR")],
     output: Annotated[Path, arguments.output_option("Folder for the recovered model.", "DIR")],
     settings: arguments.Given,
     original: Annotated[
         str | None,
         typer.Option(
-            help="The model it was made from, which is learned from (default: the one its result names).",
+            help="The model it was made from, the teacher of a distillation (default: the one its result names).",
             metavar="MODEL",
             show_default=False,
         ),
@@ -48,7 +48,7 @@ def recover(
     from basis_sharing.reports.terminal import printable
     from basis_sharing.verbs.recover import recover as run
 
-    call = partial(run, model, output, recovery, original=original, device=device, overwrite=overwrite)
+    call = partial(run, folder, output, recovery, original=original, device=device, overwrite=overwrite)
     with resumable(output, None), progress_bars() as progress:
         result = call(progress=progress, **evaluation)
     if as_json:

@@ -75,6 +75,13 @@ class Plan(_Frozen):
         planned_for: The model it was made for; None: any model with these projections.
         prediction: The expected loss rise; None if the method does not predict it.
         entries: The entries; no projection is in two of them.
+
+    Example:
+        >>> import basis_sharing
+        >>> forecast = basis_sharing.plan("./llama", ratio=0.2, windows=8, baselines=())
+        >>> forecast.plan.write("llama-20.json")
+        >>> basis_sharing.Plan.read("llama-20.json") == forecast.plan
+        True
     """
 
     version: Literal[2] = PLAN_VERSION
@@ -93,14 +100,14 @@ class Plan(_Frozen):
         return value
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: str | Path) -> Self:
         """Return the plan in a file of any version up to the current one, possibly edited by hand.
 
         Raises:
             PlanError: The file cannot be read or is not a valid plan; names the place of the mistake.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(data, dict):
                 raise ValueError("it is not a plan that `basis-sharing plan` wrote.")
             return cls.model_validate(migrated(data))
@@ -118,7 +125,7 @@ class Plan(_Frozen):
         except ValueError as error:
             raise PlanError(f"the plan {path} cannot be used: {error}") from None
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the plan as JSON, with one entry per line to make it easy to edit.
 
         Raises:
@@ -127,7 +134,7 @@ class Plan(_Frozen):
         data = self.model_dump(mode="json")
         entries = ",\n".join("    " + json.dumps(entry) for entry in data.pop("entries"))
         head = json.dumps(data, indent=2).removesuffix("\n}")
-        path.write_text(f'{head},\n  "entries": [\n{entries}\n  ]\n}}\n', encoding="utf-8")
+        Path(path).write_text(f'{head},\n  "entries": [\n{entries}\n  ]\n}}\n', encoding="utf-8")
 
     def check(self, decoder: Decoder) -> None:
         """Check that the plan fits a model.

@@ -33,7 +33,14 @@ class RecipeKeywords(
 
 
 class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
-    """The settings of one compression."""
+    """The settings of one compression.
+
+    Example:
+        >>> import basis_sharing
+        >>> recipe = basis_sharing.Recipe.create(ratio=0.2, method="svd-llm", windows=16)
+        >>> basis_sharing.estimate("./llama", recipe).windows
+        16
+    """
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

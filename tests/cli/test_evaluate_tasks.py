@@ -1,4 +1,4 @@
-"""``basis-sharing eval --tasks`` as a person runs it, mistakes included."""
+"""``basis-sharing evaluate --tasks`` as a person runs it, mistakes included."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def space(
 
 
 def test_table_then_json_from_the_cache(space: Workspace) -> None:
-    arguments = ("eval", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
+    arguments = ("evaluate", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
     before = space.snapshot()
     assert space.run(*arguments) == 0
     shown = space.capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_table_then_json_from_the_cache(space: Workspace) -> None:
 
 
 def test_tasks_and_text_together(space: Workspace) -> None:
-    arguments = ("eval", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
+    arguments = ("evaluate", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
     arguments += ("--text", space.text, "--length", 64)
     assert space.run(*arguments) == 0
     shown = space.capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_mistakes(space: Workspace) -> None:
     data = space.root / "data"
 
     def refused(*arguments: object) -> str:
-        return space.refused("eval", space.model, *arguments)
+        return space.refused("evaluate", space.model, *arguments)
 
     assert refused("--tasks", "pika", "--task-data", data) == (
         "error: the examples of 'pika' cannot be read from a folder: did you mean 'piqa'? The tasks that can: "
@@ -80,7 +80,7 @@ def test_mistakes(space: Workspace) -> None:
     assert "no task is named" in refused("--tasks", ",")
     assert "name some with --tasks" in refused("--limit", 3)
     assert "name one with --text" in refused("--tasks", "piqa", "--length", 64)
-    assert "does not exist" in space.refused("eval", space.root / "nothing", "--tasks", "piqa", "--task-data", data)
+    assert "does not exist" in space.refused("evaluate", space.root / "nothing", "--tasks", "piqa", "--task-data", data)
 
     del (bad := dict(EXAMPLE))["label"]
     (data / "piqa.jsonl").write_text(f"{json.dumps(EXAMPLE)}\n{json.dumps(bad)}\n")
@@ -93,7 +93,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
     space: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(space.text))
-    arguments = ("eval", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
+    arguments = ("evaluate", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
     assert space.refused(*arguments) == (
         f"error: scores cannot be kept in {space.text / 'basis-sharing' / 'tasks'}: pass --no-cache, or name another "
         "cache folder in XDG_CACHE_HOME."
@@ -102,19 +102,19 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_without_network_the_way_out_is_named(space: Workspace) -> None:
-    message = space.refused("eval", space.model, "--tasks", "arc_easy")
+    message = space.refused("evaluate", space.model, "--tasks", "arc_easy")
     assert message.startswith("error: the examples of arc_easy cannot be fetched from the Hugging Face Hub (")
     assert message.endswith("check the network, or give a folder that holds them with --task-data.")
 
 
 def test_unknown_to_the_harness_too(space: Workspace) -> None:
-    message = space.refused("eval", space.model, "--tasks", "helaswag")
+    message = space.refused("evaluate", space.model, "--tasks", "helaswag")
     assert message.startswith("error: unknown task 'helaswag': did you mean 'hellaswag' or ")
 
 
 def test_without_the_harness(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
-    message = space.refused("eval", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
+    message = space.refused("evaluate", space.model, "--tasks", "piqa", "--task-data", space.root / "data")
     assert message.startswith("error: zero-shot tasks need lm-evaluation-harness (")
     assert message.endswith("): pip install 'basis-sharing[eval]'.")
 
