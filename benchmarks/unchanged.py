@@ -49,11 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "basis-sharing, refitted": {"ratio": 0.4, "method": "basis-sharing"},
     "basis-sharing, pivoted": {"ratio": 0.3, "method": "basis-sharing", "form": "pivoted"},
 }
-REAL: dict[str, dict[str, Any]] = {
-    "auto of k and v": {"roles": ("k", "v")},
-    "auto of k and v without gradients": {"roles": ("k", "v"), "gradients": False},
-    **{method: {"method": method} for method in ("svd", "fwsvd", "asvd", "svd-llm", "basis-sharing")},
-}
+REAL = {method: {"method": method} for method in ("svd", "svd-llm", "basis-sharing")}
 
 
 def of_weights(folder: Path) -> str:
@@ -135,7 +131,7 @@ def pico_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
 def real_cases(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every case of the real model."""
     torch.set_num_threads(2)
-    common: dict[str, Any] = {"ratio": 0.2, "windows": 4, "length": 512, "refit": "never", "work": root / "work"}
+    common: dict[str, Any] = {"ratio": 0.2, "windows": 4, "length": 512, "work": root / "work"}
     common |= {"calibration_dtype": "float32", "dtype": "float32"}
     for case, settings in REAL.items():
         yield f"SmolLM2: {case}", compressed(smollm2(), {**common, **settings}, root)
