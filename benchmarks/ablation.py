@@ -26,15 +26,16 @@ import torch
 from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.cli.console import progress_bars
-from basis_sharing.costs.parameters import Parameters
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.linalg.truncation import losses
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import known_curves, planner_for
+from basis_sharing.planning.targets import costs_of
 from basis_sharing.plans.plan import Plan, spans_blocks
 from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.planning import Planning
+from basis_sharing.recipe.target import Target
 from basis_sharing.run.progress import ProgressCallback
 from basis_sharing.run.run import Run
 from basis_sharing.runtime.format_basis_sharing import Factors
@@ -99,7 +100,8 @@ class Bench:
             return self._with_losses(published_plan(planning, ratio, self.run.decoder), collect.weighting)
         if variant not in self.planners:
             with known_curves(self.run, collect.weighting, self.calibration) as curves:
-                self.planners[variant] = planner_for(planning, Parameters(), self.run, collect, curves)
+                cost = costs_of(Target(ratio=float(ratio)), self.run.model)[0]
+                self.planners[variant] = planner_for(planning, cost, self.run, collect, curves)
         return self.planners[variant].at_ratio(float(ratio))
 
     def _with_losses(self, plan: Plan, weighting: Weighting) -> Plan:

@@ -17,10 +17,10 @@ from typing import Any
 from ablation import Bench, bench_for
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.cli.console import progress_bars
-from basis_sharing.costs.parameters import Parameters
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import search_space
+from basis_sharing.planning.targets import costs_of
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.treatments.base import Search
@@ -34,7 +34,8 @@ TEXTS = {"WikiText-2": TEST_TEXT, "C4": f"c4:{DATA}/c4/c4_demo.jsonl.gz"}
 def planned(bench: Bench, weighting: Weighting, ratio: str) -> Plan:
     """Return the best plan without sharing."""
     run, planning = bench.run, Planning(across_roles=False, across_depth=False)
-    search = Search(run.model, run.decoder, weighting, Parameters(), planning, progress=run.progress)
+    cost = costs_of(Target(ratio=float(ratio)), run.model)[0]
+    search = Search(run.model, run.decoder, weighting, cost, planning, progress=run.progress)
     return Planner(run.decoder, search_space(search), planning.method, planning.gradients).at_ratio(float(ratio))
 
 

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from basis_sharing import compress, report
 from basis_sharing.errors import OutputError, ResultError
-from basis_sharing.evaluation.paired import task_differences
 from basis_sharing.models.source import fingerprint, resolve
 from basis_sharing.reports.curve_figure import points_of
 from basis_sharing.reports.layout import EMBEDDINGS, layout_of
@@ -42,6 +41,7 @@ from basis_sharing.results.comparison import (
 )
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.evaluation import EvaluationResult
+from basis_sharing.results.paired import task_differences
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.tasks import CachedScore, TaskResults, TaskScore
 from pico import save_pico

@@ -1,36 +1,11 @@
 """The stages of a run that turn its model into a compressed checkpoint."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from basis_sharing.checkpoint.writer import write_model
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
-from basis_sharing.runtime.surgery import declare_compressed
-from basis_sharing.treatments.stage import Execute, Planned
-
-
-class Declare:
-    """Declare the model as compressed, so that it is saved in the compressed format.
-
-    Args:
-        execute: The stage that carries out the plan.
-        planned: The stage that makes the plan.
-        provenance: How the checkpoint was made; the ratio of the plan is added.
-    """
-
-    def __init__(self, execute: Execute, planned: Planned, provenance: Mapping[str, Any]) -> None:
-        self._execute, self._planned, self._provenance = execute, planned, provenance
-
-    def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Return nothing: the stage needs no memory or time."""
-        return ()
-
-    def run(self, run: Run) -> None:
-        """Write the entries into the model's configuration."""
-        provenance = {**self._provenance, "ratio": self._planned.plan.ratio}
-        declare_compressed(run.model, [done.entry for done in self._execute.executed], provenance)
 
 
 class Write:

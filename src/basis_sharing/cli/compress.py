@@ -68,6 +68,7 @@ def _show_needs(
     from basis_sharing.cli.console import out
     from basis_sharing.reports.tables.estimate import estimate_table
     from basis_sharing.reports.terminal import printable
+    from basis_sharing.run.machine import too_little
     from basis_sharing.verbs.estimate import estimate
 
     needs = estimate(model, recipe, device=device, max_memory=max_memory)
@@ -76,4 +77,4 @@ def _show_needs(
     else:
         out.print(printable(estimate_table(needs, output)))
     if needs.least_memory > needs.memory:
-        raise MemoryBudgetError(needs.refusal)
+        raise MemoryBudgetError(too_little(needs.memory, needs.least_memory))

@@ -73,9 +73,7 @@ def diff(
     basis-sharing plan diff llama-30.json edited.json
     """
     from basis_sharing.cli.console import out
-    from basis_sharing.plans.plan import Plan
-    from basis_sharing.reports.tables.plans import plan_difference
+    from basis_sharing.reports.tables.plans import difference_of_files
     from basis_sharing.reports.terminal import printable
 
-    names = first.name, second.name
-    out.print(printable(*plan_difference(Plan.read(first), Plan.read(second), names)))
+    out.print(printable(*difference_of_files(first, second)))

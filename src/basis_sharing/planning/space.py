@@ -9,7 +9,7 @@ import numpy as np
 from basis_sharing.costs.base import Cost
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.planning.allocation import Curve, Lane
-from basis_sharing.runtime.format_basis_sharing import Entry
+from basis_sharing.plans.plan import AnyEntry
 from basis_sharing.treatments.base import TREATMENTS, Candidate, Floats, Search, Treatment
 from basis_sharing.treatments.scopes import Part, lanes_of, parts_in, ways_to_divide
 
@@ -104,7 +104,7 @@ class PricedScope:
     curve: Curve
     places: tuple[tuple[int, int] | None, ...] = field(repr=False)
 
-    def entry(self, position: int) -> Entry | None:
+    def entry(self, position: int) -> AnyEntry | None:
         """Return the option at a position; None: the scope stays dense."""
         place = self.places[position]
         return None if place is None else self.scope.candidates[place[0]].options[place[1]]

@@ -5,7 +5,6 @@ from statistics import stdev
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.evaluation.perplexity import measure
 from basis_sharing.plans.plan import Plan, Prediction
-from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.run import Run
 from basis_sharing.treatments.base import TREATMENTS
 from basis_sharing.treatments.execute import execute
@@ -20,20 +19,21 @@ def measured_prediction(plan: Plan, run: Run, weighting: Weighting, text: Evalua
     assert plan.prediction is not None
     model, machine = run.model, run.machine
 
-    def perplexity(stage: str) -> Perplexity:
-        return measure(model, text, device=machine.device, stage=f"measuring one plan: {stage}", progress=run.progress)
+    def nats(stage: str) -> tuple[float, ...]:
+        stage = f"measuring one plan: {stage}"
+        return measure(model, text, device=machine.device, stage=stage, progress=run.progress).window_nats
 
-    dense = perplexity("original")
+    dense = nats("original")
     originals = {name: model.get_submodule(name) for entry in plan.entries for name in entry.members}
     outcomes = execute(model, run.decoder, plan, weighting, processes=run.processes, progress=run.progress)
     try:
         for outcome in outcomes:
             TREATMENTS[outcome.entry.kind].install(model, outcome)
-        compressed = perplexity("compressed")
+        compressed = nats("compressed")
     finally:
         for name, module in originals.items():
             model.set_submodule(name, module)
-    rises = [after - before for after, before in zip(compressed.window_nats, dense.window_nats, strict=True)]
+    rises = [after - before for after, before in zip(compressed, dense, strict=True)]
     rise = sum(rises) / len(rises)
     error = stdev(rises) / len(rises) ** 0.5 if len(rises) > 1 else None
     return Prediction(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
 from basis_sharing.costs.base import Cost, shapes_of
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.costs.multiplications import Multiplications
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import PlanError
@@ -168,6 +169,10 @@ class Plan(_Frozen):
         for entry in self.entries:
             total += int(cost.of([known[name] for name in entry.members], entry))
         return total
+
+    def bytes(self, decoder: Decoder, itemsize: int) -> int:
+        """Return the bytes of the compressible projections under the plan, ``itemsize`` for a number of the model."""
+        return self.cost(decoder, Bytes(itemsize))
 
     def parameters(self, decoder: Decoder) -> int:
         """Return the parameters of the compressible projections under the plan."""

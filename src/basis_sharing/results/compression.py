@@ -1,6 +1,6 @@
 """The result of a compression."""
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from basis_sharing.plans.plan import AnyEntry, Prediction
 from basis_sharing.recipe.recipe import Recipe
@@ -8,9 +8,6 @@ from basis_sharing.results.base import Frozen, Result
 from basis_sharing.results.measures import Perplexity, Sizes
 from basis_sharing.results.migrations import compression_from_1
 from basis_sharing.results.recovery import RecoveryReport
-
-if TYPE_CHECKING:
-    from basis_sharing.calibration.text import CalibrationText
 
 RESULT_FILE = "basis_sharing.json"
 
@@ -50,18 +47,6 @@ class CalibrationReport(Frozen):
     windows: int
     length: int
     dtype: str
-
-    @classmethod
-    def of(cls, text: "CalibrationText") -> Self:
-        """Return the report of a calibration text."""
-        count, length = text.input_ids.shape
-        return cls(
-            source=text.windows.source,
-            fingerprint=text.windows.fingerprint,
-            windows=count,
-            length=length,
-            dtype=str(text.dtype).removeprefix("torch."),
-        )
 
 
 class RepairReport(Frozen):

@@ -1,7 +1,6 @@
 """The result of an estimate: time, memory and disk space of a run, stage by stage."""
 
 from basis_sharing.results.base import Frozen
-from basis_sharing.run.machine import too_little
 
 
 class StageEstimate(Frozen):
@@ -47,8 +46,3 @@ class Estimate(Frozen):
     def seconds(self) -> float:
         """Expected duration of the run."""
         return sum(stage.seconds for stage in self.stages)
-
-    @property
-    def refusal(self) -> str:
-        """The error message if the memory is too small."""
-        return too_little(self.memory, self.least_memory)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
@@ -12,6 +12,7 @@ from basis_sharing.run.files import output_errors
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry
+from basis_sharing.runtime.surgery import declare_compressed
 from basis_sharing.treatments.base import TREATMENTS
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.stage import Collect
@@ -109,3 +110,25 @@ class Execute:
 def errors_of(folder: Path | None) -> AbstractContextManager[None]:
     """Return a context that turns disk errors in a folder into an OutputError; without a folder it does nothing."""
     return nullcontext() if folder is None else output_errors(folder)
+
+
+class Declare:
+    """Declare the model as compressed, so that it is saved in the compressed format.
+
+    Args:
+        execute: The stage that carries out the plan.
+        planned: The stage that makes the plan.
+        provenance: How the checkpoint was made; the ratio of the plan is added.
+    """
+
+    def __init__(self, execute: Execute, planned: Planned, provenance: Mapping[str, Any]) -> None:
+        self._execute, self._planned, self._provenance = execute, planned, provenance
+
+    def needs(self, shapes: Shapes) -> Iterable[Needs]:
+        """Return nothing: the stage needs no memory or time."""
+        return ()
+
+    def run(self, run: Run) -> None:
+        """Write the entries into the model's configuration."""
+        provenance = {**self._provenance, "ratio": self._planned.plan.ratio}
+        declare_compressed(run.model, [done.entry for done in self._execute.executed], provenance)

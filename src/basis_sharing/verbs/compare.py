@@ -9,13 +9,13 @@ from basis_sharing.calibration.corpora import parse_source
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.comparing import compare_sides, compare_with_stored
 from basis_sharing.evaluation.measuring import Loading, Scoring, check_least
-from basis_sharing.evaluation.paired import shared_notes, task_differences
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.evaluation.samples import DEFAULT_PROMPTS, NEW_TOKENS, read_prompts
 from basis_sharing.evaluation.sides import Baseline, ComparisonTask, load_side
 from basis_sharing.evaluation.verdict import Missing, refuse_unanswerable
 from basis_sharing.recipe.model import DtypeName
 from basis_sharing.results.comparison import Comparison, Limits
+from basis_sharing.results.paired import shared_notes, task_differences
 from basis_sharing.run.progress import ProgressCallback, silent, titled
 
 

@@ -9,7 +9,6 @@ from typing import Any, Unpack
 from basis_sharing.calibration.corpora import parse_mixture, parse_source
 from basis_sharing.calibration.text import CalibrationText, calibration_text
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
-from basis_sharing.costs.bytes import Bytes
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
@@ -19,7 +18,7 @@ from basis_sharing.planning.published import shared_roles_of
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.reports.card import write_result
-from basis_sharing.results.compression import CalibrationReport, CompressionResult, EntryReport
+from basis_sharing.results.compression import CompressionResult, EntryReport
 from basis_sharing.results.measures import Sizes
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
@@ -28,7 +27,7 @@ from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
 from basis_sharing.runtime.surgery import projection_parameters
-from basis_sharing.verbs.stages import CompressionStages, known_plan, shapes_of_run, with_plan
+from basis_sharing.verbs.stages import CompressionStages, calibration_report, known_plan, shapes_of_run, with_plan
 
 OnPlan = Callable[[Plan], None]
 
@@ -156,7 +155,7 @@ class _Compression:
     def announce(self, plan: Plan) -> None:
         """Check that a plan fits the model and the disk, and report it."""
         plan.check(self.run.whole)
-        self._check_space(plan.cost(self.run.decoder, Bytes(self.run.model.dtype.itemsize)))
+        self._check_space(plan.bytes(self.run.decoder, self.run.model.dtype.itemsize))
         count = len(plan.entries)
         self.run.progress(
             Progress(f"planned, {plan.removed_fraction(self.run.decoder):.2%} less", count, count, "groups")
@@ -186,7 +185,7 @@ class _Compression:
             recipe=recipe,
             method=recipe.method,
             shared_roles=shared_roles,
-            calibration=CalibrationReport.of(text) if text is not None else None,
+            calibration=calibration_report(text) if text is not None else None,
             ratio_reached=1 - after.projection_parameters / before.projection_parameters,
             before=before,
             after=after,

@@ -8,7 +8,7 @@ import torch
 import basis_sharing
 from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
-from basis_sharing.checkpoint.stage import Declare, Write
+from basis_sharing.checkpoint.stage import Write
 from basis_sharing.evaluation.stage import Evaluate
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
@@ -18,10 +18,11 @@ from basis_sharing.planning.stage import MakePlan
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.repair.stage import KeepOriginal, RefitAll, RepairBlocks
+from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.run.machine import default_dtype
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Shapes, Speeds, Stage
-from basis_sharing.treatments.stage import Execute
+from basis_sharing.treatments.stage import Declare, Execute
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
 
@@ -142,3 +143,15 @@ def _twin(run: Run, dtype: torch.dtype | None) -> int:
         return 0
     stored: torch.dtype = run.model.dtype
     return memory_bytes(run.model) * (dtype or stored).itemsize // stored.itemsize
+
+
+def calibration_report(text: CalibrationText) -> CalibrationReport:
+    """Return the report of a calibration text."""
+    count, length = text.input_ids.shape
+    return CalibrationReport(
+        source=text.windows.source,
+        fingerprint=text.windows.fingerprint,
+        windows=count,
+        length=length,
+        dtype=str(text.dtype).removeprefix("torch."),
+    )

@@ -8,7 +8,6 @@ from basis_sharing.errors import RecipeError
 from basis_sharing.recipe.calibration import CalibrationKeywords
 from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.recipe import Recipe
-from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.results.study import StudyResult
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
@@ -16,7 +15,7 @@ from basis_sharing.run.run import Run, opened, source_of
 from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.run.versions import software_versions
 from basis_sharing.treatments.factors.study import RATIOS, study_sharing
-from basis_sharing.verbs.stages import shapes_of_run
+from basis_sharing.verbs.stages import calibration_report, shapes_of_run
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
 
@@ -105,7 +104,7 @@ def _studied(recipe: Recipe, run: Run, distance: int | None) -> StudyResult:
         family=run.whole.family.name,
         ratio=recipe.ratio,
         gradients=recipe.gradients,
-        calibration=CalibrationReport.of(text),
+        calibration=calibration_report(text),
         study=study,
         notes=tuple(run.notes),
         versions=software_versions(),

@@ -1,10 +1,21 @@
 """Tables of the differences of two plans."""
 
+from pathlib import Path
+
 from basis_sharing.plans.plan import Plan
 from basis_sharing.reports.table import Block, Column, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, percent
 from basis_sharing.reports.tables.groups import block_of, group_of_each, groups_of
 from basis_sharing.runtime.format_basis_sharing import Entry
+
+
+def difference_of_files(first: Path, second: Path) -> list[Block]:
+    """Return the difference of the plans in two files.
+
+    Raises:
+        PlanError: A file cannot be read or is not a valid plan.
+    """
+    return plan_difference(Plan.read(first), Plan.read(second), (first.name, second.name))
 
 
 def plan_difference(first: Plan, second: Plan, names: tuple[str, str]) -> list[Block]:

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from basis_sharing.evaluation.paired import task_difference
 from basis_sharing.reports.table import Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, noted, number, points
 from basis_sharing.results.comparison import TaskDifference
+from basis_sharing.results.paired import task_difference
 from basis_sharing.results.tasks import TaskResults, TaskScore
 
 PAIRED = (

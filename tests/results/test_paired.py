@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from basis_sharing.evaluation.paired import paired_difference, sign_test
+from basis_sharing.results.paired import paired_difference, sign_test
 
 
 def test_small_numbers_by_hand() -> None:
