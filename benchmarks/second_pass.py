@@ -23,6 +23,7 @@ from basis_sharing.planning.space import search_space
 from basis_sharing.planning.targets import costs_of
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
+from basis_sharing.recipe.target import Target
 from basis_sharing.treatments.base import Search
 from basis_sharing.weightings.base import Weighting
 from basis_sharing.weightings.loss import Loss
