@@ -58,7 +58,7 @@ def test_what_cannot_be_densified_is_refused(
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    assert "nothing to densify" in refused(model, "-o", tmp_path / "out")
+    assert "there is nothing to multiply out" in refused(model, "-o", tmp_path / "out")
     assert "does not exist" in refused(tmp_path / "none", "-o", tmp_path / "out")
     assert "is, or contains, the input" in refused(folder, "-o", folder)
     (tmp_path / "full").mkdir()
