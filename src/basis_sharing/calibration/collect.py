@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +31,7 @@ def collected_moments(
     model, decoder, machine, work = run.model, run.collected, run.machine, run.work
 
     def blocks(statistics: Statistics, folder: Path | None) -> Iterator[tuple[int, dict[str, Moments]]]:
-        settings = {"dtype": text.dtype, "folder": folder, "machine": machine, "progress": run.progress}
+        settings: dict[str, Any] = {"dtype": text.dtype, "folder": folder, "machine": machine, "progress": run.progress}
         if gradients:
             return backward_sweep(model, decoder, text.input_ids, **settings)
         return sweep(model, decoder, text.input_ids, statistics, **settings)
