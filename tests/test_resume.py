@@ -246,7 +246,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("basis_sharing.verbs.compress.factorize", interrupted)
+    monkeypatch.setattr("basis_sharing.treatments.stage.execute", interrupted)
     model, text = str(space / "model"), str(space / "text.txt")
     few = ["--calibration", text, "--windows", "4", "--length", "64"]
     with pytest.raises(SystemExit) as ended:

@@ -134,7 +134,7 @@ def test_a_model_in_memory_is_estimated_where_it_is(space: Path) -> None:
 @pytest.mark.parametrize("method", ["auto", "basis-sharing"])
 def test_memory_stays_below_what_was_told(method: str, tmp_path: Path) -> None:
     text = wide_model(tmp_path) / "text.txt"
-    settings = {"ratio": 0.3, "calibration": str(text), "windows": 6, "length": 256, "method": method}
+    settings: dict[str, Any] = {"ratio": 0.3, "calibration": str(text), "windows": 6, "length": 256, "method": method}
     told = estimate(str(tmp_path / "model"), **settings)
     found = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "model"), str(tmp_path / "out"), str(text), method],
