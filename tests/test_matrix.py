@@ -39,7 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    return model(input_ids=IDS, use_cache=False).logits
+    found: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
+    return found
 
 
 class Compressed:

