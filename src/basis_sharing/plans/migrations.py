@@ -1,8 +1,8 @@
 """Migration of plans from earlier versions of the schema."""
 
-from typing import Any, Literal
+from typing import Any, Final
 
-PLAN_VERSION: Literal[2] = 2
+PLAN_VERSION: Final = 2
 
 
 def migrated(data: dict[str, Any]) -> dict[str, Any]:

@@ -117,10 +117,12 @@ class RefitAll:
         self._original, self._planned, self._execute = original, planned, execute
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
-        """Yield the needs of a pass over the text through the compressed model."""
+        """Yield the needs of a pass over the text through the compressed model, and of the solutions."""
         solving = shapes.solving_memory(whitened=True, outputs=False)
         memory = shapes.block_memory(gradients=False) + 2 * solving // 3
-        yield Needs("refit", shapes.seconds(shapes.forward + shapes.input_moments), memory)
+        seconds = shapes.seconds(shapes.forward + shapes.input_moments)
+        seconds += sum(shapes.refitting_seconds(p) for p in shapes.decoder.projections)
+        yield Needs("refit", seconds, memory)
 
     def run(self, run: Run) -> None:
         """Collect second moments in the compressed model, and solve for the coefficients."""

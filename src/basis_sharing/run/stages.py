@@ -207,6 +207,10 @@ class Shapes:
         rate = self.speeds.eigenvectors if vectors else self.speeds.eigenvalues
         return products / self.speeds.algebra + small**3 / rate
 
+    def refitting_seconds(self, p: Projection) -> float:
+        """Return the seconds of the products in the refit of one projection's coefficients."""
+        return 0.0 if self.speeds is None else 2 * p.d_in * p.d_out * (p.d_in + p.d_out) / self.speeds.algebra
+
     def block_memory(self, *, gradients: bool) -> int:
         """Return the bytes of the calibration pass through one block, with its statistics.
 
