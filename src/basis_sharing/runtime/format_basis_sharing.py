@@ -129,6 +129,13 @@ class Entry:
             FormatError: The entry does not fit.
         """
 
+    def check_executed(self) -> None:
+        """Check that the entry has what only execution adds; a plan does not have it yet.
+
+        Raises:
+            FormatError: Something is missing.
+        """
+
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
         """Return the tensors of the entry, for members of these shapes."""
         raise NotImplementedError
@@ -254,7 +261,10 @@ def entries_of_config(config: Mapping[str, Any]) -> tuple[Entry, ...]:
         )
     data = config.get("entries") if config.get("groups") is None else _of_groups(config["groups"])
     try:
-        return entries_from(data)
+        entries = entries_from(data)
+        for entry in entries:
+            entry.check_executed()
+        return entries
     except FormatError as error:
         raise FormatError(f"quantization_config in config.json: {error}") from None
 
@@ -296,6 +306,11 @@ class Factors(Entry):
             )
         if self.pivots is not None and (self.form != "pivoted" or not isinstance(self.pivots, str)):
             raise FormatError(f"the entry of {self.owner} has pivots, but its form is {self.form}.")
+
+    def check_executed(self) -> None:
+        """Check that pivoted factors have their pivots."""
+        if self.form == "pivoted" and self.pivots is None:
+            raise FormatError(f"the entry of {self.owner} is pivoted and must have pivots.")
 
     @property
     def label(self) -> str:
