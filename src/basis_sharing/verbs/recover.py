@@ -85,7 +85,7 @@ def recover(
 
     Example:
         >>> import basis_sharing
-        >>> result = basis_sharing.recover("./llama-20", "./llama-20-recovered", original="./llama", epochs=0.1)
+        >>> result = basis_sharing.recover("./llama-20", "./llama-20-recovered", windows=16, length=256, epochs=1)
         >>> result.recovery.loss_after <= result.recovery.loss_before
         True
     """
