@@ -1,6 +1,7 @@
 """The calibration text of a run: its token windows, and the dtype of the calibration pass."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -39,6 +40,26 @@ class CalibrationText:
         }
 
 
+class WindowSettings(Protocol):
+    """Settings that name token windows to calibrate or train on."""
+
+    @property
+    def calibration(self) -> str:
+        """Source of the text."""
+
+    @property
+    def windows(self) -> int | None:
+        """Number of windows; None: all."""
+
+    @property
+    def length(self) -> int | None:
+        """Tokens per window; None: the default."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draw."""
+
+
 def calibration_text(settings: Calibration, run: Run) -> CalibrationText:
     """Return the calibration text of a run, and add the notes about it to the run's notes.
 
@@ -46,8 +67,20 @@ def calibration_text(settings: Calibration, run: Run) -> CalibrationText:
         CorpusError: The text cannot be read, or is shorter than one window.
         RecipeError: The windows are longer than the model can read.
     """
+    windows = windows_of(settings, run)
+    run.notes.extend(windows.notes)
+    return CalibrationText(windows, named_dtype(settings.calibration_dtype) or default_dtype(run.machine.device))
+
+
+def windows_of(settings: WindowSettings, run: Run) -> TokenWindows:
+    """Return the token windows that the settings name, for the model of a run.
+
+    Raises:
+        CorpusError: The text cannot be read, or is shorter than one window.
+        RecipeError: The windows are longer than the model can read.
+    """
     model = run.model
-    windows = calibration_windows(
+    return calibration_windows(
         settings.calibration,
         tokenizer=run.tokenizer,
         model=model,
@@ -58,5 +91,3 @@ def calibration_text(settings: Calibration, run: Run) -> CalibrationText:
         bos=needs_bos(model.config.model_type),
         progress=run.progress,
     )
-    run.notes.extend(windows.notes)
-    return CalibrationText(windows, named_dtype(settings.calibration_dtype) or default_dtype(run.machine.device))

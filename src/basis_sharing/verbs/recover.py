@@ -9,14 +9,14 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from basis_sharing.calibration.windows import TokenWindows, calibration_windows, window_length
+from basis_sharing.calibration.text import windows_of
+from basis_sharing.calibration.windows import TokenWindows
 from basis_sharing.checkpoint.folder import compressed_source
 from basis_sharing.checkpoint.stage import Write
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.stage import Evaluate, prepared_texts
 from basis_sharing.models.decoder import describe
-from basis_sharing.models.families import needs_bos
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import (
     ModelSource,
@@ -203,18 +203,7 @@ def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
     Raises:
         RecipeError: There is only one window.
     """
-    model = run.model
-    text = calibration_windows(
-        settings.calibration,
-        tokenizer=run.tokenizer,
-        model=model,
-        windows=settings.windows,
-        length=window_length(model.config, settings.length),
-        seed=settings.seed,
-        vocab_size=model.config.get_text_config().vocab_size,
-        bos=needs_bos(model.config.model_type),
-        progress=run.progress,
-    )
+    text = windows_of(settings, run)
     if len(text.input_ids) < 2:
         raise RecipeError(
             f"{settings.calibration} has one window of {settings.length} tokens, two are needed: use shorter ones."
