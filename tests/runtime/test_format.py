@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,9 @@ from basis_sharing.runtime.format_basis_sharing import (
     Entry,
     Factors,
     FormatError,
+    Product,
+    Shape,
+    Stored,
     entries_from,
     entries_of_config,
     entry_from,
@@ -224,6 +228,12 @@ def test_a_kind_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
         kind: ClassVar[str] = "doubled"
 
         times: int = 2
+
+        def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
+            return ()
+
+        def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+            return ()
 
     found = entry_from({"kind": "doubled", "members": [Q]})
     assert found == Doubled(members=(Q,))

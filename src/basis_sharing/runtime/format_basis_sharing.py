@@ -19,7 +19,8 @@ Version 1 had a list of ``groups``, all of them factors, instead of the entries;
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -67,7 +68,7 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(ABC):
     """The chosen option for the projections of a scope: one treatment with fixed numbers.
 
     Attributes:
@@ -119,7 +120,7 @@ class Entry:
         """Name of the option in a few words."""
         return self.label
 
-    def fit(self, shapes: Sequence[Shape]) -> None:
+    def fit(self, shapes: Sequence[Shape]) -> None:  # noqa: B027 - optional
         """Make sure that the entry fits its members.
 
         Args:
@@ -129,20 +130,20 @@ class Entry:
             FormatError: The entry does not fit.
         """
 
-    def check_executed(self) -> None:
+    def check_executed(self) -> None:  # noqa: B027 - optional
         """Check that the entry has what only execution adds; a plan does not have it yet.
 
         Raises:
             FormatError: Something is missing.
         """
 
+    @abstractmethod
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
         """Return the tensors of the entry, for members of these shapes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
         """Return the products that all members need for one token."""
-        raise NotImplementedError
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the tensors on disk by name; None for sizes that the entry does not determine."""
@@ -381,8 +382,3 @@ def factor_products(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Prod
     d_in = shapes[0][0]
     read = d_in - rank if form == "pivoted" else d_in
     return (Product(read, rank, len(shapes)), *(Product(rank, d_out) for _, d_out in shapes))
-
-
-def members_of(entries: Iterable[Entry]) -> list[str]:
-    """Return the members of all entries."""
-    return [name for entry in entries for name in entry.members]
