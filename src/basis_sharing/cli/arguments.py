@@ -149,7 +149,6 @@ MaxMemory = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 OverwriteFolder = Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")]
-OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")]
 MaxKl = Annotated[float | None, limit("Most nats per token that the mean KL divergence may reach, e.g. 0.05.", "NATS")]
 MaxIncrease = Annotated[
     str | None, limit("How much the perplexity may be above the original's (the first model's), e.g. 5%.", "P")
