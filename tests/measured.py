@@ -1,5 +1,6 @@
 """What planning and solving need of a pico model: its statistics on a few random windows."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,8 +8,11 @@ import torch
 from basis_sharing.calibration.backward import backward_sweep
 from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
+from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
+from basis_sharing.treatments.base import Curves
 from basis_sharing.weightings.loss import Loss
+from pico import PICO
 
 IDS = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(0))
 
@@ -45,3 +49,11 @@ def repeated(model: Any, decoder: Decoder, blocks: tuple[int, ...]) -> Loss:
             moments = {n.replace(f".{first}.", f".{block}."): moment for n, moment in found[first].items()}
         store.put(block, moments)
     return Loss(moments=store)
+
+
+@cache
+def prepared(name: str) -> tuple[Any, Decoder, Loss, Curves]:
+    """Return a pico model, its structure, the planner's weighting, and loss curves to fill; the same each time."""
+    model = PICO[name]()
+    decoder = describe(model)
+    return model, decoder, loss_weighting(model, decoder), {}

@@ -249,11 +249,11 @@ def tasks(*scores: TaskScore) -> TaskResults:
     )
 
 
-def rollout() -> Rollout:
-    """Return a rollout of two steps, the second of which breaks a limit."""
+def rollout(fingerprint: str = "abc") -> Rollout:
+    """Return a rollout of two steps, the second of which breaks a limit, of a model with this fingerprint."""
     settings = RolloutSettings(
         model="original",
-        model_fingerprint="abc",
+        model_fingerprint=fingerprint,
         compression={},
         ratios=(0.1, 0.3),
         text="text.txt",

@@ -18,16 +18,8 @@ from basis_sharing.recipe.planning import Planning
 from basis_sharing.runtime.format_basis_sharing import Entry, Factors
 from basis_sharing.treatments.base import Candidate, Curves, Search
 from basis_sharing.treatments.factors.options import worthwhile
-from basis_sharing.weightings.loss import Loss
-from measured import loss_weighting, repeated
+from measured import prepared, repeated
 from pico import PICO
-
-
-@cache
-def prepared(name: str) -> tuple[Any, Decoder, Loss, Curves]:
-    model = PICO[name]()
-    decoder = describe(model)
-    return model, decoder, loss_weighting(model, decoder), {}
 
 
 @cache

@@ -30,15 +30,15 @@ def test_states_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_writing_takes_a_twentieth_of_the_time(tmp_path: Path) -> None:
     clock, file = Clock(), tmp_path / "states.unfinished"
-    waypoint = ResumePoint(file, clock=clock)
+    point = ResumePoint(file, clock=clock)
     clock.tick = 1.0  # writing takes a second
-    waypoint.reach(1)
+    point.reach(1)
     clock.tick = 0.0
     clock.now += 19.0
-    waypoint.reach(2)
+    point.reach(2)
     assert ResumePoint(file).resume() == 1
     clock.now += 1.5
-    waypoint.reach(3)
+    point.reach(3)
     assert ResumePoint(file).resume() == 3
 
 
@@ -60,6 +60,6 @@ def test_states_of_another_shape_are_no_point_to_go_on_from(tmp_path: Path) -> N
 
 
 def test_without_a_file_nothing_is_kept() -> None:
-    waypoint = ResumePoint(None)
-    waypoint.reach(3, torch.ones(2))
-    assert waypoint.resume() == 0
+    point = ResumePoint(None)
+    point.reach(3, torch.ones(2))
+    assert point.resume() == 0

@@ -42,9 +42,9 @@ from basis_sharing.results.comparison import (
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.evaluation import EvaluationResult
 from basis_sharing.results.paired import task_differences
-from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.tasks import CachedScore, TaskResults, TaskScore
 from pico import save_pico
+from samples import rollout
 
 PICTURES = ("perplexity", "ranks", "sharing", "sizes")
 
@@ -97,7 +97,7 @@ def test_the_parts_of_the_layout_sum_to_the_measured_bytes(root: Path, name: str
     kept = sum(layout.after[role] for role in layout.roles)
     assert kept == 4 * result.after.projection_parameters
     assert len(layout.cells) == 5 * 7
-    dense = [cell for cell in layout.cells if cell.rank is None]
+    dense = [cell for cell in layout.cells if cell.label is None]
     assert len(dense) == len(layout.cells) - sum(len(entry.members) for entry in result.entries)
     assert all(0 < cell.kept <= 1 for cell in layout.cells)
 
@@ -368,40 +368,8 @@ def test_tasks_of_a_comparison_are_shown(root: Path, tmp_path: Path) -> None:
     assert expected in Page(tmp_path / "r.html").text
 
 
-def staged(root: Path, weights: str | None, *steps: Step) -> Rollout:
-    settings = RolloutSettings(
-        model=str(root / "original"),
-        model_fingerprint=str(weights),
-        compression={},
-        ratios=(0.1, 0.3),
-        text="text.txt",
-        evaluation_windows=None,
-        limits=Limits(max_kl=0.2, min_agreement=0.9),
-        benchmark=False,
-    )
-    return Rollout(settings=settings, steps=steps, finished=True, versions={})
-
-
-def step(ratio: float, held: bool, speed: float | None = None) -> Step:
-    return Step(
-        name=f"{ratio:g}",
-        roles=("gate", "up"),
-        ratio=ratio,
-        parameters=900,
-        parameters_before=1000,
-        bytes_on_disk=2048,
-        perplexity_quotient=1 + ratio,
-        mean_kl=ratio / 2,
-        top1=1 - ratio,
-        prefill_speed=speed,
-        decode_speed=speed,
-        verdict=Verdict(held=held, sentence="", checks=()),
-    )
-
-
 def test_a_rollout_has_its_section(root: Path, tmp_path: Path) -> None:
-    steps = step(0.1, held=True, speed=1.25), step(0.3, held=False)
-    staged(root, own(root / "planned").model_fingerprint, *steps).write(tmp_path / "rollout.json")
+    rollout(str(own(root / "planned").model_fingerprint)).write(tmp_path / "rollout.json")
     report(root / "planned", [tmp_path / "rollout.json"], output=tmp_path / "r.html")
     text = Page(tmp_path / "r.html").text
     assert "Kept: 10% of gate, up removed" in text
@@ -436,9 +404,10 @@ def test_results_about_another_model_are_refused(root: Path, tmp_path: Path) -> 
         assert "neither those of this folder nor of its original" in refused(tmp_path, root / "planned", file)
     own(root / "paired").model_copy(update={"model_fingerprint": "other"}).write(file)
     assert "with other weights than this folder's original" in refused(tmp_path, root / "planned", file)
-    staged(root, "other", step(0.1, held=True)).write(file)
+    rollout("other").write(file)
     assert "is a rollout of original, with other weights" in refused(tmp_path, root / "planned", file)
-    staged(root, own(root / "planned").model_fingerprint).write(file)
+    empty = rollout(str(own(root / "planned").model_fingerprint)).model_copy(update={"steps": ()})
+    empty.write(file)
     assert "has no step yet" in refused(tmp_path, root / "planned", file)
     own_file = root / "planned" / RESULT_FILE
     assert refused(tmp_path, root / "planned", own_file) == (
