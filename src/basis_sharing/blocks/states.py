@@ -14,6 +14,27 @@ from basis_sharing.run.machine import Machine
 _DISK_SHARE = 0.8
 
 
+@dataclass(frozen=True)
+class StatesShape:
+    """The shape of the states between two blocks.
+
+    Attributes:
+        window: Shape of the states of one window: ``[1, length, hidden]`` for most models, ``[streams, 1, length,
+            hidden]`` where a model has several residual streams.
+        tokens: Its dimension whose size is the length.
+        windows: Number of windows.
+    """
+
+    window: torch.Size
+    tokens: int
+    windows: int
+
+    @property
+    def all(self) -> torch.Size:
+        """The shape of the states of all windows, ``[windows, *window]``."""
+        return torch.Size((self.windows, *self.window))
+
+
 def states_like(shape: torch.Size, dtype: torch.dtype, file: Path, machine: Machine) -> Tensor:
     """Return an uninitialized buffer for the states between two blocks, in memory or, if memory is short, in ``file``.
 
@@ -38,7 +59,7 @@ class BlockInputs:
     """The inputs of all blocks, and the output of the last one.
 
     Attributes:
-        rows: The states, shape ``[blocks + 1, windows, length, hidden]``; the last row is the output of the last block.
+        rows: The states, shape ``[blocks + 1, windows, *window]``; the last row is the output of the last block.
         file: The file that holds them; None: they are in memory.
     """
 
@@ -46,8 +67,8 @@ class BlockInputs:
     file: Path | None
 
     def read(self, row: int, window: int, device: torch.device) -> Tensor:
-        """Return the states of one window in a row, shape ``[1, length, hidden]``."""
-        return self.rows[row, window : window + 1].to(device)
+        """Return the states of one window in a row."""
+        return self.rows[row, window].to(device)
 
 
 def make_block_inputs(
@@ -60,7 +81,7 @@ def make_block_inputs(
 
     Args:
         rows: Number of rows.
-        row: Shape of a row, ``[windows, length, hidden]``.
+        row: Shape of a row, that of the states of all windows.
         dtype: Dtype of the states.
         folder: Folder of the file. If no file can be reused, leftovers of an interrupted run in it are deleted.
         machine: The machine, for its memory limits.

@@ -6,7 +6,7 @@ of the block before it. Weights need no gradients, so a backward step costs abou
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, head_only, run_block, states_shape
+from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, run_block, states_shape
+from basis_sharing.blocks.head import head_only
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import BlockInputs, make_block_inputs, states_like
 from basis_sharing.calibration.forward import own_windows
@@ -63,7 +64,7 @@ def backward_sweep(
 
     Raises:
         NumericalError: A block output or a gradient is NaN or infinite; names the block or the projection.
-        ModelError: The arguments that the model passes to a block depend on the tokens.
+        ModelError: A block is given arguments of another form for other tokens.
         CorpusError: Memory and disk have no room for the block inputs, or there are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
@@ -72,8 +73,8 @@ def backward_sweep(
     try:
         with ExitStack() as stack:
             room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
-            stages = _Stages(model, decoder, input_ids, dtype, machine, progress)
-            shape = states_shape(model, decoder, stages.input_ids)
+            stages = _Stages(model, decoder, own_windows(input_ids, machine), dtype, machine, room, progress)
+            shape = stages.shape.all
             inputs = make_block_inputs(1 + len(decoder.blocks), shape, dtype, room, machine, wanted=folder is not None)
             # A sweep can only be resumed if its block inputs are in a file.
             kept = room if folder is not None and inputs.file is not None else None
@@ -103,12 +104,13 @@ class _Stages:
         input_ids: Tensor,
         dtype: torch.dtype,
         machine: Machine,
+        folder: Path,
         progress: ProgressCallback,
     ) -> None:
-        self.model, self.decoder, self.progress = model, decoder, progress
-        self.input_ids = own_windows(input_ids, machine)
+        self.model, self.decoder, self.input_ids, self.progress = model, decoder, input_ids, progress
+        self.shape = states_shape(model, decoder, input_ids)
         self._machine, self._device, self._dtype = machine, machine.device, dtype
-        self._calls = block_calls(model, decoder, input_ids)
+        self._calls = block_calls(model, decoder, input_ids, folder=folder, machine=machine)
 
     def record_inputs(self, inputs: BlockInputs, point: ResumePoint) -> None:
         """Write the inputs of every block, and the output of the last one, into ``inputs``."""
@@ -121,7 +123,7 @@ class _Stages:
             with self._block(index) as (block, call):
                 for window in range(windows):
                     with torch.no_grad():
-                        output = run_block(block, inputs.read(index, window, self._device), call)[0]
+                        output = run_block(block, inputs.read(index, window, self._device), call(window))
                     if not torch.isfinite(output).all():
                         raise NumericalError(
                             f"what {path} computes contains NaN or infinity: calibrate in float32 "
@@ -137,17 +139,18 @@ class _Stages:
 
         Positions are processed in chunks, because the logits of a whole window take much memory.
         """
-        windows, length = self.input_ids.shape
-        with head_only(self.model, self.decoder, self._device, self._dtype) as head, torch.enable_grad():
+        (windows, length), tokens = self.input_ids.shape, self.shape.tokens
+        head_alone = head_only(self.model, self.decoder, self._calls, self._device, self._dtype)
+        with head_alone as head, torch.enable_grad():
             for window in range(first, windows):
                 outputs, ids = inputs.read(-1, window, self._device), self.input_ids[window].to(self._device)
                 for start in range(0, length - 1, _POSITIONS):
                     stop = min(start + _POSITIONS, length - 1)
-                    x = outputs[:, start:stop].clone().requires_grad_(True)
+                    x = outputs.narrow(tokens, start, stop - start).clone().requires_grad_(True)
                     logits = head(x, ids[None, start:stop])[0]
                     nn.functional.cross_entropy(logits.float(), ids[start + 1 : stop + 1], reduction="sum").backward()
                     assert x.grad is not None
-                    gradient[window, start:stop] = x.grad[0]
+                    gradient[window].narrow(tokens, start, stop - start).copy_(x.grad)
                 self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
                 # Resume points need equal steps on all processes, which may have different numbers of windows.
                 if self._machine.processes.count == 1:
@@ -166,19 +169,19 @@ class _Stages:
                 for window in range(windows):
                     x = inputs.read(index, window, self._device).requires_grad_(True)
                     with torch.enable_grad(), watch:
-                        run_block(block, x, call).backward(gradient[window : window + 1].to(self._device))
+                        run_block(block, x, call(window)).backward(gradient[window].to(self._device))
                     assert x.grad is not None
-                    gradient[window] = x.grad[0]
+                    gradient[window] = x.grad
                     done += 1
                     self.progress(Progress("measuring gradients", done, total, "windows x blocks"))
             yield index, watch.finish(self.input_ids.numel(), self._machine.processes)
             point.reach(blocks - index, gradient)
 
     @contextmanager
-    def _block(self, index: int) -> Iterator[tuple[nn.Module, BlockCall]]:
+    def _block(self, index: int) -> Iterator[tuple[nn.Module, Callable[[int], BlockCall]]]:
         module = self.model.get_submodule(self.decoder.blocks[index])
         with placed(module, self._device, self._dtype):
-            yield module, self._calls[index].to(self._device, self._dtype)
+            yield module, self._calls.of(index, self._device, self._dtype)
 
 
 class _Watch:
@@ -224,6 +227,11 @@ class _Watch:
                 )
 
         def forward(_: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                raise NumericalError(
+                    f"{name} receives no gradient of the loss, so its errors cannot be weighted by it: use "
+                    "--no-gradients, or leave its role out (--roles)."
+                )
             output.register_hook(backward)
 
         return forward

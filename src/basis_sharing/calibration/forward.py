@@ -60,28 +60,26 @@ def sweep(
 
     Raises:
         NumericalError: An activation is NaN or infinite; names the projection that would read it.
-        ModelError: The arguments that the model passes to a block depend on the tokens.
+        ModelError: A block is given arguments of another form for other tokens.
         CorpusError: There are fewer windows than processes.
     """
     machine = machine or Machine(model.device)
-    calls = block_calls(model, decoder, input_ids)
     input_ids = own_windows(input_ids, machine)
     with ExitStack() as stack:
         room = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
-        shape = states_shape(model, decoder, input_ids)
-        hidden = states_like(shape, dtype, room / f"hidden{UNFINISHED}", machine)
+        calls = block_calls(model, decoder, input_ids, folder=room, machine=machine)
+        hidden = states_like(states_shape(model, decoder, input_ids).all, dtype, room / f"hidden{UNFINISHED}", machine)
         point = ResumePoint(folder and folder / f"states{UNFINISHED}", machine.processes)
         first = point.resume(hidden)
         if not first:
             fill_first_states(model, decoder, input_ids, hidden)
         done, total = first * len(input_ids), len(decoder.blocks) * len(input_ids)
         for index, path in list(enumerate(decoder.blocks))[first:]:
-            block, call = model.get_submodule(path), calls[index].to(machine.device, dtype)
+            block, call = model.get_submodule(path), calls.of(index, machine.device, dtype)
             projections = [p for p in decoder.projections if p.block == index]
             with placed(block, machine.device, dtype), _watched(block, path, projections, statistics) as accumulators:
                 for window in range(len(input_ids)):
-                    output = run_block(block, hidden[window : window + 1].to(machine.device), call)
-                    hidden[window] = output[0]
+                    hidden[window] = run_block(block, hidden[window].to(machine.device), call(window))
                     done += 1
                     progress(Progress(stage, done, total, "windows x blocks"))
             yield index, {name: accumulator.finish(machine.processes) for name, accumulator in accumulators.items()}

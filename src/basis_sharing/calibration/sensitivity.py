@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_sharing.blocks.calls import block_calls, fill_first_states, head_only, run_block, states_shape
+from basis_sharing.blocks.calls import block_calls, fill_first_states, run_block, states_shape
+from basis_sharing.blocks.head import head_only
 from basis_sharing.blocks.placing import placed
 from basis_sharing.linalg.truncation import Member, truncate
 from basis_sharing.models.decoder import module
@@ -86,26 +87,28 @@ class _Forward:
         self, model: Any, decoder: Decoder, input_ids: Tensor, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._model, self._decoder, self._dtype, self._device = model, decoder, dtype, device
-        self._calls = [call.to(device, dtype) for call in block_calls(model, decoder, input_ids)]
+        self._calls = block_calls(model, decoder, input_ids)
         self._ids = input_ids.to(device)
 
     def inputs(self) -> list[Tensor]:
-        """Return the inputs of every block, each ``[windows, length, hidden]``."""
-        states = torch.empty(states_shape(self._model, self._decoder, self._ids), dtype=self._dtype)
+        """Return the inputs of every block, each ``[windows, *states of a window]``."""
+        states = torch.empty(states_shape(self._model, self._decoder, self._ids).all, dtype=self._dtype)
         fill_first_states(self._model, self._decoder, self._ids, states)
         inputs = [states.to(self._device)]
         for index in range(len(self._decoder.blocks) - 1):
             inputs.append(self._step(inputs[-1], index))
         return inputs
 
-    def log_probabilities(self, hidden: Tensor, start: int) -> Tensor:
-        """Return the log-probabilities, ``[windows, length, vocabulary]``, for the inputs ``hidden`` of a block."""
+    def log_probabilities(self, states: Tensor, start: int) -> Tensor:
+        """Return the log-probabilities, ``[windows, length, vocabulary]``, for the inputs ``states`` of a block."""
         for index in range(start, len(self._decoder.blocks)):
-            hidden = self._step(hidden, index)
-        with head_only(self._model, self._decoder, self._device, self._dtype) as head:
-            return head(hidden, self._ids).float().log_softmax(-1)
+            states = self._step(states, index)
+        with head_only(self._model, self._decoder, self._calls, self._device, self._dtype) as head:
+            logits = torch.cat([head(*pair) for pair in zip(states, self._ids[:, None], strict=True)])
+        return logits.float().log_softmax(-1)
 
-    def _step(self, hidden: Tensor, index: int) -> Tensor:
+    def _step(self, states: Tensor, index: int) -> Tensor:
         block = module(self._model, self._decoder.blocks[index])
+        call = self._calls.of(index, self._device, self._dtype)
         with placed(block, self._device, self._dtype):
-            return run_block(block, hidden, self._calls[index])
+            return torch.stack([run_block(block, own, call(window)) for window, own in enumerate(states)])

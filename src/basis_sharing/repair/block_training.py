@@ -37,9 +37,9 @@ class BlockTask:
 
     Attributes:
         block: The block.
-        call: The arguments that the model passes to it besides the hidden states.
-        read: Returns its input for a window, shape ``[1, length, hidden]``, on its device.
-        target: Returns the output of the original block for a window, shape ``[1, length, hidden]``, on its device.
+        call: Returns the arguments that the model passes to it besides the hidden states, for a window.
+        read: Returns its input for a window, on its device.
+        target: Returns the output of the original block for a window, on its device.
         training: Indices of the training windows.
         held_out: Indices of the held-out windows.
         dtype: Dtype of the matrix products; weights and optimizer states stay in fp32.
@@ -47,7 +47,7 @@ class BlockTask:
     """
 
     block: nn.Module
-    call: BlockCall
+    call: Callable[[int], BlockCall]
     read: Callable[[int], Tensor]
     target: Callable[[int], Tensor]
     training: list[int]
@@ -63,7 +63,7 @@ class BlockTask:
     def loss(self, window: int) -> Tensor:
         """Return the error on one window, as a differentiable scalar."""
         with self.mixed():
-            output = run_block(self.block, self.read(window), self.call)
+            output = run_block(self.block, self.read(window), self.call(window))
         return relative_error(output, self.target(window))
 
     @torch.no_grad()

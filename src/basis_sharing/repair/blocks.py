@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states, run_block, states_shape
+from basis_sharing.blocks.calls import BlockCall, BlockCalls, block_calls, fill_first_states, run_block, states_shape
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import states_like
 from basis_sharing.errors import RecipeError
@@ -93,20 +93,35 @@ def repair_blocks(
     """
     machine = machine or Machine(model.device)
     segments = cut_segments(input_ids, seed, bos)
-    calls = block_calls(model, decoder, segments)
-    repair = _Repair(model, original, decoder, calls, dtype, refit, machine)
-
-    def decide() -> RepairSchedule:
-        if minutes is None:
-            return RepairSchedule(min(len(segments), REFIT_SEGMENTS), 0)
-        return repair.timed_schedule(segments, minutes)
+    repair = _Repair(model, original, decoder, dtype, refit, machine)
 
     with ExitStack() as stack:
         kept_in = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="basis-sharing-")))
+
+        def decide() -> RepairSchedule:
+            if minutes is None:
+                return RepairSchedule(min(len(segments), REFIT_SEGMENTS), 0)
+            return repair.timed_schedule(segments, minutes, kept_in)
+
         schedule = load_or_create(folder and folder / "schedule.json", RepairSchedule, decide)
         own = segments[own_share(schedule, machine.processes).segments]
         point = ResumePoint(folder and folder / f"flows-reached{UNFINISHED}", machine.processes)
         return schedule, repair.repair_all(own, schedule, seed, kept_in, point, progress)
+
+
+@dataclass(frozen=True)
+class _Flows:
+    """The states at the current block.
+
+    Attributes:
+        states: Inputs in both flows, and the original's outputs, shape ``[3, windows, *states of a window]``.
+        calls: The arguments of the blocks, as the original passes them.
+        length: Tokens per window.
+    """
+
+    states: Tensor
+    calls: BlockCalls
+    length: int
 
 
 @dataclass
@@ -116,7 +131,6 @@ class _Repair:
     model: Any
     original: Any
     decoder: Decoder
-    calls: list[BlockCall]
     dtype: torch.dtype
     refit: bool
     machine: Machine
@@ -131,21 +145,31 @@ class _Repair:
         progress: ProgressCallback,
     ) -> list[BlockGain]:
         """Repair all blocks, resuming an interrupted run; return the gain of every block."""
-        shape = states_shape(self.model, self.decoder, segments)
-        flows = states_like(torch.Size((3, *shape)), self.dtype, folder / f"flows{UNFINISHED}", self.machine)
-        first = point.resume(flows)
+        flows = self._flows(segments, folder)
+        first = point.resume(flows.states)
         if not all(self.machine.processes.gather(first and _readable(folder, first))):
             first = 0  # start from the first block
         gains = [self.load_block(index, folder) for index in range(first)]
         if not first:
-            for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
-                fill_first_states(source, self.decoder, segments, flows[flow])
+            self._begin(flows, segments)
         for index in range(first, len(self.decoder.blocks)):
             gains.append(self.repair_block(index, flows, schedule, seed, folder, progress))
-            point.reach(index + 1, flows)
+            point.reach(index + 1, flows.states)
         return gains
 
-    def timed_schedule(self, segments: Tensor, minutes: float) -> RepairSchedule:
+    def _flows(self, segments: Tensor, folder: Path) -> _Flows:
+        """Return the flows for some segments, not yet filled."""
+        shape = torch.Size((3, *states_shape(self.model, self.decoder, segments).all))
+        states = states_like(shape, self.dtype, folder / f"flows{UNFINISHED}", self.machine)
+        calls = block_calls(self.original, self.decoder, segments, folder=folder, machine=self.machine)
+        return _Flows(states, calls, segments.shape[1])
+
+    def _begin(self, flows: _Flows, segments: Tensor) -> None:
+        """Write the inputs of the first block."""
+        for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
+            fill_first_states(source, self.decoder, segments, flows.states[flow])
+
+    def timed_schedule(self, segments: Tensor, minutes: float, folder: Path) -> RepairSchedule:
         """Time the first block, and return the schedule that fits into ``minutes``.
 
         Raises:
@@ -154,9 +178,8 @@ class _Repair:
         available = len(segments)
         few = RepairSchedule(FEWEST_SEGMENTS, 1)
         segments = segments[own_share(few, self.machine.processes).segments]
-        flows = torch.empty((3, *states_shape(self.model, self.decoder, segments)), dtype=self.dtype)
-        for flow, source in ((_COMPRESSED, self.model), (_ORIGINAL, self.original)):
-            fill_first_states(source, self.decoder, segments, flows[flow])
+        flows = self._flows(segments, folder)
+        self._begin(flows, segments)
         self._compute_targets(0, flows)  # warms up
         start = time.monotonic()
         self._compute_targets(0, flows)
@@ -183,7 +206,7 @@ class _Repair:
         return RepairSchedule(min(available, fits(epochs)), epochs)
 
     def repair_block(
-        self, index: int, flows: Tensor, schedule: RepairSchedule, seed: int, folder: Path, progress: ProgressCallback
+        self, index: int, flows: _Flows, schedule: RepairSchedule, seed: int, folder: Path, progress: ProgressCallback
     ) -> BlockGain:
         """Refit and train a block, keep it in a file, and advance both flows to its outputs."""
         stage = "refining" if schedule.epochs else "refitting to the compressed flow"
@@ -204,11 +227,11 @@ class _Repair:
         gain = replace(gain, before=before, refitted=refitted)
         self._keep(index, masters, gain, folder)
         self.load_block(index, folder)
-        block, call = self._block(self.model, index), self.calls[index].to(self.machine.device, self.dtype)
+        block, call = self._block(self.model, index), flows.calls.of(index, self.machine.device, self.dtype)
         with torch.no_grad(), placed(block, self.machine.device, self.dtype):
-            for window, states in enumerate(flows[_COMPRESSED]):
-                flows[_COMPRESSED, window] = run_block(block, states[None].to(self.machine.device), call)[0]
-        flows[_ORIGINAL] = flows[_TARGETS]
+            for window, states in enumerate(flows.states[_COMPRESSED]):
+                flows.states[_COMPRESSED, window] = run_block(block, states.to(self.machine.device), call(window))
+        flows.states[_ORIGINAL] = flows.states[_TARGETS]
         progress(Progress(stage, (index + 1) * steps, total, "steps"))
         return gain
 
@@ -233,12 +256,12 @@ class _Repair:
         write_whole(_file(folder, index), lambda path: save_file(tensors, path))
 
     @torch.no_grad()
-    def _compute_targets(self, index: int, flows: Tensor) -> None:
+    def _compute_targets(self, index: int, flows: _Flows) -> None:
         """Compute the outputs of the original's block."""
-        block, call = self._block(self.original, index), self.calls[index].to(self.machine.device, self.dtype)
+        block, call = self._block(self.original, index), flows.calls.of(index, self.machine.device, self.dtype)
         with placed(block, self.machine.device, self.dtype):
-            for window, states in enumerate(flows[_ORIGINAL]):
-                flows[_TARGETS, window] = run_block(block, states[None].to(self.machine.device), call)[0]
+            for window, states in enumerate(flows.states[_ORIGINAL]):
+                flows.states[_TARGETS, window] = run_block(block, states.to(self.machine.device), call(window))
 
     def _block(self, model: Any, index: int) -> nn.Module:
         block: nn.Module = model.get_submodule(self.decoder.blocks[index])
@@ -266,13 +289,13 @@ class _Repair:
         finally:
             _swap(block, {id(masters[name]): old for name, old in own.items()})
 
-    def _task(self, index: int, flows: Tensor, schedule: RepairSchedule) -> BlockTask:
+    def _task(self, index: int, flows: _Flows, schedule: RepairSchedule) -> BlockTask:
         device, share = self.machine.device, own_share(schedule, self.machine.processes)
         return BlockTask(
             block=self._block(self.model, index),
-            call=self.calls[index].to(device, torch.float32),
-            read=lambda window: flows[_COMPRESSED, window : window + 1].to(device, torch.float32),
-            target=lambda window: flows[_TARGETS, window : window + 1].to(device),
+            call=flows.calls.of(index, device, torch.float32),
+            read=lambda window: flows.states[_COMPRESSED, window].to(device, torch.float32),
+            target=lambda window: flows.states[_TARGETS, window].to(device),
             training=share.training,
             held_out=share.held_out,
             dtype=self.dtype,
@@ -290,10 +313,10 @@ class _Repair:
         return train_block(task, list(masters.values()), epochs=schedule.epochs, seed=seed, step_done=step_done)
 
     @torch.no_grad()
-    def _refit(self, index: int, flows: Tensor, task: BlockTask, before: float) -> float:
+    def _refit(self, index: int, flows: _Flows, task: BlockTask, before: float) -> float:
         """Refit the coefficients of a block, input by input in forward order; return the held-out error."""
         block, original = self._block(self.model, index), self._block(self.original, index)
-        path, call = self.decoder.blocks[index], self.calls[index].to(self.machine.device, self.dtype)
+        path, call = self.decoder.blocks[index], flows.calls.of(index, self.machine.device, self.dtype)
         readers: dict[str, list[Projection]] = {}
         for projection in self.decoder.projections:
             if projection.block == index:
@@ -304,15 +327,15 @@ class _Repair:
             factorized = [p for p in projections if isinstance(self.model.get_submodule(p.name), FactorizedLinear)]
 
             def pair(window: int, first: str = first) -> tuple[Tensor, Tensor]:
-                theirs = flows[_ORIGINAL, window : window + 1].to(self.machine.device)
+                theirs = flows.states[_ORIGINAL, window].to(self.machine.device)
                 with task.mixed():
-                    ours = read_by(block, first, task.read(window), task.call)
-                return ours, read_by(original, first, theirs, call)
+                    ours = read_by(block, first, task.read(window), task.call(window))
+                return ours, read_by(original, first, theirs, call(window))
 
             if not factorized:
                 continue
             with placed(original, self.machine.device, self.dtype):
-                if any(len(read) != flows.shape[2] for read in pair(0)):
+                if any(len(read) != flows.length for read in pair(0)):
                     continue  # an expert, whose tokens differ between the flows
                 training = task.training[: REFIT_SEGMENTS // self.machine.processes.count]
                 moments = flow_moments(map(pair, training), projections[0].d_in, self.machine.processes)

@@ -1,0 +1,32 @@
+"""The output head of a model without its blocks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_sharing.blocks.calls import BlockCalls, without_blocks
+from basis_sharing.blocks.placing import placed_outside
+from basis_sharing.models.family import Decoder
+
+
+@contextmanager
+def head_only(
+    model: Any, decoder: Decoder, calls: BlockCalls, device: torch.device, dtype: torch.dtype
+) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """Yield a function that maps the last block's output and the token ids to logits.
+
+    The function calls the model with its blocks replaced by the identity, so that final norm, head and soft cap are the
+    model's own. Inside the context, everything outside the blocks is on ``device`` in ``dtype``.
+    """
+    given: list[Tensor] = []
+
+    def head(states: Tensor, input_ids: Tensor) -> Tensor:
+        given[:] = [states]
+        logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+    with without_blocks(model, decoder, calls, given), placed_outside(model, decoder, device, dtype):
+        yield head
