@@ -30,6 +30,7 @@ _LEFT_DENSE = (
         re.compile(r"mamba|ssm|linear_attn|conv|recurrent|rglru|temporal_block"),
         "state-space, convolution and linear-attention mixers are left dense",
     ),
+    (re.compile(r"indexer"), "indexers of sparse attention are left dense"),
     (re.compile(r"adapter|lora"), "adapters are left dense"),
 )
 UNKNOWN_ROLE = "its role in the block is not known, so it is left dense"

@@ -154,7 +154,7 @@ class Shapes:
         self.block_parameters: list[int] = [sum(p.numel() for p in block.parameters()) for block in blocks]
         self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
         eager = getattr(config, "_attn_implementation", None) == "eager"
-        self.scores: int = config.num_attention_heads * length**2 if eager else 0
+        self.scores: int = getattr(config, "num_attention_heads", 0) * length**2 if eager else 0
         self.inputs = {(p.block, p.input): p.d_in for p in decoder.projections}
 
     @property

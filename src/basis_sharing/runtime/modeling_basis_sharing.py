@@ -77,6 +77,22 @@ def declare_ties(model: nn.Module, ties: dict[str, str]) -> None:
     model.all_tied_weights_keys = {**getattr(model, "all_tied_weights_keys", {}), **ties}  # type: ignore[assignment]
 
 
+def native_conversions(conversions: Iterable[Any], entries: Iterable[Entry]) -> list[Any]:
+    """Return the architecture's own weight conversions with which a compressed model is saved and loaded.
+
+    There are none if one of them merges members of the entries with other weights into one tensor on disk, which cannot
+    hold factors: such a model is stored under its names in memory.
+    """
+    conversions = list(conversions)
+    weights = [f"{name}.weight" for entry in entries for name in entry.members]
+    for conversion in conversions:
+        if type(conversion).__name__ == "WeightConverter":
+            reverse = conversion.reverse_transform()
+            if any(reverse.rename_source_key(name)[1] is not None for name in weights):
+                return []
+    return conversions
+
+
 def weight_renamings(entries: Iterable[Entry]) -> list[Any]:
     """Return the renamings from names on disk to names in memory; transformers reverses them when it saves."""
     from transformers.core_model_loading import WeightRenaming
@@ -112,6 +128,12 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
         model.is_quantized = False  # type: ignore[assignment]
         adopt(model)
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
+        """Return all conversions between disk and memory."""
+        native = native_conversions(weight_conversions, self.quantization_config.entries)
+        updated: list[Any] = super().update_weight_conversions(native, model)
+        return updated
 
     def get_weight_conversions(self) -> list[Any]:
         """Return the renamings between disk and memory."""

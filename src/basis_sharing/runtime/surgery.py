@@ -52,7 +52,8 @@ def declare_compressed(model: Any, entries: Sequence[Entry], provenance: dict[st
     model.hf_quantizer = quantizer
     model.config.quantization_config = config
     model.quantization_method = QUANT_METHOD
-    model._weight_conversions = [*_native_conversions(model), *quantizer.get_weight_conversions()]
+    native = runtime.native_conversions(_native_conversions(model), loaded)
+    model._weight_conversions = [*native, *quantizer.get_weight_conversions()]
     runtime.adopt(model)
 
 
