@@ -132,6 +132,7 @@ def states_shape(model: Any, decoder: Decoder, input_ids: Tensor) -> StatesShape
     return StatesShape(window, tokens, len(input_ids))
 
 
+@torch.no_grad()
 def fill_first_states(model: Any, decoder: Decoder, input_ids: Tensor, states: Tensor) -> None:
     """Write the input of the first block for every window into ``states``, whose first dimension is the window."""
     for window, ids in enumerate(input_ids):

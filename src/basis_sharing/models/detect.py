@@ -13,7 +13,7 @@ from basis_sharing.models.linears import is_dense, is_matrix_module
 from basis_sharing.models.probe import Reading, read_inputs
 from basis_sharing.models.roles import UNKNOWN_ROLE, role_of, special_part
 
-_SHARED_BY_ANALOGY = ("q", "k", "v", "qkv", "gate", "up", "gate_up")
+_SHARED_BY_ANALOGY = ("q", "k", "v", "kv", "qkv", "gate", "up", "gate_up")
 _SOURCE = "detected: roles by module names, inputs by a probe, shared roles by analogy with LLaMA"
 
 
@@ -180,7 +180,7 @@ def _name_inputs(groups: list[list[str]], roles: dict[str, str]) -> dict[str, di
     inputs: dict[str, dict[str, str]] = {}
     for group in groups:
         members = {roles[path]: path for path in group}
-        attention = members.keys() & {"q", "k", "v", "qkv"}
+        attention = members.keys() & {"q", "k", "v", "kv", "qkv"}
         mlp = members.keys() & {"gate", "up", "gate_up"}
         if attention and mlp:
             name = "block_in"

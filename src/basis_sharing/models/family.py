@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-ROLES = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")
+ROLES = ("q", "k", "v", "kv", "qkv", "o", "gate", "up", "gate_up", "down")
 """All roles of projections, in the order in which they act within a decoder block."""
 
 

@@ -8,6 +8,7 @@ _ROLE_BY_NAME = {
         "q": "q_proj query wq q_lin",
         "k": "k_proj key wk k_lin",
         "v": "v_proj value wv v_lin",
+        "kv": "kv_proj",
         "qkv": "qkv_proj query_key_value wqkv c_attn qkv w_pack",
         "o": "o_proj wo out_lin",
         "gate": "gate_proj c_fc_0",

@@ -10,6 +10,7 @@ _COLOURS = {  # attention in blues, the MLP in oranges, each from dark to light;
     "q": "#084594",
     "k": "#2171b5",
     "v": "#4292c6",
+    "kv": "#2171b5",
     "qkv": "#084594",
     "o": "#9ecae1",
     "gate": "#a63603",

@@ -126,6 +126,11 @@ class CompressionResult(Result):
         return compression_from_1(data) if data.get("schema_version") == 1 else data
 
     @property
+    def groups(self) -> tuple[EntryReport, ...]:
+        """The entries, under the name that they had in 0.1.0."""
+        return self.entries
+
+    @property
     def original_is_quantized(self) -> bool:
         """Whether the original's files store fewer than two bytes per parameter, so that their size is no measure."""
         on_disk = self.before.bytes_on_disk
