@@ -14,36 +14,50 @@ from pico import build
 
 LAYERS = 4
 
-_BY_VALUE: dict[Any, tuple[str, ...]] = {
-    260: ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"),
-    256: ("bos_token_id", "max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "context_length"),
-    257: ("eos_token_id", "eod_token_id", "sep_token_id", "decoder_start_token_id", "cls_token_id"),
-    258: ("pad_token_id",),
-    64: ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"),
-    96: ("intermediate_size", "ffn_dim", "dff", "ffn_hidden_size", "intermediate_size_mlp", "dense_intermediate_size")
-    + ("decoder_ffn_dim", "dim_ff"),
-    LAYERS: ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_experts", "n_routed_experts")
-    + ("num_local_experts", "moe_num_experts", "num_attention_heads", "n_head", "n_heads", "num_heads")
-    + ("attention_heads", "swa_num_attention_heads", "decoder_layers", "decoder_attention_heads", "linear_num_heads")
-    + ("linear_num_value_heads", "zero_expert_num", "conv_L_cache", "router_hidden_size"),
-    2: ("num_key_value_heads", "num_experts_per_tok", "swa_num_key_value_heads", "moe_topk", "moe_k", "index_n_heads")
-    + ("linear_num_key_heads", "n_mamba_heads", "o_groups", "n_layers_per_attn_res_block", "expert_layer_period")
-    + ("layer_group_size", "global_attn_every_n_layers", "sliding_window_pattern", "altup_num_inputs"),
-    1: ("n_group", "topk_group", "first_k_dense_replace", "num_dense_layers", "n_shared_experts", "num_shared_experts")
-    + ("moe_num_shared_experts", "mamba_n_groups", "n_groups", "n_input_layers", "n_output_layers"),
-    16: ("head_dim", "swa_head_dim", "kv_channels", "dim_head", "index_topk", "index_head_dim", "linear_head_dim")
-    + ("linear_key_head_dim", "linear_value_head_dim", "sliding_window", "sliding_window_size", "window_size")
-    + ("local_attention", "attention_window_size", "attention_chunk_size", "kv_lora_rank", "v_head_dim", "o_lora_rank")
-    + ("qk_nope_head_dim", "mamba_d_head", "mamba_head_dim", "mamba_chunk_size", "chunk_size", "keep_window_size")
-    + ("query_pre_attn_scalar", "global_head_dim", "rel_extent", "index_block_size", "block_size", "adapter_rank"),
-    8: ("qk_rope_head_dim", "rotary_dim", "mamba_d_state", "ssm_state_size", "state_size", "mamba_n_heads")
-    + ("mamba_num_heads", "hidden_size_per_layer_input", "laurel_rank", "d_rel", "gated_norm_rank", "loop_gate_rank")
-    + ("hc_lowrank", "mamba_dt_rank"),
-    24: ("q_lora_rank",),
-    32: ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size")
-    + ("shared_experts_intermediate_size", "expert_ffn_hidden_size", "moe_shared_expert_intermediate_size"),
+_BY_VALUE = {
+    260: "vocab_size vocab_size_per_layer_input unpadded_vocab_size",
+    256: "bos_token_id max_position_embeddings n_positions max_seq_len n_ctx context_length",
+    257: "eos_token_id eod_token_id sep_token_id decoder_start_token_id cls_token_id",
+    258: "pad_token_id",
+    64: "hidden_size d_model n_embd word_embed_proj_dim",
+    96: (
+        "intermediate_size ffn_dim dff ffn_hidden_size intermediate_size_mlp dense_intermediate_size "
+        "decoder_ffn_dim dim_ff"
+    ),
+    LAYERS: (
+        "num_hidden_layers n_layer n_layers num_layers num_experts n_routed_experts num_local_experts "
+        "moe_num_experts num_attention_heads n_head n_heads num_heads attention_heads swa_num_attention_heads "
+        "decoder_layers decoder_attention_heads linear_num_heads linear_num_value_heads zero_expert_num "
+        "conv_L_cache router_hidden_size"
+    ),
+    2: (
+        "num_key_value_heads num_experts_per_tok swa_num_key_value_heads moe_topk moe_k index_n_heads "
+        "linear_num_key_heads n_mamba_heads o_groups n_layers_per_attn_res_block expert_layer_period "
+        "layer_group_size global_attn_every_n_layers sliding_window_pattern altup_num_inputs"
+    ),
+    1: (
+        "n_group topk_group first_k_dense_replace num_dense_layers n_shared_experts num_shared_experts "
+        "moe_num_shared_experts mamba_n_groups n_groups n_input_layers n_output_layers"
+    ),
+    16: (
+        "head_dim swa_head_dim kv_channels dim_head index_topk index_head_dim linear_head_dim "
+        "linear_key_head_dim linear_value_head_dim sliding_window sliding_window_size window_size "
+        "local_attention attention_window_size attention_chunk_size kv_lora_rank v_head_dim o_lora_rank "
+        "qk_nope_head_dim mamba_d_head mamba_head_dim mamba_chunk_size chunk_size keep_window_size "
+        "query_pre_attn_scalar global_head_dim rel_extent index_block_size block_size adapter_rank"
+    ),
+    8: (
+        "qk_rope_head_dim rotary_dim mamba_d_state ssm_state_size state_size mamba_n_heads mamba_num_heads "
+        "hidden_size_per_layer_input laurel_rank d_rel gated_norm_rank loop_gate_rank hc_lowrank "
+        "mamba_dt_rank"
+    ),
+    24: "q_lora_rank",
+    32: (
+        "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
+        "shared_experts_intermediate_size expert_ffn_hidden_size moe_shared_expert_intermediate_size"
+    ),
 }
-_SIZES = {name: value for value, names in _BY_VALUE.items() for name in names}
+_SIZES = {name: value for value, names in _BY_VALUE.items() for name in names.split()}
 
 _LATENT = {"num_key_value_heads": 4, "head_dim": 8}  # latent attention: rotary heads, one key per query
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128}
@@ -105,7 +119,9 @@ def decoders() -> list[str]:
     def is_decoder(model_type: str) -> bool:
         config = CONFIG_MAPPING[model_type]
         parts = getattr(config, "sub_configs", {})
-        other = getattr(config, "is_encoder_decoder", False) or {"text_config", "vision_config", "text_encoder"} & set(parts)
+        other = getattr(config, "is_encoder_decoder", False) or {"text_config", "vision_config", "text_encoder"} & set(
+            parts
+        )
         return not other and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     return sorted(filter(is_decoder, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))

@@ -15,6 +15,7 @@ from basis_sharing.checkpoint.folder import compressed_source
 from basis_sharing.checkpoint.stage import Write
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import ModelError, RecipeError
+from basis_sharing.evaluation.check import CheckResult, RunWindow
 from basis_sharing.evaluation.stage import Evaluate, prepared_texts
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.sizes import memory_bytes
@@ -189,7 +190,9 @@ class _Training:
     def carried_out(self, work: Path, staging: Path, result: CompressionResult) -> CompressionResult:
         """Run the stages, and return the result of the compression with a report of the recovery."""
         train = _Train(self.settings, self.text, self.teacher, work, self.stored)
-        self.run.carry_out([self.before, train, self.after, Write(staging)])
+        untrained, trained = (RunWindow(self.text, name) for name in ("running the model", "checking the result"))
+        check = CheckResult(untrained, trained)
+        self.run.carry_out([self.before, untrained, train, trained, check, self.after, Write(staging)])
         measured = {
             "perplexity_before": self.before.perplexities,
             "perplexity_after": self.after.perplexities,

@@ -9,6 +9,7 @@ import basis_sharing
 from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.checkpoint.stage import Write
+from basis_sharing.evaluation.check import CheckResult, RunWindow
 from basis_sharing.evaluation.stage import Evaluate
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
@@ -49,6 +50,8 @@ class CompressionStages:
         in_nats = asked.preset.planned
         provenance = {"version": basis_sharing.__version__, "method": asked.method}
         self.before = Evaluate(asked, asked.length, "evaluating the original")
+        windows = None if text is None else text.windows
+        self.original_window = RunWindow(windows, "running the original")
         self.collect = Collect(WEIGHTINGS[asked.weighting], text)
         self.plan = MakePlan(asked, asked, asked, asked.length, self.collect, given=given, on_plan=announce)
         self.original = KeepOriginal(asked, asked.chosen_refit, asked.seed, text, self.plan)
@@ -56,6 +59,8 @@ class CompressionStages:
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
         self.repair = RepairBlocks(self.original, self.execute)
         self.declare = Declare(self.execute, self.plan, provenance)
+        self.result_window = RunWindow(windows, "checking the result")
+        self.check = CheckResult(self.original_window, self.result_window)
         self.after = Evaluate(asked, asked.length, "evaluating the result")
         self.write = Write(staging)
 
@@ -67,6 +72,7 @@ class CompressionStages:
         """Return the stages in order."""
         return [
             self.before,
+            self.original_window,
             self.collect,
             self.plan,
             self.original,
@@ -74,6 +80,8 @@ class CompressionStages:
             *self.refit,
             self.repair,
             self.declare,
+            self.result_window,
+            self.check,
             self.after,
             self.write,
         ]
