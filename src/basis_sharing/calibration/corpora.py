@@ -6,13 +6,12 @@ Imports neither torch nor transformers, so that a source can be checked before t
 import difflib
 import io
 import os
-from collections import Counter
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from basis_sharing.calibration.python_docs import python_docs
 from basis_sharing.calibration.readers import (
     DOCUMENT_SEPARATOR,
     RECORD_SUFFIXES,
@@ -49,7 +48,6 @@ _WINDOW_SUFFIXES = (".npz", ".safetensors")
 _C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"}
 _C4_DOCUMENTS = {"train": 8000, "test": 1100}  # 1,100 is what GPTQ evaluates on
 
-_LONG_PARAGRAPH = 80
 _AND = " + "
 
 
@@ -126,7 +124,7 @@ def read_text(source: Source, split: Split) -> str:
     """
     match source.kind:
         case "python-docs" | "python-docs:heldout":
-            return _python_docs(heldout=source.kind == "python-docs:heldout")
+            return python_docs(heldout=source.kind == "python-docs:heldout")
         case "wikitext2":
             if source.path is not None:
                 return read_plain(source.path)
@@ -188,39 +186,3 @@ def _hub_rows(kind: Kind, split: Split) -> list[str]:
         raise CorpusError(
             f"{kind} cannot be fetched from the Hugging Face hub ({reason}): check the network and {remedy}"
         ) from error
-
-
-def _python_docs(heldout: bool) -> str:
-    """Return the documentation in ``pydoc_data``: the part to calibrate on, or the part held out for evaluation.
-
-    Topics that share a paragraph with another one (some are chapters that contain others) are never held out, so that
-    the two parts do not overlap. Of the other topics about every second one is held out, by a hash of its name: 24 of
-    79 topics, an eighth of the text, and the same ones in Python 3.8 to 3.13.
-    """
-    from pydoc_data.topics import topics
-
-    paragraphs = {name: _long_paragraphs(text) for name, text in topics.items()}
-    uses = Counter(paragraph for own in paragraphs.values() for paragraph in own)
-    part = [
-        name
-        for name in sorted(topics)
-        if heldout == (all(uses[p] == 1 for p in paragraphs[name]) and _hash(name) % 2 == 0)
-    ]
-    # Leave out topics whose paragraphs all occur in longer topics (sections of a chapter).
-    seen: set[str] = set()
-    repeats = set()
-    for name in sorted(part, key=lambda name: -len(topics[name])):
-        if paragraphs[name] and paragraphs[name] <= seen:
-            repeats.add(name)
-        seen |= paragraphs[name]
-    return DOCUMENT_SEPARATOR.join(topics[name].strip() for name in part if name not in repeats)
-
-
-def _long_paragraphs(text: str) -> frozenset[str]:
-    """Return the paragraphs that are too long to be equal by chance, with white space normalized."""
-    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
-    return frozenset(paragraph for paragraph in paragraphs if len(paragraph) >= _LONG_PARAGRAPH)
-
-
-def _hash(name: str) -> int:
-    return blake2b(name.encode(), digest_size=8).digest()[0]
