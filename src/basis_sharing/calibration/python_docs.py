@@ -3,7 +3,7 @@
 from collections import Counter
 from hashlib import blake2b
 
-from basis_sharing.calibration.readers import DOCUMENT_SEPARATOR
+from basis_sharing.calibration.chats import DOCUMENT_SEPARATOR
 
 _LONG_PARAGRAPH = 80
 
