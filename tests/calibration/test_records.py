@@ -186,6 +186,12 @@ def test_a_list_that_is_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
     assert "line 33 of" in refused(path)  # more than half of it would be lost
 
 
+def test_a_damaged_object_of_several_lines_is_located(tmp_path: Path) -> None:
+    whole = json.dumps({"data": [{"text": f"record {i}"} for i in range(40)]}, indent=1)
+    path = write(tmp_path / "a.json", whole.replace('"record 10"', "record 10"))
+    assert f"line 34 of {path} is not valid JSON (Expecting value, column 12)" in refused(path)
+
+
 def test_empty_texts_are_nothing_odd(tmp_path: Path) -> None:
     notes: list[str] = []
     assert read(write(tmp_path / "a.jsonl", jsonl({"text": ""}, {"text": ""}, GOOD)), notes) == "\n\n\n\na good one"

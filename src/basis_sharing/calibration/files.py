@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import stat
+import unicodedata
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ _FOREIGN_STARTS = {
     b"\xff\xd8\xff": ("a picture", _NOT_TEXT),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file (git lfs pull)"),
 }
+_BINARY = "it looks like a binary file; give a text"
+_NO_WORDS = ("Cc", "Cn", "Co", "Cs")
+_SAMPLE = 100_000
 _TAR = slice(257, 262)
 _FEW = 0.3  # of the bytes of a Latin text are accented letters
 _BOMS = {
@@ -196,11 +200,20 @@ def _decoded(raw: bytes, name: str) -> str:
             f"{name} is not UTF-8 text (byte {raw[error.start]:#04x} at offset {error.start}): {_conversion(raw)}."
         ) from None
     if 10 * text.count("\0") > len(text):
-        raise CorpusError(
-            f"{name} is not UTF-8 text (every {len(text) // text.count(chr(0))}th byte or so is zero): "
-            f"{_conversion(raw)}."
-        )
+        raise CorpusError(f"{name} is not UTF-8 text (too many bytes are zero): {_conversion(raw)}.")
+    if encoding in ("utf-16", "utf-32") and not _is_words(text):
+        raise CorpusError(f"{name} is not UTF-8 text (it begins as {encoding.upper()} does): {_BINARY}.")
     return text
+
+
+def _is_words(text: str) -> bool:
+    """Return whether nearly all of the first characters are such as a text has; the others are in binary files."""
+    start = text[:_SAMPLE].removeprefix("\ufeff")
+    odd = sum(
+        character == "\ufeff" or (unicodedata.category(character) in _NO_WORDS and not character.isspace())
+        for character in start
+    )
+    return 100 * odd <= len(start)
 
 
 def _conversion(raw: bytes) -> str:
@@ -211,10 +224,10 @@ def _conversion(raw: bytes) -> str:
         if 10 * min(low, high) < max(low, high) and 4 * max(low, high) > len(raw):
             wide = "UTF-16LE" if high > low else "UTF-16BE"
             return f"it looks like {wide}; convert it (iconv -f {wide} -t UTF-8)"
-        return "it looks like a binary file; give a text"
+        return _BINARY
     control = sum(raw.count(byte) for byte in range(32) if byte not in b"\t\n\v\f\r\x1b")
     if 20 * control > len(raw) or zeros:
-        return "it looks like a binary file; give a text"
+        return _BINARY
     if sum(byte > 127 for byte in raw) < _FEW * len(raw):
         return "it may be Latin-1 (Windows-1252); convert it to UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
     return "convert it to UTF-8 from the encoding that it was written in (iconv -f ENCODING -t UTF-8)"

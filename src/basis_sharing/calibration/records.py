@@ -17,6 +17,7 @@ Record = tuple[str, dict[str, Any]]
 
 _WHITE = re.compile(r"[ \t\r\n]*")
 _RECORD = re.compile(rb'(\xef\xbb\xbf)?\s*\[?\s*\{\s*"')
+_OPEN = ("{", "[", ",")
 _HALF = 0.5
 
 
@@ -102,12 +103,14 @@ def _skip(text: str, position: int) -> int:
 
 
 def _spans_lines(text: str, begin: int) -> bool:
-    """Return whether the first value is an object of several lines."""
-    try:
-        value, end = _parse_at(text, begin)
-    except ValueError:
+    """Return whether the first value is an object of several lines; a damaged one by the end of its first line."""
+    line = text[begin:].partition("\n")[0].rstrip()
+    if len(line) == len(text) - begin or not line.startswith("{"):
         return False
-    return isinstance(value, dict) and "\n" in text[begin:end].rstrip()
+    try:
+        return "\n" in text[begin : _parse_at(text, begin)[1]].rstrip()
+    except ValueError:
+        return line.endswith(_OPEN)
 
 
 def _lines(text: str, name: str) -> Iterator[tuple[int, Any]]:
@@ -137,21 +140,20 @@ def _items(text: str, begin: int, name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _values(text: str, begin: int, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield values that follow one another, and an error for what follows a damaged one."""
-    value, position = _parse_at(text, begin)
-    if position == len(text):
-        yield from enumerate(_unwrapped(value), start=1)
-        return
-    number = 1
-    yield number, value
+    """Yield values that follow one another, and an error from a damaged one on; an only one is unwrapped."""
+    position, number = begin, 0
     while position < len(text):
         number += 1
         try:
-            value, position = _parse_at(text, position)
+            value, end = _parse_at(text, position)
         except ValueError as error:
             yield number, _rest(error, text, position, name)
             return
-        yield number, value
+        if number == 1 and end == len(text):
+            yield from enumerate(_unwrapped(value), start=1)
+        else:
+            yield number, value
+        position = end
 
 
 def _unwrapped(value: dict[str, Any]) -> list[Any]:
