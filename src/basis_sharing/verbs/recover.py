@@ -350,7 +350,7 @@ def _recovered(result: CompressionResult, report: RecoveryReport, about: tuple[s
     pairs = [
         (dense, measured[dense.fingerprint]) for dense in result.perplexity_before if dense.fingerprint in measured
     ]
-    notes = [*result.notes, *about]
+    notes = [*result.notes, *(note for note in about if note not in result.notes)]
     if report.diverged:
         notes.append("the recovery diverged and was stopped: the best state before is kept.")
     elif report.loss_after >= report.loss_before:
