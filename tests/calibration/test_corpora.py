@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from basis_sharing.calibration.corpora import Source, parse_source, read_text, wikitext_rows
-from basis_sharing.calibration.readers import read_conversations
 from basis_sharing.errors import CorpusError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -78,12 +77,17 @@ def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("slef", "did you mean 'self'"),
         ("wikitxt2:a.raw", "did you mean 'wikitext2:a.raw'"),
         ("python-docs:held", "did you mean 'python-docs:heldout'"),
-        ("three words here", "give a file, or one of python-docs"),
-        ("", "give a file, or one of python-docs"),
-        ("x" * 5000, "give a file, or one of python-docs"),
+        ("three words here", "or one of python-docs"),
+        ("", "or one of python-docs"),
+        ("x" * 5000, "or one of python-docs"),
         ("chat:", "write chat:FILE"),
         ("missing.txt", "there is no file missing.txt"),
-        ("some/where", "there is no file some/where"),
+        (
+            "some/where",
+            "there is no file some/where: check the path, or write hub:some/where for a data set of the hub",
+        ),
+        ("some/where.txt", "there is no file some/where.txt: check the path."),
+        ("a.txt + b.txt", "is several texts, but here one is read at a time"),
         ("C:\\texts\\a.txt", "there is no file"),
         ("wikitext2:missing.raw", "there is no file missing.raw"),
     ],
@@ -94,10 +98,10 @@ def test_unknown_sources_are_refused(spec: str, says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_folders_are_refused(tmp_path: Path) -> None:
-    for spec in (str(tmp_path), f"text:{tmp_path}"):
-        with pytest.raises(CorpusError, match="is a folder: give one file in it"):
-            parse_source(spec)
+@pytest.mark.parametrize("kind", ["windows", "wikitext2", "wikitext2-rows"])
+def test_folders_are_refused_where_one_file_is_needed(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CorpusError, match="is a folder: give one file in it"):
+        parse_source(f"{kind}:{tmp_path}")
 
 
 def test_unknown_suffix_asks_for_a_prefix(tmp_path: Path) -> None:
@@ -250,13 +254,15 @@ def test_half_characters_are_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (jsonl({"text": "a"}) + '{"text": ', "line 2 of"),
-        (jsonl({"text": "a"}) + "\n{text: 1}", "line 3 of"),
-        ('[{"text": "a"},\n {"text": }]', "line 2 of"),
-        (json.dumps({"data": [1]}, indent=1), "one record per line, or one list of records"),
-        (jsonl({"question": "a", "answer": "b"}), "has the fields question, answer"),
+        ('{"text": ', "line 1 of"),
+        ("{text: 1}\n\n{text: 1}", "line 1 of"),
+        ('[{"text": },\n {"text": "a"}]', "line 1 of"),
+        ('[{"text": "a"},\n {"text": }, {"text": "and more"}]', "line 2 of"),
+        (json.dumps({"data": [1]}, indent=1), "has the fields data"),
+        ('{"a": 1', "one record per line, or one list of records"),
+        (jsonl({"house": "a", "street": "b"}), "has the fields house, street"),
         (jsonl({"instruction": "a"}), "has the fields instruction"),
-        (jsonl({"text": "a"}, {"text": None}), "field 'text' of line 2"),
+        (jsonl({"text": None}), "field 'text' of line 1"),
         (jsonl({"text": ["a"]}), "is list instead of a string"),
         (jsonl({"messages": "a"}), "is not a list of messages"),
         (jsonl({"messages": []}), "is not a list of messages"),
@@ -275,29 +281,6 @@ def test_bad_records(tmp_path: Path, content: str, says: str) -> None:
         read(path)
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
-
-
-def test_conversations(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.jsonl",
-        jsonl(
-            {"messages": CHAT},
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-            {"instruction": "a", "input": "b", "output": "c"},
-        ),
-    )
-    conversations = [[(m["role"], m["content"]) for m in messages] for _, messages in read_conversations(path)]
-    assert conversations == [
-        [("user", "Hello?"), ("assistant", "Hi.")],
-        [("user", "a"), ("assistant", "b")],
-        [("user", "a\n\nb"), ("assistant", "c")],
-    ]
-
-
-def test_plain_documents_are_no_conversations(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", jsonl({"text": "a"}))
-    with pytest.raises(CorpusError, match="has the fields text: a chat needs messages"):
-        list(read_conversations(path))
 
 
 # Python's documentation
@@ -363,9 +346,3 @@ def test_real_wikitext_rows() -> None:
 )
 def test_real_files(name: str, least: int) -> None:
     assert len(read(DATA / name)) > least
-
-
-@needs_data
-def test_real_conversations() -> None:
-    path = DATA / "calibration" / "alpaca_random_9k.json.gz"
-    assert sum(1 for _ in read_conversations(path)) == 9229

@@ -192,14 +192,6 @@ def test_chat_needs_a_template(chat: Path) -> None:
         calibrate(f"chat:{chat}", tokenizer=tokenizer)
 
 
-def test_record_refused_by_the_template_is_named(chat: Path) -> None:
-    tokenizer = pico_tokenizer()
-    tokenizer.chat_template = "{% if messages|length != 2 or messages[0].content == 'Add' %}{{ raise_exception('no') }}"
-    tokenizer.chat_template += "{% endif %}{{ messages[0].content }}"
-    with pytest.raises(CorpusError, match=r"does not accept line 2 of .*chat.jsonl \(no\)"):
-        calibrate(f"chat:{chat}", tokenizer=tokenizer)
-
-
 # Evaluation
 
 

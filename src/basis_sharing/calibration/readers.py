@@ -1,173 +1,172 @@
-"""Reading text from files: plain text and JSON records, optionally compressed with gzip."""
+"""Reading the texts of a source: of a file, a folder, standard input or a data set; as documents or as chats."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basis_sharing.calibration.chats import KNOWN_FIELDS, Chat, record_chat, record_text
+from basis_sharing.calibration.files import (
+    STANDARD_INPUT,
+    Content,
+    file_content,
+    foreign_suffix,
+    piped_content,
+    plain_text,
+    regular_files,
+)
+from basis_sharing.calibration.hub import DataSet, Split, data_set_records
+from basis_sharing.calibration.reading import OddRecordError, Reading
+from basis_sharing.calibration.records import JSON_SUFFIXES, Record, json_records, starts_with_record
+from basis_sharing.calibration.tables import CSV_SUFFIXES, csv_records, is_parquet, parquet_records
 from basis_sharing.errors import CorpusError
 
-RECORD_SUFFIXES = (".jsonl", ".json")
-DOCUMENT_SEPARATOR = "\n\n"
+_WINDOW_SUFFIXES = (".npz", ".safetensors")
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-Conversation = list[dict[str, str]]
+Convert = Callable[[str, dict[str, Any], Reading], str]
 
 
-def content_suffix(path: Path) -> str:
-    """Return the suffix of a file's content in lower case: ``.jsonl`` for ``a.jsonl`` and for ``a.jsonl.gz``."""
-    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+@dataclass(frozen=True)
+class Place:
+    """Where text is read.
+
+    Attributes:
+        at: A file, a folder or a data set; None: standard input.
+        column: The column to read; None: the known ones.
+    """
+
+    at: Path | DataSet | None
+    column: str | None = None
 
 
-def read_plain(path: Path) -> str:
-    """Return the content of a text file, decompressed and without a byte order mark.
+def read_documents(place: Place, split: Split, reading: Reading) -> list[str]:
+    """Return the documents of a source: a plain text is one, and every record is one.
+
+    Args:
+        place: Where they are.
+        split: The split of a data set that names none.
+        reading: Counts what is left out.
 
     Raises:
-        CorpusError: The file cannot be read, is damaged, is not UTF-8, or contains only white space.
+        CorpusError: A file cannot be read, is damaged or not UTF-8; most records of it have no text; or all is empty.
     """
-    raw = _read_bytes(path)
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{path} is not UTF-8 text (byte {raw[error.start]:#04x} at offset {error.start}): convert it to UTF-8."
-        ) from None
-    if not text.strip():
-        raise CorpusError(f"{path} is empty: give a file with text.")
-    return text
+
+    def convert(where: str, record: dict[str, Any], part: Reading) -> str:
+        return record_text(where, record, place.column, part)
+
+    texts = _texts(place, split, convert, reading, plain=True)
+    if not any(text.strip() for text in texts):
+        raise CorpusError(f"the records of {_name(place)} are empty: give a file with text.")
+    return texts
 
 
-def read_document(path: Path) -> str:
-    """Return the content of a text file, or the documents of a ``.json`` or ``.jsonl`` file joined by an empty line.
+def read_chats(place: Place, split: Split, render: Callable[[Chat, Reading], str], reading: Reading) -> list[str]:
+    """Return the conversations of a source, as a chat template writes them.
+
+    Args:
+        place: Where they are.
+        split: The split of a data set that names none.
+        render: Writes one conversation; raises OddRecordError where the template refuses it.
+        reading: Counts what is left out.
 
     Raises:
-        CorpusError: As :func:`read_plain`; or the JSON is invalid, or a record has none of the known fields.
+        CorpusError: As :func:`read_documents`; or most records of a file are no conversations.
     """
-    if content_suffix(path) not in RECORD_SUFFIXES:
-        return read_plain(path)
-    text = DOCUMENT_SEPARATOR.join(_record_text(record, where) for where, record in read_records(path))
-    if not text.strip():
-        raise CorpusError(f"the records of {path} are empty: give a file with text.")
-    return _without_surrogates(text)
+
+    def convert(where: str, record: dict[str, Any], part: Reading) -> str:
+        return render(record_chat(where, record, place.column, part), part)
+
+    return _texts(place, split, convert, reading, plain=False)
 
 
-def read_conversations(path: Path) -> Iterator[tuple[str, Conversation]]:
-    """Yield the conversations of a ``.json`` or ``.jsonl`` file.
+def _name(place: Place) -> str:
+    if place.at is None:
+        return STANDARD_INPUT
+    return place.at.name if isinstance(place.at, DataSet) else str(place.at)
 
-    Yields:
-        The location of the record for messages, and its messages as dicts of ``role`` and ``content``.
+
+def _texts(place: Place, split: Split, convert: Convert, reading: Reading, *, plain: bool) -> list[str]:
+    """Return the texts of a place, converted from records; plain text as it is where ``plain``."""
+    if isinstance(place.at, DataSet):
+        records = data_set_records(place.at, place.column, split, reading, KNOWN_FIELDS)
+        return list(_converted(records, convert, reading))
+    if place.at is None:
+        return list(_content_texts(piped_content(sys.stdin), place.column, convert, reading, plain=plain))
+    if not place.at.is_dir():
+        return list(_content_texts(file_content(place.at), place.column, convert, reading, plain=plain))
+    texts: list[str] = []
+    found = 0
+    for path in regular_files(place.at):
+        try:
+            _check_text(path)
+            part = Reading(str(path))
+            texts += list(_content_texts(file_content(path), place.column, convert, part, plain=plain))
+            reading.add(part)
+            found += 1
+        except CorpusError as error:
+            reading.leave_out_file(error)
+    reading.check_files(place.at, found)
+    return texts
+
+
+def _check_text(path: Path) -> None:
+    """Check that the suffix of a file in a folder does not stand for something else than text.
 
     Raises:
-        CorpusError: As :func:`read_document`; or a record is not a conversation.
+        CorpusError: It does.
     """
-    for where, record in read_records(path):
-        messages = _messages(record, where)
-        if messages is None:
-            raise CorpusError(
-                f"{where} has {_fields(record)}: a chat needs messages, conversations, or instruction and output."
-            )
-        yield where, [{key: _without_surrogates(value) for key, value in message.items()} for message in messages]
+    if path.suffix.lower() in _WINDOW_SUFFIXES:
+        raise CorpusError(f"{path} is a file of tensors: give token windows as a file of their own.")
+    if foreign := foreign_suffix(path):
+        raise CorpusError(f"{path} is {foreign[0]}: {foreign[1]}.")
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the records of a JSON list or of JSON lines; the format is determined by the content, not by the suffix.
+def _content_texts(
+    content: Content, column: str | None, convert: Convert, reading: Reading, *, plain: bool
+) -> Iterator[str]:
+    """Return the texts of one file."""
+    records = _records(content, column, plain)
+    if records is not None:
+        return _converted(records, convert, reading)
+    if column is not None:
+        raise CorpusError(f"{content.name} is plain text, which has no column {column!r}: leave out #{column}.")
+    return iter([plain_text(content)])
 
-    Yields:
-        The location of the record for messages, and its fields.
+
+def _records(content: Content, column: str | None, plain: bool) -> Iterable[Record | OddRecordError] | None:
+    """Return the records of a content; None if it is plain text, which it can be if ``plain``.
+
+    The suffix tells the format, else the beginning of standard input and of contents that must be records.
+    """
+    if is_parquet(content):
+        return parquet_records(content, column, KNOWN_FIELDS)
+    if content.suffix in CSV_SUFFIXES:
+        return csv_records(content, column)
+    if content.suffix in JSON_SUFFIXES:
+        return json_records(content)
+    piped = content.name == STANDARD_INPUT
+    if starts_with_record(content) and (piped or column is not None):
+        return json_records(content)
+    if piped and column is not None:
+        return csv_records(content, column)
+    return None if plain else json_records(content)
+
+
+def _converted(records: Iterable[Record | OddRecordError], convert: Convert, reading: Reading) -> Iterator[str]:
+    """Yield the records that can be converted, and count the others.
 
     Raises:
-        CorpusError: As :func:`read_plain`; or the JSON is invalid, or a record is not an object.
+        CorpusError: More than half of the records cannot be converted.
     """
-    text = read_plain(path)
-    records: Iterable[tuple[int, Any]]
-    if text.lstrip().startswith("["):
-        records = enumerate(_parse_json(text, path, 1), start=1)
-        unit = "record"
-    else:
-        # Not splitlines(): JSON strings may contain other line separators such as U+2028.
-        lines = enumerate(text.split("\n"), start=1)
-        records = ((number, _parse_json(line, path, number)) for number, line in lines if line.strip())
-        unit = "line"
-    for number, record in records:
-        where = f"{unit} {number} of {path}"
-        if not isinstance(record, dict):
-            raise CorpusError(f"{where} is not a JSON object: each record needs named fields, e.g. {{'text': ...}}.")
-        yield where, record
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read ({error.strerror}): check its permissions.") from error
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
-
-
-def _parse_json(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise CorpusError(
-            f"line {line} of {path} is not valid JSON ({error.msg}, column {error.colno}): "
-            "give one record per line, or one list of records."
-        ) from None
-
-
-def _record_text(record: dict[str, Any], where: str) -> str:
-    if "text" in record:
-        return _string(record["text"], "text", where)
-    messages = _messages(record, where)
-    if messages is None:
-        raise CorpusError(
-            f"{where} has {_fields(record)}: a record needs text, messages, conversations, or instruction and output."
-        )
-    return DOCUMENT_SEPARATOR.join(message["content"] for message in messages)
-
-
-def _messages(record: dict[str, Any], where: str) -> Conversation | None:
-    """Return the messages of a chat (OpenAI or ShareGPT field names) or Alpaca record; None if it is neither."""
-    for field in ("messages", "conversations"):
-        if field in record:
-            turns = record[field]
-            if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-                raise CorpusError(f"{field} in {where} is not a list of messages with role and content.")
-            return [_message(turn, f"a message in {where}") for turn in turns]
-    if "instruction" in record and "output" in record:
-        prompt = [_string(record.get(field) or "", field, where) for field in ("instruction", "input")]
-        return [
-            {"role": "user", "content": DOCUMENT_SEPARATOR.join(part for part in prompt if part)},
-            {"role": "assistant", "content": _string(record["output"], "output", where)},
-        ]
-    return None
-
-
-def _message(turn: dict[str, Any], where: str) -> dict[str, str]:
-    role, content = ("from", "value") if "from" in turn else ("role", "content")
-    name = _string(turn.get(role), role, where)
-    return {"role": _SHAREGPT_ROLES.get(name, name), "content": _string(turn.get(content), content, where)}
-
-
-def _string(value: object, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        problem = "missing" if value is None else f"{type(value).__name__} instead of a string"
-        raise CorpusError(f"field {field!r} of {where} is {problem}: correct or remove this record.")
-    return value
-
-
-def _fields(record: dict[str, Any]) -> str:
-    return f"the fields {', '.join(record)}" if record else "no fields"
-
-
-def _without_surrogates(text: str) -> str:
-    """Return the text with lone surrogates replaced: JSON escapes may contain them, but they cannot be encoded."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    for record in records:
+        try:
+            if isinstance(record, OddRecordError):
+                raise record
+            text = convert(*record, reading)
+        except OddRecordError as error:
+            reading.leave_out(error)
+        else:
+            reading.keep()
+            yield text
+    reading.check()

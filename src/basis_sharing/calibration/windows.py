@@ -12,8 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from basis_sharing.calibration.corpora import Source, Split, parse_mixture, parse_source, read_text
-from basis_sharing.calibration.readers import read_conversations
+from basis_sharing.calibration.chats import Chat, folded, without_surrogates
+from basis_sharing.calibration.corpora import Source, parse_mixture, parse_source, read_conversations, read_text
+from basis_sharing.calibration.hub import Split
+from basis_sharing.calibration.reading import OddRecordError, Reading
 from basis_sharing.calibration.self_text import write_windows
 from basis_sharing.errors import CorpusError, RecipeError
 from basis_sharing.run.progress import ProgressCallback, silent
@@ -140,9 +142,9 @@ def _drawn_windows(
     source: Source, tokenizer: Any, windows: int | None, length: int, seed: int, vocab_size: int, first: int | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return windows drawn from a source of text, and notes."""
-    text = _text(source, "train", tokenizer)
+    text, notes = _text(source, "train", tokenizer)
     cut = _cut(_tokenize(text, tokenizer, source.spec, vocab_size), length, source.spec, first)
-    notes = _few(len(cut), windows, length, source.spec) + _unknown_words(source, text)
+    notes += _few(len(cut), windows, length, source.spec) + _unknown_words(source, text)
     return cut[_draw(len(cut), len(cut) if windows is None else min(windows, len(cut)), seed)], notes
 
 
@@ -171,10 +173,10 @@ def evaluation_windows(
         stored, notes = _stored_windows(source, windows, length, vocab_size)
         return EvaluationText(stored, None, spec, fingerprint_ids(stored), stored.numel(), False, notes)
     first = _first_token(tokenizer, bos)
-    text = _text(source, "test", tokenizer)
+    text, notes = _text(source, "test", tokenizer)
     tokens = _tokenize(text, tokenizer, spec, vocab_size)
     ids = _cut(tokens, length, spec, first)[:windows]
-    notes = _few(len(ids), windows, length, spec) + _unknown_words(source, text)
+    notes += _few(len(ids), windows, length, spec) + _unknown_words(source, text)
     bytes_per_token = len(text.encode()) / len(tokens)
     return EvaluationText(ids, bytes_per_token, spec, fingerprint_ids(ids), len(tokens), bos, notes)
 
@@ -200,26 +202,49 @@ def fingerprint_ids(input_ids: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _text(source: Source, split: Split, tokenizer: Any) -> str:
+def _text(source: Source, split: Split, tokenizer: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the text of a source, and notes about what was left out."""
+    notes: list[str] = []
     if source.kind != "chat":
-        return read_text(source, split)
-    assert source.path is not None
+        return read_text(source, split, notes), tuple(notes)
     if not tokenizer.chat_template:
         raise CorpusError(
             f"the tokenizer has no chat template, which {source.spec} needs: give the file without chat: to use its "
             "plain text."
         )
-    import jinja2
 
-    chats = []
-    for where, messages in read_conversations(source.path):
+    def render(chat: Chat, reading: Reading) -> str:
         try:
-            chats.append(tokenizer.apply_chat_template(messages, tokenize=False))
-        except jinja2.TemplateError as error:
-            raise CorpusError(
-                f"the chat template does not accept {where} ({error}): correct or remove this record."
-            ) from error
-    return "".join(chats)
+            return _templated(tokenizer, chat)
+        except OddRecordError:
+            without_system = folded(chat)
+            if without_system is None:
+                raise
+            text = _templated(tokenizer, without_system)
+            reading.fold_system(chat.where)
+            return text
+
+    return read_conversations(source, split, render, notes), tuple(notes)
+
+
+def _templated(tokenizer: Any, chat: Chat) -> str:
+    """Return a chat as the tokenizer's template writes it.
+
+    Raises:
+        OddRecordError: The template refuses it.
+    """
+    tools = {"tools": chat.tools} if chat.tools else {}
+    try:
+        text: str = tokenizer.apply_chat_template(chat.messages, tokenize=False, **tools)
+    except Exception as error:  # a template is a program of the model's authors, and may raise anything
+        raise OddRecordError(
+            f"the chat template does not accept {chat.where} ({_first_line(error)})", "correct or remove this record"
+        ) from error
+    return without_surrogates(text)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _tokenize(text: str, tokenizer: Any, spec: str, vocab_size: int) -> Tensor:

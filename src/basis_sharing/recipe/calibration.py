@@ -8,8 +8,9 @@ from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.settings import Option, Settings
 
 TEXTS = (
-    "python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, chat:FILE, self, any .txt or .jsonl file "
-    "(gzipped or not), or token windows in an .npz or .safetensors file; several, in equal parts, as 'A + B'"
+    "python-docs (on every machine), wikitext2, wikitext2:FILE, c4:FILE, self, a file (.txt, .jsonl, .csv, .parquet; "
+    "compressed or not), a folder, - for standard input, hub:NAME@SPLIT, each as PLACE#COLUMN for one column and as "
+    "chat:PLACE for conversations, or token windows (.npz, .safetensors); several, in equal parts, as 'A + B'"
 )
 
 

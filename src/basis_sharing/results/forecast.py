@@ -33,6 +33,7 @@ class Forecast(Frozen):
         unrounded_loss: Expected loss of the best plan of the same size without rank multiples; None if there are none.
         unshared_loss: Expected loss of the best plan of the same size without sharing across layers; None if the plan
             itself has no such sharing.
+        notes: Notes on unusual events, one sentence each.
     """
 
     plan: Plan
@@ -41,3 +42,4 @@ class Forecast(Frozen):
     points: tuple[Point, ...]
     unrounded_loss: float | None = None
     unshared_loss: float | None = None
+    notes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from basis_sharing.calibration.corpora import parse_mixture, parse_source
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.calibration.text import CalibrationText, calibration_text
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import RecipeError
@@ -230,7 +230,7 @@ def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None)
 
 def _input_paths(recipe: Recipe, source: ModelSource | None) -> list[Path]:
     """Return the local files and folders that a run reads."""
-    texts = [*parse_mixture(recipe.calibration), *map(parse_source, recipe.evaluate)]
+    texts = parse_texts(recipe.calibration, recipe.evaluate)
     paths = [text.path for text in texts if text.path is not None]
     if source is not None and source.path is not None:
         paths.append(source.path / source.gguf_file if source.gguf_file else source.path)

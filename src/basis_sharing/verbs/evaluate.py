@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.calibration.corpora import parse_source
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.measuring import Loading, Scoring, check_least
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, measure, prepare_text
@@ -82,8 +82,7 @@ def _checked_texts(
     if not text:
         return [] if scoring.asked else [DEFAULT_TEXT]
     texts = [text] if isinstance(text, str) else list(text)
-    for source in texts:
-        parse_source(source)  # a mistyped name fails before the model is loaded
+    parse_texts(None, texts)  # a mistyped name fails before the model is loaded
     return texts
 
 

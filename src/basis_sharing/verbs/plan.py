@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Unpack
 
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.calibration.text import calibration_text
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
@@ -73,6 +74,7 @@ def plan(
     recipe = as_recipe(recipe, settings)
     if not recipe.preset.planned or recipe.plan is not None:
         raise PlanError("only method auto is planned: leave out --method and --plan.")
+    parse_texts(recipe.calibration, recipe.evaluate)
     source = source_of(model, tokenizer)
     machine = machine_for(device, max_memory, model)
     with opened(
@@ -111,6 +113,7 @@ class _Forecasting:
             points=(*self._curve(planner), *(point for name in baselines for point in self._baseline(name))),
             unrounded_loss=unrounded,
             unshared_loss=unshared,
+            notes=tuple(self._run.notes),
         )
 
     def _planner(self, planning: Planning) -> Planner:
@@ -133,6 +136,7 @@ class _Forecasting:
             return plan
         windows, length = recipe.evaluation_windows, recipe.length
         text = prepare_text(run.model, run.tokenizer, recipe.evaluate[0], windows=windows, length=length)
+        run.notes.extend(text.notes)
         prediction = measured_prediction(plan, run, self._collect.weighting, text)
         return plan.model_copy(update={"prediction": prediction})
 

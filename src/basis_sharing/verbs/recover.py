@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.calibration.text import windows_of
 from basis_sharing.calibration.windows import TokenWindows
 from basis_sharing.checkpoint.folder import compressed_source
@@ -91,11 +92,12 @@ def recover(
         True
     """
     recovery = recovery or RecoverySettings.create(**settings)
+    texts = [text.path for text in parse_texts(recovery.calibration, evaluate) if text.path is not None]
     chosen, output = choose(device or "auto"), Path(output)
     source, path = compressed_source(folder, "compress the model first")
     result = CompressionResult.read(path / RESULT_FILE)
     teacher = _teacher(recovery, original, result)
-    inputs = [path, *([teacher.path] if teacher is not None and teacher.path is not None else [])]
+    inputs = [path, *texts, *([teacher.path] if teacher is not None and teacher.path is not None else [])]
     with ExitStack() as stack:
         staging = stack.enter_context(reserve(output, overwrite=overwrite, inputs=inputs))
         training = _opened(recovery, source, teacher, chosen, progress)
@@ -197,7 +199,7 @@ class _Training:
             "perplexity_before": self.before.perplexities,
             "perplexity_after": self.after.perplexities,
         }
-        return _recovered(result, train.report.model_copy(update=measured))
+        return _recovered(result, train.report.model_copy(update=measured), self.text.notes)
 
 
 def _text(settings: RecoverySettings, run: Run) -> TokenWindows:
@@ -345,13 +347,13 @@ def settled(
     return TrainingSchedule(steps, evaluations, loss_before)
 
 
-def _recovered(result: CompressionResult, report: RecoveryReport) -> CompressionResult:
+def _recovered(result: CompressionResult, report: RecoveryReport, about: tuple[str, ...]) -> CompressionResult:
     """Return the result of a compression after a recovery, without perplexities that were not measured again."""
     measured = {perplexity.fingerprint: perplexity for perplexity in report.perplexity_after}
     pairs = [
         (dense, measured[dense.fingerprint]) for dense in result.perplexity_before if dense.fingerprint in measured
     ]
-    notes = list(result.notes)
+    notes = [*result.notes, *(note for note in about if note not in result.notes)]
     if report.diverged:
         notes.append("the recovery diverged and was stopped: the best state before is kept.")
     elif report.loss_after >= report.loss_before:

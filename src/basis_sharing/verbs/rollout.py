@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from basis_sharing.calibration.corpora import parse_source
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.errors import OutputError, RecipeError
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT
 from basis_sharing.models.decoder import describe
@@ -99,13 +99,14 @@ def rollout(
         True
     """
     ratios = _checked(ratios, limits, dict(settings))
-    parse_source(text)
+    recipe = Recipe.create(ratio=ratios[0], **settings)
+    parse_texts(recipe.calibration, (text,))
     source, output = resolve(model), Path(output)
     refuse_compressed(source)
     fixed = RolloutSettings(
         model=str(model),
         model_fingerprint=fingerprint(source),
-        compression=Recipe.create(ratio=ratios[0], **settings).model_dump(mode="json", exclude=_FREE),
+        compression=recipe.model_dump(mode="json", exclude=_FREE),
         ratios=ratios,
         text=text,
         evaluation_windows=evaluation_windows,

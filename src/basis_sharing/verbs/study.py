@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.calibration.text import calibration_text
 from basis_sharing.errors import RecipeError
 from basis_sharing.recipe.calibration import CalibrationKeywords
@@ -76,6 +77,7 @@ def study(
     if distance is not None and distance < 1:
         raise RecipeError(f"--distance {distance} is too small: at least 1, neighbouring layers, is needed.")
     recipe = Recipe.create(ratio=ratio, **settings)
+    parse_texts(recipe.calibration)
     source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
     with opened(
         recipe, model, source=source, tokenizer=tokenizer, work=work, machine=machine, progress=progress

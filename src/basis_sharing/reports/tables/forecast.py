@@ -3,7 +3,7 @@
 from math import exp
 
 from basis_sharing.reports.table import Table, columns
-from basis_sharing.reports.tables.cells import NOTHING, percent
+from basis_sharing.reports.tables.cells import NOTHING, noted, percent
 from basis_sharing.reports.tables.groups import sharing_counts
 from basis_sharing.results.forecast import Forecast
 from basis_sharing.results.words import expectation
@@ -29,7 +29,7 @@ def forecast_table(forecast: Forecast) -> Table:
         "Expected perplexity, multiple of the original's (in brackets: multiplications per token)",
         columns("removed", *methods, words=0),
         tuple(rows),
-        tuple(plan_sentences(forecast)),
+        (*plan_sentences(forecast), *noted(forecast.notes)),
     )
 
 
