@@ -35,10 +35,12 @@ class FactorizedLinear(nn.Module):
         coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
         pivots: Sorted indices of the inputs with identity rows, int32, shape ``[rank]``; None: not pivoted.
         rest: Sorted indices of the other inputs, int32, shape ``[d_in - rank]``; None: not pivoted.
+        sharers: Number of projections that share the basis, this one included.
     """
 
     pivots: torch.Tensor | None
     rest: torch.Tensor | None
+    sharers: int = 1
 
     def __init__(
         self,
@@ -57,6 +59,23 @@ class FactorizedLinear(nn.Module):
         for name, size in (("pivots", rank), ("rest", stored)):
             indices = torch.empty(size, dtype=torch.int32, device=device) if pivoted else None
             self.register_buffer(name, indices, persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but refuse adapters on a shared basis.
+
+        Every projection would have its own adapter on the one parameter: each merge, and each start that changes the
+        weight (PiSSA, OLoRA), would change it for all of them.
+
+        Raises:
+            ValueError: ``value`` is an adapter in place of a basis that several projections share.
+        """
+        if name == "basis" and self.sharers > 1 and (hasattr(value, "base_layer") or hasattr(value, "original_module")):
+            raise ValueError(
+                f"this basis is shared by {self.sharers} projections, which an adapter on it would change one by one: "
+                "put adapters on the coefficients only (target_modules=['coeff']), or leave the bases out "
+                "(exclude_modules=['basis'])."
+            )
+        super().__setattr__(name, value)
 
     def set_pivots(self, pivots: torch.Tensor, rest: torch.Tensor) -> None:
         """Set the indices of the inputs with identity rows, and of those with stored rows of the basis."""
@@ -239,6 +258,7 @@ class FactorsKind:
             else:
                 new.basis.weight = owner.basis.weight
                 ties[f"{name}.basis.weight"] = f"{entry.owner}.basis.weight"
+            new.sharers = len(entry.members)
             replace(model, name, new)
         return ties
 
