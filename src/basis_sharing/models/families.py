@@ -1,8 +1,12 @@
 """The declared families of models; the structure of other models is detected."""
 
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from basis_sharing.models.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _PAPER = "the Basis Sharing paper (arXiv 2410.03765)"
 _AUTHORS_CONFIGS = "the Basis Sharing authors' published configurations"
@@ -123,7 +127,12 @@ def family_of(model_type: str) -> Family | None:
     return _BY_MODEL_TYPE.get(model_type)
 
 
-def needs_bos(model_type: str) -> bool:
-    """Return whether models of a type need the beginning-of-sequence token at the start of every window."""
-    family = family_of(model_type)
+def family_in(config: "PreTrainedConfig") -> Family | None:
+    """Return the declared family of the language model that a configuration describes, alone or in a multimodal one."""
+    return family_of(config.get_text_config().model_type)
+
+
+def needs_bos(config: "PreTrainedConfig") -> bool:
+    """Return whether the language model needs the beginning-of-sequence token at the start of every window."""
+    family = family_in(config)
     return family is not None and family.needs_bos

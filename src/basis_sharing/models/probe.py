@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.multimodal import auto_class_of_model
 
 _TOKENS = 8
 
@@ -71,7 +72,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     # On the meta device the grouped matrix products of mixture-of-experts models accept only bfloat16.
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+        skeleton: PreTrainedModel = auto_class_of_model(model).from_config(
             copy.deepcopy(model.config), dtype=torch.bfloat16, attn_implementation="eager"
         )
     return skeleton.eval()

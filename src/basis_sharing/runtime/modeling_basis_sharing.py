@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from torch import nn
+from transformers.models.auto import modeling_auto
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -166,7 +167,7 @@ def _carrier(name: str) -> type:
         native, (transformers.PreTrainedModel, transformers.PretrainedConfig)
     ):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    auto_class = "AutoConfig" if issubclass(native, transformers.PretrainedConfig) else "AutoModelForCausalLM"
+    auto_class = "AutoConfig" if issubclass(native, transformers.PretrainedConfig) else auto_class_of(name)
     if name not in globals():
         members: dict[str, Any] = {"__module__": __name__, "__doc__": native.__doc__, "_auto_class": auto_class}
         if auto_class != "AutoConfig":
@@ -175,6 +176,23 @@ def _carrier(name: str) -> type:
         globals()[name] = type(native)(name, (native,), members)
     carrier: type = globals()[name]
     return carrier
+
+
+def auto_class_of(name: str) -> str:
+    """Return the name of the transformers class that loads models of the class ``name`` without being told its name."""
+    by_task = {
+        "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    }
+    config = getattr(getattr(transformers, name, None), "config_class", None)
+    if "text_config" not in (getattr(config, "sub_configs", None) or {}):
+        return "AutoModelForCausalLM"  # some of these can be loaded as models that see, but are language models
+    for auto_class, mapping in by_task.items():
+        for listed in getattr(modeling_auto, mapping, {}).values():
+            if name == listed or (isinstance(listed, tuple) and name in listed):
+                return auto_class
+    return "AutoModelForCausalLM"
 
 
 def __getattr__(name: str) -> type:
