@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.multimodal import auto_class_of_model
+from basis_sharing.runtime.modeling_basis_sharing import mend
 
 _TOKENS = 8
 
@@ -75,6 +76,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
         skeleton: PreTrainedModel = auto_class_of_model(model).from_config(
             copy.deepcopy(model.config), dtype=torch.bfloat16, attn_implementation="eager"
         )
+    mend(skeleton)
     return skeleton.eval()
 
 

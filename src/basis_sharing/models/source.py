@@ -27,6 +27,7 @@ from basis_sharing.models.quiet import quiet
 from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_encoders, refuse_other_tasks
 from basis_sharing.models.sizes import weight_file_bytes
 from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
+from basis_sharing.runtime.modeling_basis_sharing import mend
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -162,6 +163,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
             "random numbers; download the model again."
         )
     check_finite(model)
+    mend(model)
     return model.eval()
 
 

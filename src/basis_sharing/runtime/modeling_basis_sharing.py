@@ -155,9 +155,23 @@ def adopt(model: Any) -> None:
     The subclass has the native name and behaviour. transformers then copies these files into every folder it saves and
     sets ``auto_map``, so that re-saved folders load with ``trust_remote_code=True`` as well.
     """
+    mend(model)
     for part in (model, model.config):
         if type(part).__module__ != __name__:
             part.__class__ = _carrier(type(part).__name__)
+
+
+def mend(model: Any) -> None:
+    """Make Llama 4 callable where its class in transformers is not (5.24): it reads a field that its text part lacks."""
+    if type(model).__name__ != "Llama4ForConditionalGeneration":
+        return
+    if _with_image_outputs not in model.language_model._forward_hooks.values():
+        model.language_model.register_forward_hook(_with_image_outputs)
+
+
+def _with_image_outputs(_: nn.Module, __: Any, output: Any) -> None:
+    if not isinstance(output, tuple) and not hasattr(output, "image_outputs"):
+        output.image_outputs = None
 
 
 def _carrier(name: str) -> type:
