@@ -1,7 +1,8 @@
 """What the checkpoint of a multimodal model takes from the folder of its original as it is."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from basis_sharing.models.multimodal import text_stack
+from basis_sharing.models.multimodal import is_multimodal, text_stack
 from basis_sharing.models.weight_files import weight_files
 
 _FILES = (
@@ -90,7 +91,25 @@ def names_in_memory(model: PreTrainedModel, names: Iterable[str]) -> dict[str, s
     return {name: renamed(name) for name in names}
 
 
-def saved_with(model: PreTrainedModel, original: Path | None) -> dict[str, Any]:
-    """Return the arguments of ``save_pretrained`` that keep the dtypes of what is beside the language model."""
-    kept = {} if original is None or not text_stack(model) else stored_otherwise(model, original)
-    return {"state_dict": {**model.state_dict(), **kept}} if kept else {}
+@contextmanager
+def keeping_dtypes(model: PreTrainedModel, original: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the arguments with which ``save_pretrained`` writes what is beside the language model as it was.
+
+    Args:
+        model: The model, dense or compressed.
+        original: The folder it was loaded from; None: there is none.
+    """
+    kept = {} if original is None or not is_multimodal(model) else stored_otherwise(model, original)
+    if not kept:
+        yield {}
+        return
+    state = {**model.state_dict(), **kept}
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        yield {"state_dict": state}
+        return
+    quantizer.get_state_dict_and_metadata = lambda _: (state, {})  # compressed models are asked for their state
+    try:
+        yield {}
+    finally:
+        del quantizer.get_state_dict_and_metadata

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from basis_sharing.checkpoint.originals import carry_files, saved_with
+from basis_sharing.checkpoint.originals import carry_files, keeping_dtypes
 from basis_sharing.errors import OutputError
 from basis_sharing.models.multimodal import is_multimodal
 from basis_sharing.run.durable import flush
@@ -92,8 +92,8 @@ def write_model(
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        with output_errors(staging):
-            model.save_pretrained(staging, max_shard_size=max_shard_size, **saved_with(model, original))
+        with output_errors(staging), keeping_dtypes(model, original) as arguments:
+            model.save_pretrained(staging, max_shard_size=max_shard_size, **arguments)
             tokenizer.save_pretrained(staging)
             if original is not None and is_multimodal(model):
                 carry_files(original, staging)

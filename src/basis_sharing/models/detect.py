@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.family import ROLES, Family
 from basis_sharing.models.linears import is_dense, is_matrix_module
 from basis_sharing.models.multimodal import text_stack
@@ -68,6 +69,7 @@ def detect(model: PreTrainedModel) -> Detection:
         inputs=inputs,
         shared_roles=tuple(role for role in _SHARED_BY_ANALOGY if role in present),
         shared_roles_source=_SOURCE,
+        needs_bos=needs_bos(model.config),
     )
     return Detection(family, reasons)
 

@@ -112,6 +112,8 @@ PHI3 = Family(
 FAMILIES = tuple(family for family in list(vars().values()) if isinstance(family, Family))
 """Every family declared above."""
 
+_NEED_BOS = frozenset({"gemma3n_text", "gemma4_text", "gemma4_unified_text"})
+"""Types whose structure is detected, but which need the beginning-of-sequence token as their relatives do."""
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -134,5 +136,6 @@ def family_in(config: "PreTrainedConfig") -> Family | None:
 
 def needs_bos(config: "PreTrainedConfig") -> bool:
     """Return whether the language model needs the beginning-of-sequence token at the start of every window."""
-    family = family_in(config)
-    return family is not None and family.needs_bos
+    model_type = config.get_text_config().model_type
+    family = family_of(model_type)
+    return model_type in _NEED_BOS or (family is not None and family.needs_bos)

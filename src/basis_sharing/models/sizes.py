@@ -69,7 +69,8 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     """Return the table of the parts of a model, for ``inspect``.
 
     The rows are the roles in order, embeddings and output head, the weights left dense inside the blocks, the towers
-    and projectors of a multimodal model, and everything else; their parameters sum to :func:`parameter_count`, their bytes to :func:`memory_bytes`.
+    and projectors of a multimodal model, and everything else; their parameters sum to :func:`parameter_count`, their
+    bytes to :func:`memory_bytes`.
 
     Args:
         model: The model, real or on the meta device.

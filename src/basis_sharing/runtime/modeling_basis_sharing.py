@@ -162,7 +162,7 @@ def adopt(model: Any) -> None:
 
 
 def mend(model: Any) -> None:
-    """Make Llama 4 callable where its class in transformers is not (5.24): it reads a field that its text part lacks."""
+    """Make Llama 4 callable where its class in transformers (5.24) reads a field that its text part does not return."""
     if type(model).__name__ != "Llama4ForConditionalGeneration":
         return
     if _with_image_outputs not in model.language_model._forward_hooks.values():
