@@ -14,6 +14,7 @@ from basis_sharing.models.families import family_in
 from basis_sharing.models.family import ROLES, Decoder, Family, LeftDense, Projection
 from basis_sharing.models.linears import features, is_dense, is_matrix_module
 from basis_sharing.models.multimodal import is_multimodal, text_stack
+from basis_sharing.models.probe import read_inputs
 from basis_sharing.models.roles import UNKNOWN_ROLE, special_part
 
 
@@ -32,6 +33,7 @@ def describe(model: PreTrainedModel) -> Decoder:
     declared = family_in(model.config)
     if declared is not None and is_multimodal(model):
         declared = replace(declared, blocks=find_blocks(model, text_stack(model)))
+        read_inputs(model, ())  # refuses what needs a picture with every text
     detection = Detection(declared) if declared is not None else detect(model)
     family = detection.family
     try:

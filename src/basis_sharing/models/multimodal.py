@@ -51,7 +51,7 @@ def text_stack(model: PreTrainedModel) -> str:
     if not is_multimodal(model):
         return ""
     decoder = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is decoder)
+    return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
 def towers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -67,7 +67,7 @@ def towers(model: PreTrainedModel) -> dict[str, nn.Module]:
             inner = f"{path}{name}"
             if stack.startswith(f"{inner}."):
                 descend(child, f"{inner}.")
-            elif inner != stack and child is not head:
+            elif inner != stack and child is not head and any(True for _ in child.parameters()):
                 found[inner] = child
 
     if stack:

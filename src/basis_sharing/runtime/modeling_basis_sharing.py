@@ -200,13 +200,16 @@ def auto_class_of(name: str) -> str:
         "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
     }
     config = getattr(getattr(transformers, name, None), "config_class", None)
-    if "text_config" not in (getattr(config, "sub_configs", None) or {}):
-        return "AutoModelForCausalLM"  # some of these can be loaded as models that see, but are language models
-    for auto_class, mapping in by_task.items():
-        for listed in getattr(modeling_auto, mapping, {}).values():
-            if name == listed or (isinstance(listed, tuple) and name in listed):
-                return auto_class
-    return "AutoModelForCausalLM"
+    known = [
+        auto_class
+        for auto_class, mapping in by_task.items()
+        for listed in getattr(modeling_auto, mapping, {}).values()
+        if name == listed or (isinstance(listed, tuple) and name in listed)
+    ]
+    # Some language models are listed among those that see as well.
+    if not known or ("AutoModelForCausalLM" in known and "text_config" not in getattr(config, "sub_configs", {})):
+        return "AutoModelForCausalLM"
+    return known[0]
 
 
 def __getattr__(name: str) -> type:
