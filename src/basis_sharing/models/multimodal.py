@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 from basis_sharing.runtime.modeling_basis_sharing import auto_class_of
 
 
-def class_name(model_type: str | None, architectures: Sequence[str]) -> str | None:
+def class_name(model_type: str, architectures: Sequence[str]) -> str | None:
     """Return the class that a configuration describes, if it is a language model, alone or inside a multimodal one.
 
     Args:
@@ -60,7 +60,8 @@ def towers(model: PreTrainedModel) -> dict[str, nn.Module]:
     These are vision and audio towers, and the projectors between them and the language model. Nothing of them is
     compressed. The result is empty for models of text alone.
     """
-    stack, found = text_stack(model), {}
+    stack = text_stack(model)
+    found: dict[str, nn.Module] = {}
 
     def descend(module: nn.Module, path: str) -> None:
         for name, child in module.named_children():

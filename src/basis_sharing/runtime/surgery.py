@@ -68,7 +68,7 @@ def native_conversions(model: Any) -> list[Any]:
     own = {name for each in _own_conversions(model) for name in each.source_patterns}
     conversions = getattr(model, "_weight_conversions", None)
     loaded = conversions is not None
-    if not loaded:
+    if conversions is None:
         conversions = get_model_conversion_mapping(model, add_legacy=False)
     keeps_prefixes = loaded and model.config.get_text_config() is not model.config
     return [
