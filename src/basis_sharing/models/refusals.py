@@ -23,7 +23,7 @@ def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
     Raises:
         ModelError: The model is of another kind; the message names its class.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     architectures = config.get("architectures") or []
     described = ", ".join(map(str, architectures)) or f"a model of type {model_type!r}"
     if model_type not in CONFIG_MAPPING:
