@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, LlamaConfig, T5Config
+from transformers import AutoConfig, BertConfig, LlamaConfig, T5Config
 from transformers.utils import logging
 
 from basis_sharing.errors import ModelError
@@ -199,9 +199,21 @@ def test_other_tasks(tmp_path, config, architecture, words):
         assert words in refusal(tmp_path, action)
 
 
-def test_multimodal_models(folder):
-    edit_config(folder, model_type="gemma3", architectures=["Gemma3ForConditionalGeneration"], vision_config={})
-    assert "multimodal model (Gemma3ForConditionalGeneration)" in refusal(folder)
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "words"),
+    [
+        ("clip", "CLIPModel", "multimodal model (CLIPModel) that writes no text"),
+        ("whisper", "WhisperForConditionalGeneration", "encoder-decoder (WhisperForConditionalGeneration)"),
+        ("t5gemma2", "T5Gemma2ForConditionalGeneration", "encoder-decoder (T5Gemma2ForConditionalGeneration)"),
+        ("florence2", None, "encoder-decoder (a model of type 'florence2')"),
+    ],
+)
+def test_multimodal_models_without_a_language_model(tmp_path, model_type, architecture, words):
+    config = AutoConfig.for_model(model_type)
+    config.architectures = [architecture] if architecture else None
+    config.save_pretrained(tmp_path)
+    for action in (load_config, load_model, load_skeleton):
+        assert words in refusal(tmp_path, action)
 
 
 def test_unknown_model_type(folder):

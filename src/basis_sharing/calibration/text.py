@@ -88,6 +88,6 @@ def windows_of(settings: WindowSettings, run: Run) -> TokenWindows:
         length=window_length(model.config, settings.length),
         seed=settings.seed,
         vocab_size=model.config.get_text_config().vocab_size,
-        bos=needs_bos(model.config.model_type),
+        bos=needs_bos(model.config),
         progress=run.progress,
     )

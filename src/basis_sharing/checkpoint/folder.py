@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from basis_sharing.checkpoint.originals import names_in_memory
 from basis_sharing.errors import CheckpointError, ModelError
 from basis_sharing.models.refusals import is_compressed
-from basis_sharing.models.source import ModelSource, load_config, resolve
+from basis_sharing.models.source import ModelSource, load_config, load_skeleton, resolve
 from basis_sharing.models.weight_files import read_header, weight_files
 from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, entries_of_config
 
@@ -55,6 +56,8 @@ def check_folder(folder: Path) -> None:
     entries = entries_in(folder)
     headers = [read_header(file) for file in weight_files(folder)]
     shapes: dict[str, list[int]] = {name: about["shape"] for header in headers for name, about in header.items()}
+    if not all(tensor in shapes for entry in entries for tensor in entry.on_disk()):
+        shapes |= _renamed(folder, shapes)
     for entry in entries:
         for tensor, expected in entry.on_disk().items():
             if tensor not in shapes:
@@ -65,3 +68,9 @@ def check_folder(folder: Path) -> None:
                     f"{folder}: config.json gives {entry.owner} {entry.title}, but {tensor} has shape {shape}: the "
                     "folder mixes two checkpoints; compress again."
                 )
+
+
+def _renamed(folder: Path, shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Return the shapes of tensors by the names in memory, where they differ from those on disk (in some families)."""
+    names = names_in_memory(load_skeleton(resolve(folder)), shapes)
+    return {name: shapes[on_disk] for on_disk, name in names.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from basis_sharing.checkpoint.writer import write_model
+from basis_sharing.models.source import local_folder
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 
@@ -25,4 +26,6 @@ class Write:
     def run(self, run: Run) -> None:
         """Write the model in shards whose size fits the memory of the run."""
         if self._folder is not None:
-            write_model(self._folder, run.model, run.tokenizer, max_shard_size=run.machine.shard_bytes)
+            original = None if run.source is None else local_folder(run.source)
+            size = run.machine.shard_bytes
+            write_model(self._folder, run.model, run.tokenizer, original=original, max_shard_size=size)

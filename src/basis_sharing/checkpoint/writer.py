@@ -8,7 +8,9 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
+from basis_sharing.checkpoint.originals import carry_files, keeping_dtypes
 from basis_sharing.errors import OutputError
+from basis_sharing.models.multimodal import is_multimodal
 from basis_sharing.run.durable import flush
 from basis_sharing.run.files import locked, output_errors
 
@@ -71,8 +73,18 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: int | str = "2GB") -> None:
+def write_model(
+    staging: Path, model: Any, tokenizer: Any, *, original: Path | None = None, max_shard_size: int | str = "2GB"
+) -> None:
     """Write a model and its tokenizer to an empty folder.
+
+    Args:
+        staging: The folder.
+        model: The model.
+        tokenizer: Its tokenizer.
+        original: The folder that the model comes from. If the model is multimodal, the files of its processor are
+            copied from there, and the tensors beside its language model are written as they are there.
+        max_shard_size: Largest size of a weight file, in bytes or as ``"2GB"``.
 
     Raises:
         OutputError: The disk is full or fails.
@@ -80,9 +92,11 @@ def write_model(staging: Path, model: Any, tokenizer: Any, *, max_shard_size: in
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        with output_errors(staging):
-            model.save_pretrained(staging, max_shard_size=max_shard_size)
+        with output_errors(staging), keeping_dtypes(model, original) as arguments:
+            model.save_pretrained(staging, max_shard_size=max_shard_size, **arguments)
             tokenizer.save_pretrained(staging)
+            if original is not None and is_multimodal(model):
+                carry_files(original, staging)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

@@ -59,7 +59,7 @@ def compress(
         print(result.model_dump_json(indent=2))
         return
     out.print(printable(*compression_summary(result)))
-    written(output)
+    written(output, result.loader)
 
 
 def _show_needs(

@@ -45,10 +45,9 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield show
 
 
-def written(output: Path) -> None:
+def written(output: Path, loader: str) -> None:
     """Print where a compressed model was written, and how to load it."""
     out.print(
-        f"\n  written to {output}; load it with\n"
-        f"  import basis_sharing; AutoModelForCausalLM.from_pretrained({str(output)!r})\n",
+        f"\n  written to {output}; load it with\n  import basis_sharing; {loader}.from_pretrained({str(output)!r})\n",
         highlight=False,
     )

@@ -56,4 +56,4 @@ def recover(
         return
     assert result.recovery is not None
     out.print(printable(recovery_table(result.recovery)))
-    written(output)
+    written(output, result.loader)

@@ -30,7 +30,7 @@ def prepare_text(model: Any, tokenizer: Any, text: str, *, windows: int | None, 
         windows=windows,
         length=window_length(model.config, length),
         vocab_size=model.config.get_text_config().vocab_size,
-        bos=needs_bos(model.config.model_type),
+        bos=needs_bos(model.config),
     )
 
 

@@ -31,12 +31,12 @@ class Dense:
         """
         from basis_sharing.checkpoint.writer import check_space, write_model
         from basis_sharing.models.sizes import memory_bytes
-        from basis_sharing.models.source import load_model, load_tokenizer, resolve
+        from basis_sharing.models.source import load_model, load_tokenizer, local_folder, resolve
 
         source = resolve(folder)
         dense = dense_model(load_model(source), progress=progress)
         check_space(staging, memory_bytes(dense))
-        write_model(staging, dense, load_tokenizer(source))
+        write_model(staging, dense, load_tokenizer(source), original=local_folder(source))
 
 
 register(Dense())
@@ -50,15 +50,16 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
         progress: Receives one event per projection.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from basis_sharing.models.decoder import describe
+    from basis_sharing.models.multimodal import auto_class_of_model, is_multimodal
     from basis_sharing.models.quiet import quiet
     from basis_sharing.runtime.layers_basis_sharing import kind_of
+    from basis_sharing.runtime.surgery import native_conversions
 
     config = _native_config(model.config)
     with torch.device("meta"):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        skeleton: PreTrainedModel = auto_class_of_model(model).from_config(config, dtype=model.dtype)
     transposed = {p.name: p.transposed for p in describe(skeleton).projections}
     compressed = [(entry, name) for entry in model.config.quantization_config.entries for name in entry.members]
     inside = tuple(f"{name}." for _, name in compressed)
@@ -76,6 +77,8 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
         dense: PreTrainedModel = type(skeleton).from_pretrained(
             None, config=config, state_dict=state, dtype=model.dtype
         )
+    if is_multimodal(model):
+        dense._weight_conversions = native_conversions(model)  # the names of the original's files
     return dense.eval()
 
 

@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
-from basis_sharing.models.detect import Detection, detect
-from basis_sharing.models.families import family_of
+from basis_sharing.models.detect import Detection, detect, find_blocks
+from basis_sharing.models.families import family_in
 from basis_sharing.models.family import ROLES, Decoder, Family, LeftDense, Projection
 from basis_sharing.models.linears import features, is_dense, is_matrix_module
+from basis_sharing.models.multimodal import is_multimodal, text_stack
+from basis_sharing.models.probe import read_inputs
 from basis_sharing.models.roles import UNKNOWN_ROLE, special_part
 
 
 def describe(model: PreTrainedModel) -> Decoder:
-    """Describe which parts of a causal language model can be compressed.
+    """Describe which parts of a causal language model, alone or inside a multimodal one, can be compressed.
 
     Args:
         model: The model, real or on the meta device.
@@ -28,7 +30,10 @@ def describe(model: PreTrainedModel) -> Decoder:
     Raises:
         ModelError: The structure cannot be detected, or nothing in it can be compressed.
     """
-    declared = family_of(model.config.model_type)
+    declared = family_in(model.config)
+    if declared is not None and is_multimodal(model):
+        declared = replace(declared, blocks=find_blocks(model, text_stack(model)))
+        read_inputs(model, ())  # refuses what needs a picture with every text
     detection = Detection(declared) if declared is not None else detect(model)
     family = detection.family
     try:

@@ -8,8 +8,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.families import needs_bos
 from basis_sharing.models.family import ROLES, Family
 from basis_sharing.models.linears import is_dense, is_matrix_module
+from basis_sharing.models.multimodal import text_stack
 from basis_sharing.models.probe import Reading, read_inputs
 from basis_sharing.models.roles import UNKNOWN_ROLE, role_of, special_part
 
@@ -47,7 +49,7 @@ def detect_family(model: PreTrainedModel) -> Family:
 
 def detect(model: PreTrainedModel) -> Detection:
     """Return the detected family and the reasons for what it leaves out; see :func:`detect_family`."""
-    blocks_path = find_blocks(model)
+    blocks_path = find_blocks(model, text_stack(model))
     blocks = _blocks(model, blocks_path)
     paths = [{name for name, module in block.named_modules() if is_matrix_module(module)} for block in blocks]
     reasons: dict[str, str] = {}
@@ -58,29 +60,36 @@ def detect(model: PreTrainedModel) -> Detection:
     )
     by_block = _usable_readings(blocks_path, paths, roles, readings, reasons)
     inputs = _name_inputs(_same_input(by_block, roles), roles)
+    model_type = model.config.get_text_config().model_type
     present = {role for members in inputs.values() for role in members}
     family = Family(
-        name=model.config.model_type,
-        model_types=(model.config.model_type,),
+        name=model_type,
+        model_types=(model_type,),
         blocks=blocks_path,
         inputs=inputs,
         shared_roles=tuple(role for role in _SHARED_BY_ANALOGY if role in present),
         shared_roles_source=_SOURCE,
+        needs_bos=needs_bos(model.config),
     )
     return Detection(family, reasons)
 
 
-def find_blocks(model: PreTrainedModel) -> str:
+def find_blocks(model: nn.Module, within: str = "") -> str:
     """Return the module path of the list of decoder blocks.
 
     Blocks may be of different classes, as in models that mix attention with state-space layers.
 
+    Args:
+        model: The model.
+        within: Path of the module that holds the blocks; empty: the whole model.
+
     Raises:
-        ModelError: There is no list of blocks with linear modules, or more than one (encoder and decoder, vision tower
-            and language model).
+        ModelError: There is no list of blocks with linear modules, or more than one (encoder and decoder).
     """
     stacks: list[str] = []
     for name, module in model.named_modules():
+        if not name.startswith(within):
+            continue
         inside_another = any(name.startswith(f"{stack}.") for stack in stacks)
         if isinstance(module, nn.ModuleList) and not inside_another and _is_stack(module):
             stacks.append(name)

@@ -1,8 +1,12 @@
 """The declared families of models; the structure of other models is detected."""
 
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from basis_sharing.models.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _PAPER = "the Basis Sharing paper (arXiv 2410.03765)"
 _AUTHORS_CONFIGS = "the Basis Sharing authors' published configurations"
@@ -108,6 +112,8 @@ PHI3 = Family(
 FAMILIES = tuple(family for family in list(vars().values()) if isinstance(family, Family))
 """Every family declared above."""
 
+_NEED_BOS = frozenset({"gemma3n_text", "gemma4_text", "gemma4_unified_text"})
+"""Types whose structure is detected, but which need the beginning-of-sequence token as their relatives do."""
 _BY_MODEL_TYPE = {model_type: family for family in FAMILIES for model_type in family.model_types}
 
 
@@ -123,7 +129,13 @@ def family_of(model_type: str) -> Family | None:
     return _BY_MODEL_TYPE.get(model_type)
 
 
-def needs_bos(model_type: str) -> bool:
-    """Return whether models of a type need the beginning-of-sequence token at the start of every window."""
+def family_in(config: "PreTrainedConfig") -> Family | None:
+    """Return the declared family of the language model that a configuration describes, alone or in a multimodal one."""
+    return family_of(config.get_text_config().model_type)
+
+
+def needs_bos(config: "PreTrainedConfig") -> bool:
+    """Return whether the language model needs the beginning-of-sequence token at the start of every window."""
+    model_type = config.get_text_config().model_type
     family = family_of(model_type)
-    return family is not None and family.needs_bos
+    return model_type in _NEED_BOS or (family is not None and family.needs_bos)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.multimodal import auto_class_of_model, is_multimodal
+from basis_sharing.runtime.modeling_basis_sharing import mend
 
 _TOKENS = 8
 
@@ -60,10 +62,16 @@ def read_inputs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, list[
             return _watch(model, watched, input_ids=torch.zeros_like(tokens, device=model.device))
         except Exception as error:
             failure = error
-    reason = str(failure).strip().splitlines()
+    lines = str(failure).strip().splitlines()
+    reason = lines[0].rstrip(".") if lines else type(failure).__name__
+    if is_multimodal(model) and "meta" not in reason:
+        raise ModelError(
+            f"{type(model).__name__} does not run on text alone ({reason}); only multimodal models whose language "
+            "model can be used without a picture or sound work."
+        ) from failure
     raise ModelError(
         f"{type(model).__name__} cannot be probed for which projections read the same input "
-        f"({reason[0] if reason else type(failure).__name__}); load the model's weights first or declare its family."
+        f"({reason}); load the model's weights first or declare its family."
     ) from failure
 
 
@@ -71,9 +79,10 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     # On the meta device the grouped matrix products of mixture-of-experts models accept only bfloat16.
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+        skeleton: PreTrainedModel = auto_class_of_model(model).from_config(
             copy.deepcopy(model.config), dtype=torch.bfloat16, attn_implementation="eager"
         )
+    mend(skeleton)
     return skeleton.eval()
 
 

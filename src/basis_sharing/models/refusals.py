@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.multimodal import class_name
 
 _OTHER_MODALITIES = ("vision_config", "audio_config", "speech_config")
+_ENCODER_DECODER = "{name} is an encoder-decoder ({described}); only decoder-only language models work."
 _METHOD = "basis_sharing"
 
 
 def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
-    """Refuse models that are not decoder-only language models of transformers.
+    """Refuse models of transformers that are no decoder-only language model, and have none for their text.
 
     Args:
         name: The model as the user gave it.
@@ -24,7 +23,7 @@ def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
     Raises:
         ModelError: The model is of another kind; the message names its class.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     architectures = config.get("architectures") or []
     described = ", ".join(map(str, architectures)) or f"a model of type {model_type!r}"
     if model_type not in CONFIG_MAPPING:
@@ -33,17 +32,29 @@ def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
             "(code from a model's own repository is not run); update transformers or use another model."
         )
     if config.get("is_encoder_decoder"):
-        raise ModelError(f"{name} is an encoder-decoder ({described}); only decoder-only language models work.")
-    if any(key in config for key in _OTHER_MODALITIES):
-        raise ModelError(f"{name} is a multimodal model ({described}); only text language models work.")
-    causal = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if architectures:
-        names = _names(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        causal = causal and any(architecture in names for architecture in architectures)
-    elif model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ModelError(_ENCODER_DECODER.format(name=name, described=described))
+    causal = class_name(model_type, architectures) is not None
+    if not architectures and model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         causal = causal and bool(config.get("is_decoder"))
-    if not causal:
-        raise ModelError(f"{name} is not a causal language model ({described}); use a decoder-only one.")
+    if causal:
+        return
+    if any(key in config for key in _OTHER_MODALITIES):
+        raise ModelError(
+            f"{name} is a multimodal model ({described}) that writes no text; only those with a causal language model "
+            "inside work."
+        )
+    raise ModelError(f"{name} is not a causal language model ({described}); use a decoder-only one.")
+
+
+def refuse_encoders(name: str, config: PreTrainedConfig) -> None:
+    """Refuse encoder-decoders whose ``config.json`` does not call them so, but whose class or text part is one.
+
+    Raises:
+        ModelError: The model is one; the message names its class.
+    """
+    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+        described = ", ".join(config.architectures or ()) or f"a model of type {config.model_type!r}"
+        raise ModelError(_ENCODER_DECODER.format(name=name, described=described))
 
 
 def quantization_method(config: dict[str, Any]) -> str | None:
@@ -57,8 +68,3 @@ def quantization_method(config: dict[str, Any]) -> str | None:
 def is_compressed(config: dict[str, Any]) -> bool:
     """Return whether a parsed ``config.json`` is that of a model compressed by this package."""
     return quantization_method(config) == _METHOD
-
-
-def _names(mapping: dict[str, Any]) -> set[str]:
-    """Return all class names of a transformers mapping, whose values are a name or a tuple of names."""
-    return {name for value in mapping.values() for name in ([value] if isinstance(value, str) else value)}

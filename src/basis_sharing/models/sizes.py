@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from basis_sharing.models.decoder import block_parameters, is_matrix, left_dense_name
 from basis_sharing.models.family import ROLES, Decoder
+from basis_sharing.models.multimodal import towers
 from basis_sharing.models.weight_files import weight_files
 
 
@@ -67,8 +68,9 @@ def weight_file_bytes(folder: str | Path) -> int:
 def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     """Return the table of the parts of a model, for ``inspect``.
 
-    The rows are the roles in order, embeddings and output head, the weights left dense inside the blocks, and
-    everything else; their parameters sum to :func:`parameter_count`, their bytes to :func:`memory_bytes`.
+    The rows are the roles in order, embeddings and output head, the weights left dense inside the blocks, the towers
+    and projectors of a multimodal model, and everything else; their parameters sum to :func:`parameter_count`, their
+    bytes to :func:`memory_bytes`.
 
     Args:
         model: The model, real or on the meta device.
@@ -105,6 +107,7 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
         reason = "tied to the embeddings and counted there" if tied else "the output head stays as it is"
         rows.append(row(_HEAD, False, reason))
     rows += [row(left.name, False, left.reason) for left in decoder.left_dense]
+    rows += [row(tower, False, _BESIDE, set()) for tower in towers(model)]
     rows.append(row(_OTHER, False, "small: stays as it is", set()))
     return rows
 
@@ -118,6 +121,7 @@ def starting_point(rows: Sequence[RoleRow]) -> tuple[RoleRow, ...]:
 _EMBEDDINGS = "embeddings"
 _HEAD = "output head"
 _OTHER = "norms, biases and other"
+_BESIDE = "beside the language model: stays as it is, to the byte"
 
 
 def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
@@ -127,6 +131,8 @@ def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
         name = f"{block}.{path}"
         if name not in labels and is_matrix(path, parameter):
             labels[name] = left_dense_name(decoder.blocks, path)
+    for tower, module in towers(model).items():
+        labels |= {f"{tower}.{name}": tower for name, _ in (*module.named_parameters(), *module.named_buffers())}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             labels.setdefault(f"{name}.weight", _EMBEDDINGS)

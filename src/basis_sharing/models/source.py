@@ -15,7 +15,6 @@ from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,10 +22,12 @@ from transformers import (
 )
 
 from basis_sharing.errors import ModelError
+from basis_sharing.models.multimodal import auto_class
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_other_tasks
+from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_encoders, refuse_other_tasks
 from basis_sharing.models.sizes import weight_file_bytes
 from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
+from basis_sharing.runtime.modeling_basis_sharing import mend
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -82,16 +83,20 @@ def resolve(model: str | Path) -> ModelSource:
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
-    """Load the configuration of a causal language model.
+    """Load the configuration of a causal language model, or of a multimodal model with one inside.
 
     Raises:
-        ModelError: It cannot be found or read, or is not that of a causal language model.
+        ModelError: It cannot be found or read, or is that of another model.
     """
     folder = _fetch(source)
     if source.gguf_file is None:
         refuse_other_tasks(source.given, _config_json(source))
     with quiet():
-        return _guard(source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source)))
+        config: PreTrainedConfig = _guard(
+            source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source))
+        )
+    refuse_encoders(source.given, config)
+    return config
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -116,7 +121,7 @@ def load_skeleton(source: ModelSource) -> PreTrainedModel:
 
     def build() -> PreTrainedModel:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
         return model.eval()
 
     with quiet():
@@ -144,7 +149,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
             arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(config).from_pretrained(
             folder, output_loading_info=True, **arguments
         )
         return loaded
@@ -158,6 +163,7 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
             "random numbers; download the model again."
         )
     check_finite(model)
+    mend(model)
     return model.eval()
 
 
@@ -175,6 +181,15 @@ def check_finite(model: nn.Module) -> None:
             raise ModelError(
                 f"The weight {name} holds NaN or infinite values; the model is damaged, download it again."
             )
+
+
+def local_folder(source: ModelSource) -> Path | None:
+    """Return the folder that holds a model's small files, fetched from the hub if need be; None for GGUF files.
+
+    Raises:
+        ModelError: It cannot be fetched.
+    """
+    return None if source.gguf_file is not None else _fetch(source)
 
 
 def refuse_compressed(source: ModelSource) -> None:

@@ -8,8 +8,8 @@ that is far from it.
 
 import json
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,17 +171,29 @@ class Recovery:
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        use_cache = self.model.config.use_cache
-        trainer = _Trainer(self, arguments, (optimizer, rates), keeper)
-        trainer.train(resume_from_checkpoint=_last_complete(folder))
-        keeper.evaluate(trainer.state.global_step)
-        keeper.restore()
+        with _same_use_of_cache(self.model.config):
+            trainer = _Trainer(self, arguments, (optimizer, rates), keeper)
+            trainer.train(resume_from_checkpoint=_last_complete(folder))
+            keeper.evaluate(trainer.state.global_step)
+            keeper.restore()
         self.model.eval()
-        self.model.config.use_cache = use_cache  # the Trainer turns it off
         return TrainingOutcome(keeper.best, keeper.slowed, keeper.diverged)
 
     def _mixed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._dtype == torch.float32 else torch.autocast(self.device.type, self._dtype)
+
+
+@contextmanager
+def _same_use_of_cache(config: Any) -> Iterator[None]:
+    """Restore ``use_cache``, which the Trainer turns off, on exit; configurations of multimodal models have none."""
+    before = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
+        elif hasattr(config, "use_cache"):
+            del config.use_cache
 
 
 class _BestKeeper(TrainerCallback):  # type: ignore[misc]

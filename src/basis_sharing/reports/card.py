@@ -8,7 +8,7 @@ import yaml
 from basis_sharing.reports.markdown import markdown
 from basis_sharing.reports.tables.compression import compressed_perplexity_table
 from basis_sharing.reports.tables.sizes import size_table
-from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.results.compression import LANGUAGE_MODELS, RESULT_FILE, CompressionResult
 from basis_sharing.results.words import (
     asked_and_reached,
     calibrated_on,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from basis_sharing.models.source import ModelSource
 
 CARD_FILE = "README.md"
+_TASKS = {LANGUAGE_MODELS: "text-generation", "AutoModelForImageTextToText": "image-text-to-text"}
 _HERE = "path/to/this/folder"
 _PAPER = "[Basis Sharing](https://arxiv.org/abs/2410.03765)"
 
@@ -64,7 +65,7 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(hub_id), sort_keys=False) + "---",
+            yaml.safe_dump(_front_matter(result, hub_id), sort_keys=False) + "---",
             "",
             f"# {short_name(original)} with {100 * removed:.1f} % fewer parameters",
             "",
@@ -82,7 +83,7 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
             "",
             "## Load it",
             "",
-            *_loading(),
+            *_loading(result),
             "",
             "## How it was made",
             "",
@@ -96,8 +97,9 @@ def model_card(result: CompressionResult, *, hub_id: str | None) -> str:
     )
 
 
-def _front_matter(hub_id: str | None) -> dict[str, object]:
-    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def _front_matter(result: CompressionResult, hub_id: str | None) -> dict[str, object]:
+    task = _TASKS.get(result.loader, "any-to-any")
+    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": task}
     if hub_id is not None:
         front |= {"base_model": hub_id, "base_model_relation": "quantized"}
     return front | {"tags": ["basis-sharing", "basis_sharing", "compression", "low-rank"]}
@@ -114,8 +116,8 @@ def _quality(result: CompressionResult) -> list[str]:
     return lines
 
 
-def _loading() -> list[str]:
-    installed, bare = how_to_load(_HERE)
+def _loading(result: CompressionResult) -> list[str]:
+    installed, bare = how_to_load(result, _HERE)
     return [
         "With the Python package basis-sharing installed:",
         "",

@@ -78,7 +78,7 @@ def render(material: Material, pictures: Sequence[Picture], drawn: dict[str, byt
         )
         for picture in pictures
     }
-    installed, bare = how_to_load(material.name)
+    installed, bare = how_to_load(result, material.name)
     return (
         _environment()
         .get_template("report.html")

@@ -10,6 +10,8 @@ from basis_sharing.results.migrations import compression_from_1
 from basis_sharing.results.recovery import RecoveryReport
 
 RESULT_FILE = "basis_sharing.json"
+LANGUAGE_MODELS = "AutoModelForCausalLM"
+"""The class of transformers that loads language models; multimodal ones have others."""
 
 
 class EntryReport(Frozen):
@@ -95,6 +97,7 @@ class CompressionResult(Result):
         versions: Versions of the software.
         repair: The outcome of repairing the blocks; None: nothing was repaired.
         recovery: The outcome of training the whole model; None: it was not trained.
+        loader: The class of transformers that loads the folder.
     """
 
     SCHEMA_VERSION: ClassVar[int] = 2
@@ -119,6 +122,7 @@ class CompressionResult(Result):
     versions: dict[str, str]
     repair: RepairReport | None = None
     recovery: RecoveryReport | None = None
+    loader: str = LANGUAGE_MODELS
 
     @classmethod
     def migrated(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from basis_sharing.plans.plan import Prediction
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.recipe.settings import flag_of
 from basis_sharing.recipe.target import TARGETS
-from basis_sharing.results.compression import CompressionResult
+from basis_sharing.results.compression import LANGUAGE_MODELS, CompressionResult
 
 _SET_BY_THE_PLAN = ("method", "gradients")
 _FOLDERS = re.compile(r"""(?<![^\s:'"(])(?:~|[A-Za-z]:)?[/\\](?=[^\s/\\])(?:[^/\\:'"\n]+[/\\])*(?=[^/\\:\s])""")
@@ -170,13 +170,15 @@ def recovery_line(result: CompressionResult, folder: str, output: str = "DIR") -
     return shlex.join(words)
 
 
-def how_to_load(folder: str) -> tuple[str, str]:
+def how_to_load(result: CompressionResult, folder: str) -> tuple[str, str]:
     """Return the code that loads a compressed folder with the package installed, and the code without it."""
-    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+    loader = result.loader
+    reader = "AutoTokenizer" if loader == LANGUAGE_MODELS else "AutoProcessor"
+    imports = f"from transformers import {loader}, {reader}\n\n"
+    tokenizer = f'{reader.removeprefix("Auto").lower()} = {reader}.from_pretrained("{folder}")\n'
     return (
-        f'import basis_sharing\n{imports}model = AutoModelForCausalLM.from_pretrained("{folder}")\n{tokenizer}',
-        f'{imports}model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)\n{tokenizer}',
+        f'import basis_sharing\n{imports}model = {loader}.from_pretrained("{folder}")\n{tokenizer}',
+        f'{imports}model = {loader}.from_pretrained("{folder}", trust_remote_code=True)\n{tokenizer}',
     )
 
 

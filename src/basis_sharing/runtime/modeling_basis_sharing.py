@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from torch import nn
+from transformers.models.auto import modeling_auto
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -77,8 +78,8 @@ def declare_ties(model: nn.Module, ties: dict[str, str]) -> None:
     model.all_tied_weights_keys = {**getattr(model, "all_tied_weights_keys", {}), **ties}  # type: ignore[assignment]
 
 
-def native_conversions(conversions: Iterable[Any], entries: Iterable[Entry]) -> list[Any]:
-    """Return the architecture's own weight conversions with which a compressed model is saved and loaded.
+def conversions_beside(entries: Iterable[Entry], conversions: Iterable[Any]) -> list[Any]:
+    """Return those of the architecture's own weight conversions with which a compressed model is saved and loaded.
 
     There are none if one of them merges members of the entries with other weights into one tensor on disk, which cannot
     hold factors: such a model is stored under its names in memory.
@@ -131,7 +132,7 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
         """Return all conversions between disk and memory."""
-        native = native_conversions(weight_conversions, self.quantization_config.entries)
+        native = conversions_beside(self.quantization_config.entries, weight_conversions)
         updated: list[Any] = super().update_weight_conversions(native, model)
         return updated
 
@@ -176,9 +177,23 @@ def adopt(model: Any) -> None:
     The subclass has the native name and behaviour. transformers then copies these files into every folder it saves and
     sets ``auto_map``, so that re-saved folders load with ``trust_remote_code=True`` as well.
     """
+    mend(model)
     for part in (model, model.config):
         if type(part).__module__ != __name__:
             part.__class__ = _carrier(type(part).__name__)
+
+
+def mend(model: Any) -> None:
+    """Make Llama 4 callable where its class in transformers (5.24) reads a field that its text part does not return."""
+    if type(model).__name__ != "Llama4ForConditionalGeneration":
+        return
+    if _with_image_outputs not in model.language_model._forward_hooks.values():
+        model.language_model.register_forward_hook(_with_image_outputs)
+
+
+def _with_image_outputs(_: nn.Module, __: Any, output: Any) -> None:
+    if not isinstance(output, tuple) and not hasattr(output, "image_outputs"):
+        output.image_outputs = None
 
 
 def _carrier(name: str) -> type:
@@ -188,7 +203,7 @@ def _carrier(name: str) -> type:
         native, (transformers.PreTrainedModel, transformers.PretrainedConfig)
     ):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    auto_class = "AutoConfig" if issubclass(native, transformers.PretrainedConfig) else "AutoModelForCausalLM"
+    auto_class = "AutoConfig" if issubclass(native, transformers.PretrainedConfig) else auto_class_of(name)
     if name not in globals():
         members: dict[str, Any] = {"__module__": __name__, "__doc__": native.__doc__, "_auto_class": auto_class}
         if auto_class != "AutoConfig":
@@ -197,6 +212,26 @@ def _carrier(name: str) -> type:
         globals()[name] = type(native)(name, (native,), members)
     carrier: type = globals()[name]
     return carrier
+
+
+def auto_class_of(name: str) -> str:
+    """Return the name of the transformers class that loads models of the class ``name`` without being told its name."""
+    by_task = {
+        "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+        "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    }
+    config = getattr(getattr(transformers, name, None), "config_class", None)
+    known = [
+        auto_class
+        for auto_class, mapping in by_task.items()
+        for listed in getattr(modeling_auto, mapping, {}).values()
+        if name == listed or (isinstance(listed, tuple) and name in listed)
+    ]
+    # Some language models are listed among those that see as well.
+    if not known or ("AutoModelForCausalLM" in known and "text_config" not in getattr(config, "sub_configs", {})):
+        return "AutoModelForCausalLM"
+    return known[0]
 
 
 def __getattr__(name: str) -> type:

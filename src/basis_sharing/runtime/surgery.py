@@ -47,21 +47,38 @@ def declare_compressed(model: Any, entries: Sequence[Entry], provenance: dict[st
         provenance: How the model was made; stored in ``config.json``, not used for loading.
     """
     loaded = [replace(entry, loss=None) for entry in entries]
+    native = runtime.conversions_beside(loaded, native_conversions(model))
     config = runtime.BasisSharingConfig(entries=loaded, provenance=provenance)
     quantizer = runtime.BasisSharingQuantizer(config)
     model.hf_quantizer = quantizer
     model.config.quantization_config = config
     model.quantization_method = QUANT_METHOD
-    native = runtime.native_conversions(_native_conversions(model), loaded)
     model._weight_conversions = [*native, *quantizer.get_weight_conversions()]
     runtime.adopt(model)
 
 
-def _native_conversions(model: Any) -> list[Any]:
-    """Return the weight conversions of the architecture, without prefix changes because full names are written."""
+def native_conversions(model: Any) -> list[Any]:
+    """Return the weight conversions of the architecture, with which a model, dense or compressed, is saved.
+
+    Language models are written with their full names, so prefix changes are left out; the towers of a multimodal model
+    keep the names that their files had.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
 
+    own = {name for each in _own_conversions(model) for name in each.source_patterns}
     conversions = getattr(model, "_weight_conversions", None)
+    loaded = conversions is not None
     if conversions is None:
         conversions = get_model_conversion_mapping(model, add_legacy=False)
-    return [conversion for conversion in conversions if type(conversion).__name__ != "PrefixChange"]
+    keeps_prefixes = loaded and model.config.get_text_config() is not model.config
+    return [
+        each
+        for each in conversions
+        if not own.intersection(each.source_patterns) and (keeps_prefixes or type(each).__name__ != "PrefixChange")
+    ]
+
+
+def _own_conversions(model: Any) -> list[Any]:
+    """Return the conversions of a compressed model that belong to its entries; none for dense ones."""
+    config = getattr(model.config, "quantization_config", None)
+    return runtime.weight_renamings(config.entries) if isinstance(config, runtime.BasisSharingConfig) else []

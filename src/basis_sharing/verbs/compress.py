@@ -12,6 +12,7 @@ from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.stage import prepared_texts
 from basis_sharing.models.family import Decoder
+from basis_sharing.models.multimodal import auto_class_of_model
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
 from basis_sharing.models.source import ModelSource, stored_bytes
 from basis_sharing.planning.published import shared_roles_of
@@ -196,6 +197,7 @@ class _Compression:
             notes=tuple(run.notes),
             versions=software_versions(),
             repair=stages.repair.report,
+            loader=auto_class_of_model(run.model).__name__,
         )
 
 

@@ -19,6 +19,7 @@ from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.evaluation.check import CheckResult, RunWindow
 from basis_sharing.evaluation.stage import Evaluate, prepared_texts
 from basis_sharing.models.decoder import describe
+from basis_sharing.models.multimodal import towers
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import (
     ModelSource,
@@ -281,10 +282,10 @@ class _Train:
 
 
 def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Return all parameters except those of the embeddings and the output head, by name."""
+    """Return all parameters of the language model but those of its embeddings and output head, by name."""
     outside = {
         id(parameter)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
+        for module in (model.get_input_embeddings(), model.get_output_embeddings(), *towers(model).values())
         if module is not None
         for parameter in module.parameters()
     }
