@@ -1,5 +1,7 @@
 """Refusal of unsupported models from their configuration, before any weight is read."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -52,6 +54,17 @@ def quantization_method(config: dict[str, Any]) -> str | None:
     if not section:
         return None
     return str(section.get("quant_method", "an unnamed method"))
+
+
+def modelopt_method(folder: Path) -> str | None:
+    """Return the name of the method that a file of ModelOpt beside a configuration names; None without that file."""
+    file = folder / "hf_quant_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return f"{json.loads(file.read_text(encoding='utf-8'))['quantization']['quant_algo']} (hf_quant_config.json)"
+    except (ValueError, KeyError, TypeError):
+        return "ModelOpt (hf_quant_config.json)"
 
 
 def is_compressed(config: dict[str, Any]) -> bool:

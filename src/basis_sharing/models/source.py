@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import torch
 import transformers
@@ -22,11 +24,30 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from basis_sharing.errors import ModelError
+from basis_sharing.errors import ModelError, ModelWarning
+from basis_sharing.models.adapters import adapter_notes, refuse_adapter, without_adapter
+from basis_sharing.models.gguf_files import check_gguf, gguf_in
+from basis_sharing.models.leftovers import (
+    Stored,
+    leftover_notes,
+    refuse_unusable,
+    stored_tensors,
+    untied_notes,
+    wrapper_of,
+)
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_other_tasks
+from basis_sharing.models.reading import check_file, get_again, readable
+from basis_sharing.models.refusals import is_compressed, modelopt_method, quantization_method, refuse_other_tasks
 from basis_sharing.models.sizes import weight_file_bytes
-from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
+from basis_sharing.models.vocabulary import check_tokenizer_files, check_vocabulary, refuse_without_vocabulary
+from basis_sharing.models.weight_files import (
+    check_weight_files,
+    fingerprint_files,
+    has_safetensors,
+    has_weights,
+    read_header,
+    weight_files,
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -51,34 +72,58 @@ class ModelSource:
     gguf_file: str | None = None
 
 
+@readable
 def resolve(model: str | Path) -> ModelSource:
     """Return the source that a path or name denotes; uses no network.
 
     Args:
-        model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, or an id
-            ``org/name`` on the hub.
+        model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, either also as
+            ``file://`` address, or an id ``org/name`` on the hub.
 
     Raises:
         ModelError: The path does not exist, or the folder holds no model.
     """
     given = str(model)
-    path = Path(model).expanduser()
+    path = _path(given)
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if ggufs and not any(path.glob("*.safetensors")):
-            if len(ggufs) > 1:
-                raise ModelError(f"{given} holds {len(ggufs)} GGUF files; give the path of the one to read.")
-            return ModelSource(given, "gguf", path, ggufs[0].name)
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{given} has no config.json; give the folder of a Hugging Face model.")
+        gguf = None if has_safetensors(path) else gguf_in(path)
+        if gguf is not None:
+            return ModelSource(given, "gguf", path, gguf.name)
+        _check_folder(given, path)
         return ModelSource(given, "folder", path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{given} is a file; give the model's folder or a .gguf file.")
         return ModelSource(given, "gguf", path.parent, path.name)
+    if path.is_symlink():
+        raise ModelError(f"{given} is a link to {path.readlink()}, which is not there; give the folder itself.")
     if isinstance(model, Path) or path.suffix == ".gguf" or not _HUB_ID.fullmatch(given):
         raise ModelError(f"{given} does not exist; give a model folder, a .gguf file or an id on the Hugging Face Hub.")
     return ModelSource(given, "hub", None)
+
+
+def _path(given: str) -> Path:
+    address = urlsplit(given) if given.startswith("file://") else None
+    try:
+        return Path(given if address is None else unquote(address.path)).expanduser()
+    except RuntimeError as error:
+        raise ModelError(f"{given} names a user who is not known here; give the path of the folder.") from error
+
+
+def _check_folder(given: str, path: Path) -> None:
+    """Refuse a folder without the configuration of a model, and say what it is where that can be seen."""
+    config = path / "config.json"
+    if config.is_symlink() or config.exists():
+        check_file(config)
+        return
+    refuse_adapter(path)
+    if (path / "snapshots").is_dir() and path.name.startswith("models--"):
+        name = path.name.removeprefix("models--").replace("--", "/")
+        raise ModelError(
+            f"{given} is the cache of {name}, with a folder for each version: give {name}, or one of the folders in "
+            "its snapshots."
+        )
+    raise ModelError(f"{given} has no config.json; give the folder of a Hugging Face model.")
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
@@ -90,6 +135,8 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     folder = _fetch(source)
     if source.gguf_file is None:
         refuse_other_tasks(source.given, _config_json(source))
+    else:
+        check_gguf(folder / source.gguf_file)
     with quiet():
         return _guard(source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source)))
 
@@ -101,8 +148,19 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ModelError: There is none, or it cannot be read.
     """
     folder = _fetch(source)
+    if source.gguf_file is None:
+        check_tokenizer_files(folder)
     with quiet():
-        return _guard(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **_gguf(source)))
+        try:
+            tokenizer: PreTrainedTokenizerBase = _guard(
+                source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **_gguf(source))
+            )
+        except ModelError:
+            if source.gguf_file is None:
+                refuse_without_vocabulary(source.given, folder)
+            raise
+    check_vocabulary(source.given, tokenizer)
+    return tokenizer
 
 
 def load_skeleton(source: ModelSource) -> PreTrainedModel:
@@ -124,20 +182,38 @@ def load_skeleton(source: ModelSource) -> PreTrainedModel:
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model as :func:`load_with_notes` does, and issue its notes as warnings.
+
+    Raises:
+        ModelError: As :func:`load_with_notes`.
+    """
+    model, notes = load_with_notes(source, dtype)
+    for note in notes:
+        warnings.warn(f"{source.given}: {note}", ModelWarning, stacklevel=2)
+    return model
+
+
+def load_with_notes(source: ModelSource, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, list[str]]:
     """Load a model, dense or compressed by this package, onto the CPU in evaluation mode.
 
     Args:
         source: What :func:`resolve` returned.
         dtype: Dtype of the weights in memory; None: the checkpoint's own (float32 for GGUF).
 
+    Returns:
+        The model, and notes about what its folder holds and the model does not: sentences for the reader of a result.
+
     Raises:
-        ModelError: A file is missing or damaged, a weight is missing or not finite, or the model is not a causal
-            language model.
+        ModelError: A file is missing or damaged, a weight is missing or not finite, weights are quantized and the
+            configuration does not say how, or the model is not a causal language model.
     """
     config = load_config(source)
     folder = _fetch(source, weights=True)
-    check_weight_files(folder if source.gguf_file is None else folder / source.gguf_file)
-    arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source)}
+    path = folder if source.gguf_file is None else folder / source.gguf_file
+    check_weight_files(path)
+    stored, quantized = stored_tensors(weight_files(path)), _says_how_quantized(source)
+    refuse_unusable(source.given, stored, quantized=quantized)
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source), **without_adapter(folder)}
     if source.gguf_file is not None:
         arguments["dtype"] = dtype or torch.float32
         if hasattr(transformers, "GgufConfig"):  # versions without it always dequantize
@@ -151,14 +227,28 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
 
     with quiet():
         model, info = _guard(source, "weights", load)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{source.given} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from "
-            "random numbers; download the model again."
-        )
+    _refuse_missing(source.given, path, sorted(info["missing_keys"]), stored)
+    notes = leftover_notes(source.given, model, stored, info["unexpected_keys"], quantized=quantized)
+    notes += [*untied_notes(model), *(adapter_notes(folder) if source.gguf_file is None else ())]
+    if hasattr(model.config, "transformers_weights"):
+        del model.config.transformers_weights  # a name of these files, not of those that are written
     check_finite(model)
-    return model.eval()
+    return model.eval(), notes
+
+
+def _refuse_missing(name: str, path: Path, missing: list[str], stored: dict[str, Stored]) -> None:
+    if not missing:
+        return
+    prefix = wrapper_of(missing[0], stored)
+    if prefix is not None:
+        raise ModelError(
+            f"The weights of {name} are stored with {prefix!r} before their names ({prefix}{missing[0]}): rename each "
+            f"with name.removeprefix({prefix!r}), and save the model again."
+        )
+    raise ModelError(
+        f"{name} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from random "
+        f"numbers: {get_again(path)}."
+    )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -173,12 +263,12 @@ def check_finite(model: nn.Module) -> None:
         low, high = torch.aminmax(parameter.detach())  # propagates NaN without a mask of the parameter's size
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ModelError(
-                f"The weight {name} holds NaN or infinite values; the model is damaged, download it again."
+                f"The weight {name} holds NaN or infinite values: the model is damaged, use a whole copy of it."
             )
 
 
 def refuse_compressed(source: ModelSource) -> None:
-    """Refuse models that are already compressed or quantized.
+    """Refuse models that are already compressed or quantized, as far as configuration and headers of weights tell.
 
     Raises:
         ModelError: The model is; the message names the method.
@@ -188,9 +278,11 @@ def refuse_compressed(source: ModelSource) -> None:
     config = _config_json(source)
     if is_compressed(config):
         raise ModelError(f"{source.given} is already compressed by basis-sharing; compress the original instead.")
-    method = quantization_method(config)
+    method = quantization_method(config) or modelopt_method(_fetch(source))
     if method is not None:
         raise ModelError(f"{source.given} is quantized with {method}; compress the original weights instead.")
+    if source.path is not None and has_weights(source.path):
+        refuse_unusable(source.given, stored_tensors(weight_files(source.path)), quantized=False)
 
 
 def named_dtype(name: str) -> torch.dtype | None:
@@ -290,17 +382,22 @@ def _fetch(source: ModelSource, weights: bool = False) -> Path:
     return folder
 
 
+@readable
 def _config_json(source: ModelSource) -> dict[str, Any]:
-    file = _fetch(source) / "config.json"
-    if not file.is_file():
-        raise ModelError(f"{source.given} has no config.json; use a model in Hugging Face format.")
+    folder = _fetch(source)
+    file = folder / "config.json"
+    _check_folder(source.given, folder)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{os.fspath(file)} is not valid JSON; download the model again.") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{os.fspath(file)} is not valid JSON: {get_again(file)}.") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{os.fspath(file)} is not a model configuration; download the model again.")
+        raise ModelError(f"{os.fspath(file)} is not a model configuration: {get_again(file)}.")
     return config
+
+
+def _says_how_quantized(source: ModelSource) -> bool:
+    return source.gguf_file is not None or quantization_method(_config_json(source)) is not None
 
 
 def _stored_dtype(source: ModelSource, config: PreTrainedConfig) -> torch.dtype:

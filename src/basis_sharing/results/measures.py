@@ -52,3 +52,7 @@ class Perplexity(Frozen):
     bos: bool
     dtype: str
     notes: tuple[str, ...] = ()
+
+    def __truediv__(self, other: "Perplexity") -> float:
+        """Return how many times as high this perplexity is as another one."""
+        return self.perplexity / other.perplexity
