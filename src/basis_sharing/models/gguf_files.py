@@ -1,9 +1,12 @@
 """The header of a GGUF file: whether it holds one whole language model, known before anything is described."""
 
+import math
 import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.reading import check_file, get_again, readable
@@ -46,8 +49,12 @@ def check_gguf(file: Path) -> None:
     with file.open("rb") as stream:
         try:
             tensors, fields = _header(stream)
+            end = _end(stream, tensors, fields)
         except (struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
             raise ModelError(f"{file} is no GGUF file, or is damaged: {get_again(file)}.") from error
+    size = file.stat().st_size
+    if size < end:
+        raise ModelError(f"{file} is truncated ({size:,} bytes instead of {end:,}): {get_again(file)}.")
     parts = fields.get("split.count", 0)
     if isinstance(parts, int) and parts > 1:
         raise ModelError(f"{file} is one of {parts} parts of a model: {_MERGE}.")
@@ -81,6 +88,22 @@ def _header(stream: BinaryIO) -> tuple[int, dict[str, object]]:
         name = _string(stream)
         fields[name] = _value(stream, struct.unpack("<I", stream.read(4))[0])
     return tensors, fields
+
+
+def _end(stream: BinaryIO, tensors: int, fields: dict[str, object]) -> int:
+    """Return the bytes that the file should have, from the list of tensors behind the fields."""
+    ends = [0]
+    for _ in range(tensors):
+        _string(stream)
+        (dimensions,) = struct.unpack("<I", stream.read(4))
+        shape = struct.unpack(f"<{dimensions}Q", stream.read(8 * dimensions))
+        kind, offset = struct.unpack("<IQ", stream.read(12))
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        ends.append(offset + math.prod(shape) * size // block)
+    alignment = fields.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(alignment)
+    return -(-stream.tell() // alignment) * alignment + max(ends)
 
 
 def _value(stream: BinaryIO, kind: int) -> object:

@@ -131,9 +131,15 @@ def untied_notes(model: PreTrainedModel) -> list[str]:
     return ["config.json ties the output head to the embeddings, but the files hold two different ones: both are kept."]
 
 
-def wrapper_of(missing: str, stored: Iterable[str]) -> str | None:
-    """Return the prefix with which a missing weight is stored; None if it is stored under no longer name."""
-    return next((key.removesuffix(missing) for key in stored if key.endswith(f".{missing}")), None)
+def wrapper_of(missing: Collection[str], stored: Iterable[str]) -> str | None:
+    """Return the prefix with which missing weights are stored; None if none is stored under a longer name."""
+    wanted = set(missing)
+    for key in stored:
+        parts = key.split(".")
+        for start in range(1, len(parts)):
+            if ".".join(parts[start:]) in wanted:
+                return ".".join(parts[:start]) + "."
+    return None
 
 
 def _is_code(key: str, about: Stored) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import torch
 import transformers
@@ -25,7 +24,7 @@ from transformers import (
 )
 
 from basis_sharing.errors import ModelError, ModelWarning
-from basis_sharing.models.adapters import adapter_notes, refuse_adapter, without_adapter
+from basis_sharing.models.adapters import adapter_notes, without_adapter
 from basis_sharing.models.gguf_files import check_gguf, gguf_in
 from basis_sharing.models.leftovers import (
     Stored,
@@ -35,8 +34,9 @@ from basis_sharing.models.leftovers import (
     untied_notes,
     wrapper_of,
 )
+from basis_sharing.models.places import path_of, refuse_without_config
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.reading import check_file, get_again, readable
+from basis_sharing.models.reading import get_again, readable
 from basis_sharing.models.refusals import is_compressed, modelopt_method, quantization_method, refuse_other_tasks
 from basis_sharing.models.sizes import weight_file_bytes
 from basis_sharing.models.vocabulary import check_tokenizer_files, check_vocabulary, refuse_without_vocabulary
@@ -84,12 +84,12 @@ def resolve(model: str | Path) -> ModelSource:
         ModelError: The path does not exist, or the folder holds no model.
     """
     given = str(model)
-    path = _path(given)
+    path = path_of(given)
     if path.is_dir():
         gguf = None if has_safetensors(path) else gguf_in(path)
         if gguf is not None:
             return ModelSource(given, "gguf", path, gguf.name)
-        _check_folder(given, path)
+        refuse_without_config(given, path)
         return ModelSource(given, "folder", path)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -100,30 +100,6 @@ def resolve(model: str | Path) -> ModelSource:
     if isinstance(model, Path) or path.suffix == ".gguf" or not _HUB_ID.fullmatch(given):
         raise ModelError(f"{given} does not exist; give a model folder, a .gguf file or an id on the Hugging Face Hub.")
     return ModelSource(given, "hub", None)
-
-
-def _path(given: str) -> Path:
-    address = urlsplit(given) if given.startswith("file://") else None
-    try:
-        return Path(given if address is None else unquote(address.path)).expanduser()
-    except RuntimeError as error:
-        raise ModelError(f"{given} names a user who is not known here; give the path of the folder.") from error
-
-
-def _check_folder(given: str, path: Path) -> None:
-    """Refuse a folder without the configuration of a model, and say what it is where that can be seen."""
-    config = path / "config.json"
-    if config.is_symlink() or config.exists():
-        check_file(config)
-        return
-    refuse_adapter(path)
-    if (path / "snapshots").is_dir() and path.name.startswith("models--"):
-        name = path.name.removeprefix("models--").replace("--", "/")
-        raise ModelError(
-            f"{given} is the cache of {name}, with a folder for each version: give {name}, or one of the folders in "
-            "its snapshots."
-        )
-    raise ModelError(f"{given} has no config.json; give the folder of a Hugging Face model.")
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
@@ -150,6 +126,8 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     folder = _fetch(source)
     if source.gguf_file is None:
         check_tokenizer_files(folder)
+    else:
+        check_gguf(folder / source.gguf_file)
     with quiet():
         try:
             tokenizer: PreTrainedTokenizerBase = _guard(
@@ -239,11 +217,11 @@ def load_with_notes(source: ModelSource, dtype: torch.dtype | None = None) -> tu
 def _refuse_missing(name: str, path: Path, missing: list[str], stored: dict[str, Stored]) -> None:
     if not missing:
         return
-    prefix = wrapper_of(missing[0], stored)
+    prefix = wrapper_of(missing, stored)
     if prefix is not None:
         raise ModelError(
-            f"The weights of {name} are stored with {prefix!r} before their names ({prefix}{missing[0]}): rename each "
-            f"with name.removeprefix({prefix!r}), and save the model again."
+            f"The weights of {name} are stored with {prefix!r} before their names: rename each with "
+            f"name.removeprefix({prefix!r}), and save the model again."
         )
     raise ModelError(
         f"{name} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from random "
@@ -386,7 +364,7 @@ def _fetch(source: ModelSource, weights: bool = False) -> Path:
 def _config_json(source: ModelSource) -> dict[str, Any]:
     folder = _fetch(source)
     file = folder / "config.json"
-    _check_folder(source.given, folder)
+    refuse_without_config(source.given, folder)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
