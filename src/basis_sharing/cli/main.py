@@ -7,7 +7,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.core
@@ -98,10 +98,18 @@ def _options(
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print notes about a model as one line on stderr, and other warnings as Python does."""
-    text = f"note: {message}\n" if category is ModelWarning else warnings.formatwarning(message, category, *place[:2])
-    sys.stderr.write(text)
+    known = category is ModelWarning
+    text = f"note: {message}\n" if known else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def main(arguments: list[str] | None = None) -> None:

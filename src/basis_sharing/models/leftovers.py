@@ -118,6 +118,32 @@ def leftover_notes(
     ]
 
 
+def refuse_missing(name: str, path: Path, missing: list[str], stored: Mapping[str, Stored]) -> None:
+    """Refuse a model that lacks weights, which transformers would start from random numbers.
+
+    Args:
+        name: The model as the user gave it.
+        path: Where its files are.
+        missing: Names of the weights that were not found, in order.
+        stored: The stored tensors.
+
+    Raises:
+        ModelError: Weights are missing; the message says whether they are stored under longer names.
+    """
+    if not missing:
+        return
+    prefix = _wrapper_of(missing, stored)
+    if prefix is not None:
+        raise ModelError(
+            f"The weights of {name} are stored with {prefix!r} before their names: rename each with "
+            f"name.removeprefix({prefix!r}), and save the model again."
+        )
+    raise ModelError(
+        f"{name} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from random "
+        f"numbers: {get_again(path)}."
+    )
+
+
 def untied_notes(model: PreTrainedModel) -> list[str]:
     """Return a note if the output head differs from the embeddings that the configuration ties it to.
 
@@ -131,7 +157,13 @@ def untied_notes(model: PreTrainedModel) -> list[str]:
     return ["config.json ties the output head to the embeddings, but the files hold two different ones: both are kept."]
 
 
-def wrapper_of(missing: Collection[str], stored: Iterable[str]) -> str | None:
+def _is_code(key: str, about: Stored) -> bool:
+    if _CODES.search(key):
+        return True
+    return about.dtype not in _NUMBERS and len(about.shape) > 1 and not _OLD_BUFFERS.search(key)
+
+
+def _wrapper_of(missing: Collection[str], stored: Iterable[str]) -> str | None:
     """Return the prefix with which missing weights are stored; None if none is stored under a longer name."""
     wanted = set(missing)
     for key in stored:
@@ -140,12 +172,6 @@ def wrapper_of(missing: Collection[str], stored: Iterable[str]) -> str | None:
             if ".".join(parts[start:]) in wanted:
                 return ".".join(parts[:start]) + "."
     return None
-
-
-def _is_code(key: str, about: Stored) -> bool:
-    if _CODES.search(key):
-        return True
-    return about.dtype not in _NUMBERS and len(about.shape) > 1 and not _OLD_BUFFERS.search(key)
 
 
 def _ignored(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from basis_sharing.errors import ModelError
 
 _OTHER_MODALITIES = ("vision_config", "audio_config", "speech_config")
 _METHOD = "basis_sharing"
+_QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
@@ -48,9 +49,24 @@ def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
         raise ModelError(f"{name} is not a causal language model ({described}); use a decoder-only one.")
 
 
+def config_fault(config: object) -> str | None:
+    """Return what keeps a parsed ``config.json`` from being a configuration; None if it may be one."""
+    if not isinstance(config, dict):
+        return "is not a model configuration"
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    kinds: dict[str, bool] = {
+        "model_type": isinstance(config.get("model_type"), str),
+        "architectures": architectures is None or (names is architectures and all(isinstance(n, str) for n in names)),
+        **{key: isinstance(config.get(key) or {}, dict) for key in _QUANTIZATION},
+    }
+    wrong = [key for key, right in kinds.items() if not right]
+    return f"does not say its {wrong[0]} as transformers does" if wrong else None
+
+
 def quantization_method(config: dict[str, Any]) -> str | None:
     """Return the name of the method with which a checkpoint is quantized or compressed; None for a plain one."""
-    section = config.get("quantization_config") or config.get("compression_config")
+    section = next((config[key] for key in _QUANTIZATION if config.get(key)), None)
     if not section:
         return None
     return str(section.get("quant_method", "an unnamed method"))

@@ -27,17 +27,22 @@ from basis_sharing.errors import ModelError, ModelWarning
 from basis_sharing.models.adapters import adapter_notes, without_adapter
 from basis_sharing.models.gguf_files import check_gguf, gguf_in
 from basis_sharing.models.leftovers import (
-    Stored,
     leftover_notes,
+    refuse_missing,
     refuse_unusable,
     stored_tensors,
     untied_notes,
-    wrapper_of,
 )
 from basis_sharing.models.places import path_of, refuse_without_config
 from basis_sharing.models.quiet import quiet
 from basis_sharing.models.reading import get_again, readable
-from basis_sharing.models.refusals import is_compressed, modelopt_method, quantization_method, refuse_other_tasks
+from basis_sharing.models.refusals import (
+    config_fault,
+    is_compressed,
+    modelopt_method,
+    quantization_method,
+    refuse_other_tasks,
+)
 from basis_sharing.models.sizes import weight_file_bytes
 from basis_sharing.models.vocabulary import check_tokenizer_files, check_vocabulary, refuse_without_vocabulary
 from basis_sharing.models.weight_files import (
@@ -205,28 +210,13 @@ def load_with_notes(source: ModelSource, dtype: torch.dtype | None = None) -> tu
 
     with quiet():
         model, info = _guard(source, "weights", load)
-    _refuse_missing(source.given, path, sorted(info["missing_keys"]), stored)
+    refuse_missing(source.given, path, sorted(info["missing_keys"]), stored)
     notes = leftover_notes(source.given, model, stored, info["unexpected_keys"], quantized=quantized)
     notes += [*untied_notes(model), *(adapter_notes(folder) if source.gguf_file is None else ())]
     if hasattr(model.config, "transformers_weights"):
         del model.config.transformers_weights  # a name of these files, not of those that are written
     check_finite(model)
     return model.eval(), notes
-
-
-def _refuse_missing(name: str, path: Path, missing: list[str], stored: dict[str, Stored]) -> None:
-    if not missing:
-        return
-    prefix = wrapper_of(missing, stored)
-    if prefix is not None:
-        raise ModelError(
-            f"The weights of {name} are stored with {prefix!r} before their names: rename each with "
-            f"name.removeprefix({prefix!r}), and save the model again."
-        )
-    raise ModelError(
-        f"{name} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from random "
-        f"numbers: {get_again(path)}."
-    )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -369,9 +359,11 @@ def _config_json(source: ModelSource) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{os.fspath(file)} is not valid JSON: {get_again(file)}.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{os.fspath(file)} is not a model configuration: {get_again(file)}.")
-    return config
+    fault = config_fault(config)
+    if fault is not None:
+        raise ModelError(f"{os.fspath(file)} {fault}: {get_again(file)}.")
+    checked: dict[str, Any] = config
+    return checked
 
 
 def _says_how_quantized(source: ModelSource) -> bool:
