@@ -94,7 +94,7 @@ def test_a_full_disk_is_never_said_to_have_what_is_needed(
 # --- modes
 
 
-@pytest.mark.parametrize("mask", [0o002, 0o027])
+@pytest.mark.parametrize("mask", [0o027])
 def test_every_written_file_has_the_mode_of_new_files(tmp_path: Path, mask: int) -> None:
     root = save_with_texts(tmp_path)
     before, texts = os.umask(mask), {"windows": 4, "length": 64}

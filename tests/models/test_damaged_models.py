@@ -29,7 +29,7 @@ from basis_sharing.models.source import (
 )
 from pico import save_pico
 
-ROUNDS, FIRST = int(os.environ.get("DAMAGE_ROUNDS", "10")), int(os.environ.get("DAMAGE_FIRST", "0"))
+ROUNDS, FIRST = int(os.environ.get("DAMAGE_ROUNDS", "5")), int(os.environ.get("DAMAGE_FIRST", "0"))
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ODD: list[Any] = [
     None,
