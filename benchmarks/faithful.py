@@ -54,7 +54,7 @@ def main() -> None:
     def perplexity(model: Any) -> float:
         windows = options.evaluation_windows
         found = evaluate(model, TEST_TEXT, tokenizer=tokenizer, evaluation_windows=windows, length=2048)
-        return found.perplexity.perplexity
+        return found.perplexity
 
     dense = perplexity(original)
     print(f"dense: perplexity {dense:.3f}", flush=True)

@@ -13,6 +13,10 @@ class ModelError(BasisSharingError):
     """The model cannot be read, or has a structure that cannot be compressed."""
 
 
+class ModelWarning(UserWarning):
+    """Something that the folder of a model holds was left aside; results say it as a note."""
+
+
 class CorpusError(BasisSharingError):
     """A calibration or evaluation text cannot be read, or is too short."""
 

@@ -113,7 +113,7 @@ def test_two_runs_at_once_and_a_killed_one(tmp_path: Path) -> None:
 def test_no_space_is_known_before_and_during(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_space(tmp_path / "not" / "yet", 1)
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: SimpleNamespace(free=20 * 2**20))
-    with pytest.raises(OutputError, match=r"4,096 MiB are needed .* only 20 MiB are free"):
+    with pytest.raises(OutputError, match=r"4,112 MiB are needed .* only 20 MiB are free"):
         check_space(tmp_path, 2**32)
     for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("I/O error: No space left on device")):
         with pytest.raises(OutputError, match="no space is left"), output_errors(tmp_path / "staging"):

@@ -26,12 +26,12 @@ def text(tmp_path: Path) -> Path:
 
 def perplexity(model: Any, text: Path, **settings: Any) -> Perplexity:
     given = {"tokenizer": pico_tokenizer(), "length": 64, "device": "cpu"} | settings
-    return basis_sharing.evaluate(model, str(text), **given).perplexity
+    return basis_sharing.evaluate(model, str(text), **given).perplexities[0]
 
 
 def test_it_is_the_definition(text: Path) -> None:
     model, tokenizer = PICO["llama"](), pico_tokenizer()
-    found = basis_sharing.evaluate(model, str(text), tokenizer=tokenizer, length=100).perplexity
+    found = basis_sharing.evaluate(model, str(text), tokenizer=tokenizer, length=100).perplexities[0]
     ids = torch.tensor(tokenizer(TEXT, add_special_tokens=False)["input_ids"])
     windows = ids[: len(ids) // 100 * 100].view(-1, 100)
     total = 0.0
@@ -55,7 +55,7 @@ def test_only_the_first_windows(text: Path) -> None:
 
 
 def test_families_that_need_a_bos_get_one_and_say_so(text: Path) -> None:
-    found = basis_sharing.evaluate(PICO["gemma3"](), str(text), tokenizer=pico_tokenizer(), length=64).perplexity
+    found = basis_sharing.evaluate(PICO["gemma3"](), str(text), tokenizer=pico_tokenizer(), length=64).perplexities[0]
     assert found.bos
     assert found.tokens == 63 * found.windows
 
@@ -64,7 +64,7 @@ def test_token_windows_have_no_bytes(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", input_ids=np.arange(128).reshape(2, 64))
     found = basis_sharing.evaluate(
         PICO["llama"](), str(tmp_path / "w.npz"), tokenizer=pico_tokenizer(), length=64
-    ).perplexity
+    ).perplexities[0]
     assert found.bits_per_byte is None
 
 
@@ -111,7 +111,7 @@ def test_tasks_and_texts_are_measured_by_one_call(tmp_path: Path, text: Path, mo
     assert both.tasks is not None
     assert both.tasks.scores == scored.tasks.scores
     assert both.tasks.notes == ()
-    assert both.perplexity == perplexity(folder, text)
+    assert both.perplexity == perplexity(folder, text).perplexity
 
 
 def test_a_model_in_memory_is_put_back_where_it_was(text: Path) -> None:

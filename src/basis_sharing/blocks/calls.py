@@ -124,6 +124,24 @@ def run_block(block: nn.Module, states: Tensor, call: BlockCall) -> Tensor:
     return states
 
 
+def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Tensor:
+    """Return the input of a module of a block, shape ``[tokens, d_in]``; the block is run only up to that module."""
+    inputs: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs.append(args[0].flatten(0, -2))
+        raise _Captured
+
+    handle = block.get_submodule(name).register_forward_pre_hook(hook)
+    try:
+        run_block(block, states, call)
+    except _Captured:
+        pass
+    finally:
+        handle.remove()
+    return inputs[0]
+
+
 def states_shape(model: Any, decoder: Decoder, input_ids: Tensor) -> StatesShape:
     """Return the shape of the states between two blocks for windows of token ids, ``[windows, length]``."""
     one, two = (_first_states(model, decoder, input_ids[0, :count]).shape for count in (1, 2))

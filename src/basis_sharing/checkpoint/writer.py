@@ -11,8 +11,8 @@ from transformers.utils import logging as transformers_logging
 from basis_sharing.checkpoint.originals import carry_files, keeping_dtypes
 from basis_sharing.errors import OutputError
 from basis_sharing.models.multimodal import is_multimodal
-from basis_sharing.run.durable import flush
-from basis_sharing.run.files import locked, output_errors
+from basis_sharing.run.durable import finish
+from basis_sharing.run.files import check_name, locked, output_errors
 
 _MARGIN = 16 * 2**20
 
@@ -21,36 +21,50 @@ _MARGIN = 16 * 2**20
 def reserve(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> Iterator[Path]:
     """Reserve an output folder for one run and yield an empty folder beside it to write into.
 
-    The yielded folder is removed if the body fails; :func:`publish` makes it the output.
+    The yielded folder is removed if the body fails; :func:`publish` makes it the output. If ``folder`` is a link to a
+    folder, the link stays and the folder that it names becomes the output.
 
     Args:
         folder: The folder to be created.
         overwrite: Whether an existing model folder may be replaced.
-        inputs: Files and folders the run reads; none of them may be inside ``folder``.
+        inputs: Files and folders the run needs; none of them may be inside ``folder``, nor ``folder`` inside them.
 
     Raises:
-        OutputError: The folder is in use, is not empty, is or contains an input, or cannot be created.
+        OutputError: The folder is in use, is not empty, is where an input is, cannot be replaced, or cannot be created.
     """
-    folder = folder.absolute()
-    _check(folder, overwrite=overwrite, inputs=inputs)
+    with output_errors(folder):
+        _check(folder, overwrite=overwrite, inputs=inputs)
+    folder = folder.resolve()
     staging = folder.parent / f".{folder.name}.partial"
     with locked(folder):
         try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir()
+            with output_errors(folder):
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir()
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check(folder: Path, *, overwrite: bool, inputs: Iterable[Path]) -> None:
+    check_name(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"{folder} is a link to {folder.readlink()}, which is not there: remove the link.")
     resolved = folder.resolve()
-    for path in inputs:
-        if path.resolve().is_relative_to(resolved):
+    check_name(resolved)
+    for path in (path.resolve() for path in inputs):
+        if path.is_relative_to(resolved):
             raise OutputError(f"the output {folder} is, or contains, the input {path}: choose another folder.")
+        if resolved.is_relative_to(path):
+            raise OutputError(f"the output {folder} is inside the input {path}: choose a folder elsewhere.")
     if folder.is_file():
         raise OutputError(f"{folder} is a file: choose a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir():
+        return
+    if resolved.is_mount() or Path.cwd().is_relative_to(resolved):
+        use = "where a disk is mounted" if resolved.is_mount() else "where this command runs"
+        raise OutputError(f"{folder} is {use}, so it cannot be replaced as a whole: choose a folder in it.")
+    if not any(folder.iterdir()):
         return
     if not overwrite:
         raise OutputError(f"{folder} exists and is not empty: choose another folder, or pass --overwrite.")
@@ -66,9 +80,10 @@ def check_space(folder: Path, needed: int) -> None:
     """
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
-    if free < needed + _MARGIN:
+    needed += _MARGIN
+    if free < needed:
         raise OutputError(
-            f"{needed / 2**20:,.0f} MiB are needed in {folder}, but only {free / 2**20:,.0f} MiB are free: "
+            f"{-(-needed // 2**20):,} MiB are needed in {folder}, but only {free // 2**20:,} MiB are free: "
             "make room, or choose a folder on another disk."
         )
 
@@ -103,15 +118,15 @@ def write_model(
 
 
 def publish(staging: Path, folder: Path) -> None:
-    """Make a finished staging folder the output: flush it to the disk, then rename it.
+    """Make a finished staging folder the output: finish every file, then rename it.
 
     Raises:
         OutputError: The disk fails.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     with output_errors(staging):
-        for path in [*staging.iterdir(), staging]:
-            flush(path)
+        for path in [*staging.rglob("*"), staging]:
+            finish(path)
         replaced = folder.parent / f".{folder.name}.replaced"
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():

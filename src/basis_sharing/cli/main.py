@@ -5,8 +5,9 @@ import inspect
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.core
@@ -14,7 +15,7 @@ import typer.core
 import basis_sharing
 import basis_sharing.cli
 import basis_sharing.verbs
-from basis_sharing.errors import BasisSharingError, RecipeError
+from basis_sharing.errors import BasisSharingError, ModelWarning, RecipeError
 
 _FIRST = ("compress", "plan", "evaluate", "compare", "bench", "report", "inspect", "study", "recover", "export")
 """The order of the verbs in help texts; others follow by name."""
@@ -97,8 +98,23 @@ def _options(
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print notes about a model as one line on stderr, and other warnings as Python does."""
+    known = category is ModelWarning
+    text = f"note: {message}\n" if known else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for a broken limit, 2 for an error of the user, 130 after an interrupt."""
+    warnings.showwarning = _show_warning
     try:
         code = app(arguments, standalone_mode=False)
     except _UsageError as error:

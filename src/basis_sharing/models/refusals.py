@@ -1,5 +1,7 @@
 """Refusal of unsupported models from their configuration, before any weight is read."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -11,6 +13,7 @@ from basis_sharing.models.multimodal import class_name
 _OTHER_MODALITIES = ("vision_config", "audio_config", "speech_config")
 _ENCODER_DECODER = "{name} is an encoder-decoder ({described}); only decoder-only language models work."
 _METHOD = "basis_sharing"
+_QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def refuse_other_tasks(name: str, config: dict[str, Any]) -> None:
@@ -57,12 +60,38 @@ def refuse_encoders(name: str, config: PreTrainedConfig) -> None:
         raise ModelError(_ENCODER_DECODER.format(name=name, described=described))
 
 
+def config_fault(config: object) -> str | None:
+    """Return what keeps a parsed ``config.json`` from being a configuration; None if it may be one."""
+    if not isinstance(config, dict):
+        return "is not a model configuration"
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    kinds: dict[str, bool] = {
+        "model_type": isinstance(config.get("model_type"), str),
+        "architectures": architectures is None or (names is architectures and all(isinstance(n, str) for n in names)),
+        **{key: isinstance(config.get(key) or {}, dict) for key in _QUANTIZATION},
+    }
+    wrong = [key for key, right in kinds.items() if not right]
+    return f"does not say its {wrong[0]} as transformers does" if wrong else None
+
+
 def quantization_method(config: dict[str, Any]) -> str | None:
     """Return the name of the method with which a checkpoint is quantized or compressed; None for a plain one."""
-    section = config.get("quantization_config") or config.get("compression_config")
+    section = next((config[key] for key in _QUANTIZATION if config.get(key)), None)
     if not section:
         return None
     return str(section.get("quant_method", "an unnamed method"))
+
+
+def modelopt_method(folder: Path) -> str | None:
+    """Return the name of the method that a file of ModelOpt beside a configuration names; None without that file."""
+    file = folder / "hf_quant_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return f"{json.loads(file.read_text(encoding='utf-8'))['quantization']['quant_algo']} (hf_quant_config.json)"
+    except (ValueError, KeyError, TypeError):
+        return "ModelOpt (hf_quant_config.json)"
 
 
 def is_compressed(config: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,16 +20,42 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from basis_sharing.errors import ModelError
+from basis_sharing.errors import ModelError, ModelWarning
+from basis_sharing.models.adapters import adapter_notes, without_adapter
+from basis_sharing.models.gguf_files import check_gguf, gguf_in
+from basis_sharing.models.hub import fetched, first_line
+from basis_sharing.models.leftovers import (
+    leftover_notes,
+    refuse_missing,
+    refuse_unusable,
+    stored_tensors,
+    untied_notes,
+)
 from basis_sharing.models.multimodal import auto_class
+from basis_sharing.models.places import path_of, refuse_without_config
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.refusals import is_compressed, quantization_method, refuse_encoders, refuse_other_tasks
+from basis_sharing.models.reading import get_again, readable
+from basis_sharing.models.refusals import (
+    config_fault,
+    is_compressed,
+    modelopt_method,
+    quantization_method,
+    refuse_encoders,
+    refuse_other_tasks,
+)
 from basis_sharing.models.sizes import weight_file_bytes
-from basis_sharing.models.weight_files import check_weight_files, fingerprint_files, read_header, weight_files
+from basis_sharing.models.vocabulary import check_tokenizer_files, check_vocabulary, refuse_without_vocabulary
+from basis_sharing.models.weight_files import (
+    check_weight_files,
+    fingerprint_files,
+    has_safetensors,
+    has_weights,
+    read_header,
+    weight_files,
+)
 from basis_sharing.runtime.modeling_basis_sharing import mend
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _T = TypeVar("_T")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -52,31 +77,31 @@ class ModelSource:
     gguf_file: str | None = None
 
 
+@readable
 def resolve(model: str | Path) -> ModelSource:
     """Return the source that a path or name denotes; uses no network.
 
     Args:
-        model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, or an id
-            ``org/name`` on the hub.
+        model: A model folder, a folder with exactly one GGUF file and no safetensors, a ``.gguf`` file, either also as
+            ``file://`` address, or an id ``org/name`` on the hub.
 
     Raises:
         ModelError: The path does not exist, or the folder holds no model.
     """
     given = str(model)
-    path = Path(model).expanduser()
+    path = path_of(given)
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if ggufs and not any(path.glob("*.safetensors")):
-            if len(ggufs) > 1:
-                raise ModelError(f"{given} holds {len(ggufs)} GGUF files; give the path of the one to read.")
-            return ModelSource(given, "gguf", path, ggufs[0].name)
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{given} has no config.json; give the folder of a Hugging Face model.")
+        gguf = None if has_safetensors(path) else gguf_in(path)
+        if gguf is not None:
+            return ModelSource(given, "gguf", path, gguf.name)
+        refuse_without_config(given, path)
         return ModelSource(given, "folder", path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{given} is a file; give the model's folder or a .gguf file.")
         return ModelSource(given, "gguf", path.parent, path.name)
+    if path.is_symlink():
+        raise ModelError(f"{given} is a link to {path.readlink()}, which is not there; give the folder itself.")
     if isinstance(model, Path) or path.suffix == ".gguf" or not _HUB_ID.fullmatch(given):
         raise ModelError(f"{given} does not exist; give a model folder, a .gguf file or an id on the Hugging Face Hub.")
     return ModelSource(given, "hub", None)
@@ -91,6 +116,8 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     folder = _fetch(source)
     if source.gguf_file is None:
         refuse_other_tasks(source.given, _config_json(source))
+    else:
+        check_gguf(folder / source.gguf_file)
     with quiet():
         config: PreTrainedConfig = _guard(
             source, "configuration", lambda: AutoConfig.from_pretrained(folder, **_gguf(source))
@@ -106,8 +133,21 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ModelError: There is none, or it cannot be read.
     """
     folder = _fetch(source)
+    if source.gguf_file is None:
+        check_tokenizer_files(folder)
+    else:
+        check_gguf(folder / source.gguf_file)
     with quiet():
-        return _guard(source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **_gguf(source)))
+        try:
+            tokenizer: PreTrainedTokenizerBase = _guard(
+                source, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder, **_gguf(source))
+            )
+        except ModelError:
+            if source.gguf_file is None:
+                refuse_without_vocabulary(source.given, folder)
+            raise
+    check_vocabulary(source.given, tokenizer)
+    return tokenizer
 
 
 def load_skeleton(source: ModelSource) -> PreTrainedModel:
@@ -129,20 +169,38 @@ def load_skeleton(source: ModelSource) -> PreTrainedModel:
 
 
 def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model as :func:`load_with_notes` does, and issue its notes as warnings.
+
+    Raises:
+        ModelError: As :func:`load_with_notes`.
+    """
+    model, notes = load_with_notes(source, dtype)
+    for note in notes:
+        warnings.warn(f"{source.given}: {note}", ModelWarning, stacklevel=2)
+    return model
+
+
+def load_with_notes(source: ModelSource, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, list[str]]:
     """Load a model, dense or compressed by this package, onto the CPU in evaluation mode.
 
     Args:
         source: What :func:`resolve` returned.
         dtype: Dtype of the weights in memory; None: the checkpoint's own (float32 for GGUF).
 
+    Returns:
+        The model, and notes about what its folder holds and the model does not: sentences for the reader of a result.
+
     Raises:
-        ModelError: A file is missing or damaged, a weight is missing or not finite, or the model is not a causal
-            language model.
+        ModelError: A file is missing or damaged, a weight is missing or not finite, weights are quantized and the
+            configuration does not say how, or the model is not a causal language model.
     """
     config = load_config(source)
     folder = _fetch(source, weights=True)
-    check_weight_files(folder if source.gguf_file is None else folder / source.gguf_file)
-    arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source)}
+    path = folder if source.gguf_file is None else folder / source.gguf_file
+    check_weight_files(path)
+    stored, quantized = stored_tensors(weight_files(path)), _says_how_quantized(source)
+    refuse_unusable(source.given, stored, quantized=quantized)
+    arguments: dict[str, Any] = {"config": config, "dtype": dtype or "auto", **_gguf(source), **without_adapter(folder)}
     if source.gguf_file is not None:
         arguments["dtype"] = dtype or torch.float32
         if hasattr(transformers, "GgufConfig"):  # versions without it always dequantize
@@ -156,15 +214,14 @@ def load_model(source: ModelSource, dtype: torch.dtype | None = None) -> PreTrai
 
     with quiet():
         model, info = _guard(source, "weights", load)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"{source.given} lacks {len(missing)} of its weights (the first is {missing[0]}), which would start from "
-            "random numbers; download the model again."
-        )
+    refuse_missing(source.given, path, sorted(info["missing_keys"]), stored)
+    notes = leftover_notes(source.given, model, stored, info["unexpected_keys"], quantized=quantized)
+    notes += [*untied_notes(model), *(adapter_notes(folder) if source.gguf_file is None else ())]
+    if hasattr(model.config, "transformers_weights"):
+        del model.config.transformers_weights  # a name of these files, not of those that are written
     check_finite(model)
     mend(model)
-    return model.eval()
+    return model.eval(), notes
 
 
 def check_finite(model: nn.Module) -> None:
@@ -179,7 +236,7 @@ def check_finite(model: nn.Module) -> None:
         low, high = torch.aminmax(parameter.detach())  # propagates NaN without a mask of the parameter's size
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise ModelError(
-                f"The weight {name} holds NaN or infinite values; the model is damaged, download it again."
+                f"The weight {name} holds NaN or infinite values: the model is damaged, use a whole copy of it."
             )
 
 
@@ -193,7 +250,7 @@ def local_folder(source: ModelSource) -> Path | None:
 
 
 def refuse_compressed(source: ModelSource) -> None:
-    """Refuse models that are already compressed or quantized.
+    """Refuse models that are already compressed or quantized, as far as configuration and headers of weights tell.
 
     Raises:
         ModelError: The model is; the message names the method.
@@ -203,9 +260,11 @@ def refuse_compressed(source: ModelSource) -> None:
     config = _config_json(source)
     if is_compressed(config):
         raise ModelError(f"{source.given} is already compressed by basis-sharing; compress the original instead.")
-    method = quantization_method(config)
+    method = quantization_method(config) or modelopt_method(_fetch(source))
     if method is not None:
         raise ModelError(f"{source.given} is quantized with {method}; compress the original weights instead.")
+    if source.path is not None and has_weights(source.path):
+        refuse_unusable(source.given, stored_tensors(weight_files(source.path)), quantized=False)
 
 
 def named_dtype(name: str) -> torch.dtype | None:
@@ -270,52 +329,36 @@ def _guard(source: ModelSource, what: str, action: Callable[[], _T]) -> _T:
             raise ModelError(
                 f"Reading {source.given} needs the package gguf; install it with pip install gguf."
             ) from error
-        raise ModelError(f"{source.given} needs a package that is not installed: {_first_line(error)}.") from error
+        raise ModelError(f"{source.given} needs a package that is not installed: {first_line(error)}.") from error
     except MemoryError as error:
         raise ModelError(f"{source.given} does not fit into memory; use a machine with more of it.") from error
     except Exception as error:  # other libraries raise anything on damaged input
-        raise ModelError(f"The {what} of {source.given} cannot be loaded: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+        raise ModelError(f"The {what} of {source.given} cannot be loaded: {first_line(error)}.") from error
 
 
 def _fetch(source: ModelSource, weights: bool = False) -> Path:
     """Return the local folder of a model; for the hub, download the configuration (and weights) unless cached."""
-    if source.path is not None:
-        return source.path
-    try:
-        folder = Path(snapshot_download(source.given, allow_patterns=list(_SMALL_FILES)))
-        if weights:
-            snapshot_download(source.given, allow_patterns=["model*.safetensors"])
-            if not any(folder.glob("*.safetensors")):
-                snapshot_download(source.given, allow_patterns=["pytorch_model*.bin"])
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{source.given} is only for those who accepted its licence; accept it on the Hugging Face Hub and run "
-            "hf auth login."
-        ) from error
-    except Exception as error:  # no network, no such model, no disk space: each is another error of the hub client
-        raise ModelError(
-            f"{source.given} is no file or folder here and could not be fetched from the Hugging Face Hub "
-            f"({_first_line(error)}); check the name and the network."
-        ) from error
-    return folder
+    return source.path if source.path is not None else fetched(source.given, weights=weights)
 
 
+@readable
 def _config_json(source: ModelSource) -> dict[str, Any]:
-    file = _fetch(source) / "config.json"
-    if not file.is_file():
-        raise ModelError(f"{source.given} has no config.json; use a model in Hugging Face format.")
+    folder = _fetch(source)
+    file = folder / "config.json"
+    refuse_without_config(source.given, folder)
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{os.fspath(file)} is not valid JSON; download the model again.") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{os.fspath(file)} is not a model configuration; download the model again.")
-    return config
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{os.fspath(file)} is not valid JSON: {get_again(file)}.") from error
+    fault = config_fault(config)
+    if fault is not None:
+        raise ModelError(f"{os.fspath(file)} {fault}: {get_again(file)}.")
+    checked: dict[str, Any] = config
+    return checked
+
+
+def _says_how_quantized(source: ModelSource) -> bool:
+    return source.gguf_file is not None or quantization_method(_config_json(source)) is not None
 
 
 def _stored_dtype(source: ModelSource, config: PreTrainedConfig) -> torch.dtype:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from basis_sharing.blocks.calls import BlockCall, BlockCalls, block_calls, fill_first_states, run_block, states_shape
+from basis_sharing.blocks.calls import BlockCalls, block_calls, fill_first_states, read_by, run_block, states_shape
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import states_like
 from basis_sharing.errors import RecipeError
@@ -360,28 +360,6 @@ class _Repair:
                 set_coefficients(self.model, p.name, C)
 
         return best_choice(planned, refitted, install, task.held_out_error)
-
-
-class _Read(Exception):  # noqa: N818 - control flow, not an error
-    pass
-
-
-def read_by(block: nn.Module, name: str, states: Tensor, call: BlockCall) -> Tensor:
-    """Return the input of a module of a block, shape ``[tokens, d_in]``; the block is run only up to that module."""
-    inputs: list[Tensor] = []
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0].flatten(0, -2))
-        raise _Read
-
-    handle = block.get_submodule(name).register_forward_pre_hook(hook)
-    try:
-        run_block(block, states, call)
-    except _Read:
-        pass
-    finally:
-        handle.remove()
-    return inputs[0]
 
 
 def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:

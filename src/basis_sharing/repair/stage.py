@@ -11,7 +11,7 @@ from basis_sharing.calibration.moments import Statistics
 from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.decoder import weight
-from basis_sharing.models.source import load_model
+from basis_sharing.models.source import load_with_notes
 from basis_sharing.recipe.repair import Refit, Repair
 from basis_sharing.repair.block_training import BlockGain
 from basis_sharing.repair.blocks import repair_blocks
@@ -101,7 +101,7 @@ class KeepOriginal:
 
     def _twin(self, run: Run) -> Any:
         """Return a second copy of the original; weights that are read in place from files take no memory."""
-        return copy.deepcopy(run.model) if run.source is None else load_model(run.source, run.model.dtype)
+        return copy.deepcopy(run.model) if run.source is None else load_with_notes(run.source, run.model.dtype)[0]
 
 
 class RefitAll:

@@ -292,7 +292,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._recovery.tensors(), folder / _WEIGHTS)
+        write_whole(folder / _WEIGHTS, lambda path: save_file(self._recovery.tensors(), path))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._recovery.load(Path(resume_from_checkpoint) / _WEIGHTS)

@@ -24,7 +24,7 @@ class EvaluationResult(Result):
     versions: dict[str, str]
 
     @property
-    def perplexity(self) -> Perplexity:
+    def perplexity(self) -> float:
         """The perplexity on the only text.
 
         Raises:
@@ -32,4 +32,4 @@ class EvaluationResult(Result):
         """
         if len(self.perplexities) != 1:
             raise ValueError(f"the model was evaluated on {len(self.perplexities)} texts: see perplexities.")
-        return self.perplexities[0]
+        return self.perplexities[0].perplexity

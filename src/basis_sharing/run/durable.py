@@ -12,7 +12,7 @@ UNFINISHED = ".unfinished"  # suffix of files that are only needed to resume an 
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a temporary file beside ``path`` with ``write``, flush it to the disk, and rename it to ``path``.
+    """Write a temporary file beside ``path`` with ``write``, :func:`finish` it, and rename it to ``path``.
 
     Raises:
         OSError: The disk is full or fails; ``path`` is unchanged.
@@ -20,7 +20,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(partial)
-        flush(partial)
+        finish(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -58,6 +58,18 @@ def load_or_create(file: Path | None, kind: Callable[..., T], create: Callable[[
     if file is not None:
         write_text_whole(file, json.dumps(vars(created)))
     return created
+
+
+def finish(path: Path) -> None:
+    """Give a written file the mode that new files have here, and wait until it is on the disk; folders are flushed.
+
+    Libraries that write through temporary files, safetensors among them, leave them to their owner alone.
+    """
+    if path.is_file():
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+    flush(path)
 
 
 def flush(path: Path) -> None:

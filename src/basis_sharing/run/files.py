@@ -1,6 +1,7 @@
 """Output files and folders: checked before long work, locked, written atomically, with errors as one sentence."""
 
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,8 @@ from filelock import FileLock, Timeout
 from basis_sharing.errors import OutputError
 from basis_sharing.run.durable import write_whole
 
+_NAME_BYTES = 200  # most disks allow 255, and temporary files have longer names
+
 
 def check_files(paths: Sequence[Path], *, overwrite: bool) -> None:
     """Make sure that files can be written, before the work whose results they hold.
@@ -19,16 +22,35 @@ def check_files(paths: Sequence[Path], *, overwrite: bool) -> None:
         OutputError: A file exists and may not be replaced, is a folder, or its folder cannot be written to.
     """
     for path in paths:
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder: give the name of a file.")
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} exists: choose another name, or pass --overwrite.")
-        existing = next(folder for folder in path.absolute().parents if folder.exists())
-        try:
+        check_name(path)
+        with _creating(path.parent):
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder: give the name of a file.")
+            if path.is_symlink() and not path.exists():
+                raise OutputError(f"{path} is a link to {path.readlink()}, which is not there: remove the link.")
+            if path.exists() and not overwrite:
+                raise OutputError(f"{path} exists: choose another name, or pass --overwrite.")
+            existing = next(folder for folder in path.absolute().parents if folder.exists())
             with tempfile.TemporaryFile(dir=existing):
                 pass
-        except OSError as error:
-            raise OutputError(f"cannot write to {path.parent} ({error.strerror}): choose another folder.") from None
+
+
+def check_name(path: Path) -> None:
+    """Make sure that the name of an output leaves room for those of the temporary files beside it.
+
+    Raises:
+        OutputError: It is too long.
+    """
+    if len(os.fsencode(path.name)) > _NAME_BYTES:
+        raise OutputError(f"the name {path.name[:20]}... is too long: choose one of at most {_NAME_BYTES} bytes.")
+
+
+@contextmanager
+def _creating(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder} ({error.strerror}): choose another folder.") from None
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -53,14 +75,13 @@ def locked(folder: Path) -> Iterator[None]:
     """
     folder = folder.absolute()
     lock = FileLock(folder.parent / f".{folder.name}.lock")
-    created = [path for path in folder.parents if not path.exists()]
-    try:
+    with _creating(folder.parent):
+        created = [path for path in folder.parents if not path.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"another run is writing {folder}: wait for it, or choose another folder.") from None
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder.parent} ({error.strerror}): choose another folder.") from None
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise OutputError(f"another run is writing {folder}: wait for it, or choose another folder.") from None
     try:
         yield
     finally:

@@ -13,8 +13,8 @@ from basis_sharing.models.source import (
     ModelSource,
     dtype_name,
     fingerprint,
-    load_model,
     load_tokenizer,
+    load_with_notes,
     named_dtype,
     refuse_compressed,
     resolve,
@@ -141,9 +141,10 @@ def opened(
         RecipeError: ``work`` is given for a model in memory, which has no fingerprint to recognize it by.
         OutputError: The work folder is a file.
     """
+    notes: list[str] = []
     if source is not None:
         progress(Progress("loading", 0, 1, "model"))
-        tokenizer, model = load_tokenizer(source), load_model(source, named_dtype(settings.dtype))
+        tokenizer, (model, notes) = load_tokenizer(source), load_with_notes(source, named_dtype(settings.dtype))
         progress(Progress("loading", 1, 1, "model"))
     elif work is not None:
         raise RecipeError("what is measured on a model given in memory cannot be kept: give its folder, or no work=.")
@@ -159,6 +160,6 @@ def opened(
     model.eval()
     try:
         with ExitStack() as stack:
-            yield Run(model, tokenizer, whole, decoder, source, digest, kept, machine, progress, stack=stack)
+            yield Run(model, tokenizer, whole, decoder, source, digest, kept, machine, progress, notes, stack)
     finally:
         model.train(training)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from basis_sharing.errors import BasisSharingError, OutputError
-from basis_sharing.run.durable import UNFINISHED, flush, write_text
+from basis_sharing.run.durable import UNFINISHED, finish, write_text
 from basis_sharing.run.files import locked, output_errors, write_file
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.versions import software_versions
@@ -44,8 +44,9 @@ class WorkFolder:
     processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"the work folder {self.path} is a file: choose a folder.")
+        with output_errors(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise OutputError(f"the work folder {self.path} is a file: choose a folder.")
 
     def measured(self, kind: str, about: About, measure: Callable[[Path], None]) -> Path:
         """Return the folder of a measurement; the measurement is made if it is not there.
@@ -70,7 +71,7 @@ class WorkFolder:
                 measure(folder)
                 files = [path for path in sorted(folder.glob("[!.]*")) if path.suffix != UNFINISHED]
                 for path in files:
-                    flush(path)
+                    finish(path)
                 sizes = {path.name: path.stat().st_size for path in files}
                 text = json.dumps({**whole, "files": sizes}, indent=2) + "\n"
                 write_file(folder / _ABOUT, lambda path: write_text(path, text))
@@ -144,8 +145,8 @@ def measured(
 
 
 def work_beside(output: Path) -> Path:
-    """Return the default work folder of a run, which is beside its output."""
-    output = output.absolute()
+    """Return the default work folder of a run, which is beside its output, or what that is a link to."""
+    output = output.resolve()
     return output.with_name(f"{output.name}.work")
 
 

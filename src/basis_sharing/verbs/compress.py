@@ -83,7 +83,7 @@ def compress(
     recipe, given = with_plan(as_recipe(recipe, settings))
     source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
-    inputs, kept = _input_paths(recipe, source), own_work or work
+    inputs, kept = [*_input_paths(recipe, source), *([] if work is None else [Path(work)])], own_work or work
     with (
         _staging(output, inputs, overwrite=overwrite, first=machine.processes.first) as staging,
         opened(recipe, model, source=source, tokenizer=tokenizer, work=kept, machine=machine, progress=progress) as run,

@@ -54,7 +54,7 @@ def evaluate(
 
     Example:
         >>> result = basis_sharing.evaluate("./llama-20", "heldout.txt")
-        >>> print(result.perplexity.perplexity, result.perplexity.bits_per_byte)
+        >>> print(result.perplexity, result.perplexities[0].bits_per_byte)
     """
     loading, scoring = Loading(tokenizer, dtype, device), Scoring(tasks, task_data, limit, cache)
     texts = _checked_texts(text, evaluation_windows, length, loading, scoring)
