@@ -1,10 +1,12 @@
 """The sweep against hooks on the whole model, for every family."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from architectures import tiny
 from basis_sharing.calibration.fisher import row_fisher
 from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import (
@@ -15,8 +17,9 @@ from basis_sharing.calibration.moments import (
     add_product_fp32,
     add_split_product,
 )
-from basis_sharing.errors import ModelError, NumericalError
+from basis_sharing.errors import NumericalError
 from basis_sharing.models.decoder import describe
+from basis_sharing.run.machine import Machine
 from basis_sharing.run.processes import Processes
 from pico import PICO
 
@@ -99,26 +102,35 @@ def test_non_finite_activations_name_the_layer(statistics: Statistics) -> None:
         list(sweep(model, describe(model), windows(), statistics, dtype=torch.float32))
 
 
-def test_token_dependent_arguments_are_refused() -> None:
-    model = PICO["llama"]()
-    layer = model.model.layers[1]
-    inner = model.model
+@pytest.mark.parametrize(
+    "model_type",
+    ["gemma3n_text", "gemma4_text", "deepseek_v4", "glm_moe_dsa", "inkling2_text", "falcon", "openai-gpt", "bamba"],
+)
+def test_blocks_alone_read_what_they_read_in_the_model(model_type: str) -> None:
+    """Per-layer inputs, token ids, shared keys and values, several streams, chosen tokens, tuples, lists."""
+    model = tiny(model_type)
+    decoder, ids = describe(model), windows()
+    expected = expected_moments(model, ids)
+    for block, moments in sweep(model, decoder, ids, Statistics(gram=True), dtype=torch.float32):
+        for name, moment in moments.items():
+            assert moment.gram is not None
+            error = (moment.gram - expected[block, name]).norm() / expected[block, name].norm().clamp_min(1e-9)
+            assert error < 1e-4, (block, name)
 
-    def with_tokens(*args: Any, _forward: Any = inner.forward, **kwargs: Any) -> Any:
-        ids = kwargs["input_ids"]
-        handle = layer.register_forward_pre_hook(
-            lambda _, a, k: (a, {**k, "position_embeddings": tuple(t + ids.sum() for t in k["position_embeddings"])}),
-            with_kwargs=True,
-            prepend=True,
-        )
-        try:
-            return _forward(*args, **kwargs)
-        finally:
-            handle.remove()
 
-    inner.forward = with_tokens
-    with pytest.raises(ModelError, match=r"model\.layers\.1 is given arguments that depend on the tokens"):
-        list(sweep(model, describe(model), windows(), BOTH, dtype=torch.float32))
+def test_arguments_that_differ_between_windows_are_recorded_with_them(tmp_path: Path) -> None:
+    model = tiny("gemma4_text")
+    decoder, ids = describe(model), windows()
+    poor = Machine(spare=0)
+    ours = dict(sweep(model, decoder, ids, BOTH, dtype=torch.float32))
+    theirs = dict(sweep(model, decoder, ids, BOTH, dtype=torch.float32, folder=tmp_path, machine=poor))
+    assert list(tmp_path.glob("arguments-*"))
+    for block, moments in ours.items():
+        for name, moment in moments.items():
+            gram = theirs[block][name].gram
+            assert moment.gram is not None
+            assert gram is not None
+            assert torch.equal(moment.gram, gram)
 
 
 def test_wide_inputs_are_added_up_in_tiles() -> None:

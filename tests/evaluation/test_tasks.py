@@ -270,12 +270,16 @@ def test_perplexity_and_the_rolling_log_likelihood(tmp_path: Path) -> None:
     theirs = rolling(model, text)
 
     np.savez(tmp_path / "bos.npz", input_ids=np.array([[tokenizer.bos_token_id, *ids]]))
-    same = basis_sharing.evaluate(model, str(tmp_path / "bos.npz"), tokenizer=tokenizer, length=len(ids) + 1).perplexity
+    same = basis_sharing.evaluate(
+        model, str(tmp_path / "bos.npz"), tokenizer=tokenizer, length=len(ids) + 1
+    ).perplexities[0]
     assert same.tokens == len(ids)
     assert -same.nats_per_token * same.tokens == pytest.approx(theirs, rel=1e-6)
 
     (tmp_path / "text.txt").write_text(text)
-    ours = basis_sharing.evaluate(model, str(tmp_path / "text.txt"), tokenizer=tokenizer, length=len(ids)).perplexity
+    ours = basis_sharing.evaluate(model, str(tmp_path / "text.txt"), tokenizer=tokenizer, length=len(ids)).perplexities[
+        0
+    ]
     assert ours.tokens == len(ids) - 1
 
     def terms(context: list[int]) -> list[float]:

@@ -302,8 +302,8 @@ def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, (dict, UserDict)):
-        items = {key: _mapped(item, kind, function) for key, item in value.items()}
-        return items if isinstance(value, dict) else type(value)(items)
+        mapping = {key: _mapped(item, kind, function) for key, item in value.items()}
+        return mapping if isinstance(value, dict) else type(value)(mapping)
     if isinstance(value, (tuple, list)):
         items = [_mapped(item, kind, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -149,11 +149,13 @@ def untied_notes(model: PreTrainedModel) -> list[str]:
 
     The configuration of the model is corrected: both are kept.
     """
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    if not config.tie_word_embeddings or head is None or head.weight is model.get_input_embeddings().weight:
+    head = model.get_output_embeddings()
+    # Some multimodal models have the setting in one of their two configurations only.
+    tying = [c for c in (model.config.get_text_config(), model.config) if getattr(c, "tie_word_embeddings", False)]
+    if not tying or head is None or head.weight is model.get_input_embeddings().weight:
         return []
-    for one in {id(one): one for one in (config, model.config)}.values():
-        one.tie_word_embeddings = False
+    for config in tying:
+        config.tie_word_embeddings = False
     return ["config.json ties the output head to the embeddings, but the files hold two different ones: both are kept."]
 
 
