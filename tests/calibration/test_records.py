@@ -271,7 +271,7 @@ def test_suffixes_of_other_things(tmp_path: Path, name: str, says: str) -> None:
         (b"(\xb5/\xfd123", "is compressed with zstd: decompress it (zstd -d)"),
         (b"%PDF-1.7", "is a PDF: extract its text (pdftotext)"),
         (b"PK\x03\x04...", "is a zip archive, as .docx and .xlsx are too"),
-        (gzip.compress(gzip.compress(b"abc")), "is compressed twice"),
+        (gzip.compress(gzip.compress(b"abc", mtime=0), mtime=0), "is compressed twice"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
         (b"a.txt" + b"\0" * 252 + b"ustar  \0" + b"\0" * 300, "is a tar archive: unpack it"),
         ("café au lait, s'il vous plaît".encode("latin-1"), "(iconv -f WINDOWS-1252 -t UTF-8)"),
@@ -358,7 +358,7 @@ class Piped(SimpleNamespace):
     ("spec", "content", "text"),
     [
         ("-", "just words, {not} JSON", "just words, {not} JSON"),
-        ("-", gzip.compress(b"zipped words"), "zipped words"),
+        ("-", gzip.compress(b"zipped words", mtime=0), "zipped words"),
         ("-", jsonl({"text": "a"}, {"text": "b"}), "a\n\nb"),
         ("-", json.dumps([{"text": "a"}, {"text": "b"}], indent=1), "a\n\nb"),
         ("text:-", parquet_bytes([{"text": "a"}, {"text": "b"}]), "a\n\nb"),

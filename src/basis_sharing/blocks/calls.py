@@ -146,8 +146,9 @@ def states_shape(model: Any, decoder: Decoder, input_ids: Tensor) -> StatesShape
     """Return the shape of the states between two blocks for windows of token ids, ``[windows, length]``."""
     one, two = (_first_states(model, decoder, input_ids[0, :count]).shape for count in (1, 2))
     tokens = next((dim for dim, (a, b) in enumerate(zip(one, two, strict=True)) if a != b), 1)
-    window = torch.Size(input_ids.shape[1] if dim == tokens else size for dim, size in enumerate(one))
-    return StatesShape(window, tokens, len(input_ids))
+    windows, length = input_ids.shape
+    window = torch.Size(size + length - 1 if dim == tokens else size for dim, size in enumerate(one))
+    return StatesShape(window, tokens, length, windows)
 
 
 @torch.no_grad()

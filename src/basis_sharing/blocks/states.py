@@ -10,6 +10,7 @@ from torch import Tensor
 from basis_sharing.errors import CorpusError
 from basis_sharing.run.durable import UNFINISHED, allocate
 from basis_sharing.run.machine import Machine
+from basis_sharing.run.stages import POSITIONS
 
 _DISK_SHARE = 0.8
 
@@ -22,17 +23,31 @@ class StatesShape:
         window: Shape of the states of one window: ``[1, length, hidden]`` for most models, ``[streams, 1, length,
             hidden]`` where a model has several residual streams.
         tokens: Its dimension whose size is the length.
+        length: Tokens per window; a model that puts a prompt of its own in front has more states than tokens.
         windows: Number of windows.
     """
 
     window: torch.Size
     tokens: int
+    length: int
     windows: int
 
     @property
     def all(self) -> torch.Size:
         """The shape of the states of all windows, ``[windows, *window]``."""
         return torch.Size((self.windows, *self.window))
+
+    def head_parts(self) -> list[tuple[int, int, int]]:
+        """Return the parts of a window whose logits are in memory at a time, as ``(start, states, predicted)``.
+
+        A part begins at position ``start``, has so many states, and its first ``predicted`` logits predict the tokens
+        of the window from ``start + 1`` on.
+        """
+        states, last = self.window[self.tokens], self.length - 1
+        if states != self.length:
+            return [(0, states, last)]  # the model removes its prompt itself
+        starts = range(0, last, POSITIONS)
+        return [(start, min(POSITIONS, last - start), min(POSITIONS, last - start)) for start in starts]
 
 
 def states_like(shape: torch.Size, dtype: torch.dtype, file: Path, machine: Machine) -> Tensor:

@@ -29,7 +29,6 @@ from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.resume import ResumePoint
 
 _RESUME_FILES = ("taped", "loss", "gradients")  # one per stage
-_POSITIONS = 512
 
 
 def backward_sweep(
@@ -139,18 +138,17 @@ class _Stages:
 
         Positions are processed in chunks, because the logits of a whole window take much memory.
         """
-        (windows, length), tokens = self.input_ids.shape, self.shape.tokens
+        windows, tokens = len(self.input_ids), self.shape.tokens
         head_alone = head_only(self.model, self.decoder, self._calls, self._device, self._dtype)
         with head_alone as head, torch.enable_grad():
             for window in range(first, windows):
                 outputs, ids = inputs.read(-1, window, self._device), self.input_ids[window].to(self._device)
-                for start in range(0, length - 1, _POSITIONS):
-                    stop = min(start + _POSITIONS, length - 1)
-                    x = outputs.narrow(tokens, start, stop - start).clone().requires_grad_(True)
-                    logits = head(x, ids[None, start:stop])[0]
-                    nn.functional.cross_entropy(logits.float(), ids[start + 1 : stop + 1], reduction="sum").backward()
+                for start, states, predicted in self.shape.head_parts():
+                    x = outputs.narrow(tokens, start, states).clone().requires_grad_(True)
+                    logits, targets = head(x, ids[None, start : start + states])[0], ids[start + 1 :][:predicted]
+                    nn.functional.cross_entropy(logits[:predicted].float(), targets, reduction="sum").backward()
                     assert x.grad is not None
-                    gradient[window].narrow(tokens, start, stop - start).copy_(x.grad)
+                    gradient[window].narrow(tokens, start, states).copy_(x.grad)
                 self.progress(Progress("measuring the loss", window + 1, windows, "windows"))
                 # Resume points need equal steps on all processes, which may have different numbers of windows.
                 if self._machine.processes.count == 1:

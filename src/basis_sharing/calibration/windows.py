@@ -187,7 +187,7 @@ def window_length(config: Any, length: int | None) -> int:
     Raises:
         RecipeError: ``length`` exceeds the model's limit.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = max(0, getattr(config.get_text_config(), "max_position_embeddings", None) or 0)  # -1: none, in XLNet
     if length is None:
         return min(_DEFAULT_LENGTH, limit) if limit else _DEFAULT_LENGTH
     if limit and length > limit:

@@ -68,11 +68,10 @@ class RunWindow:
             run.progress(Progress(self._name, index + 1, len(decoder.blocks), "blocks"))
         losses = []
         with head_only(model, decoder, calls, device, model.dtype) as head:
-            for start in range(0, ids.shape[1] - 1, POSITIONS):
-                count = min(POSITIONS, ids.shape[1] - 1 - start)
+            for start, count, predicted in shape.head_parts():
                 own = ids[:, start : start + count].to(device)
-                logits = head(output.narrow(shape.tokens, start, count), own)[0]
-                targets = ids[0, start + 1 : start + count + 1].to(device)
+                logits = head(output.narrow(shape.tokens, start, count), own)[0, :predicted]
+                targets = ids[0, start + 1 :][:predicted].to(device)
                 losses.append(nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item())
         self.loss = sum(losses) / (ids.shape[1] - 1)
 

@@ -47,9 +47,17 @@ def describe(model: PreTrainedModel) -> Decoder:
     projections, reasons = _projections(model, family, blocks)
     left_dense = _left_dense(model, blocks, {p.name for p in projections}, {**detection.reasons, **reasons})
     if not projections:
-        detail = f": {left_dense[0].name}: {left_dense[0].reason}" if left_dense else ""
-        raise ModelError(f"{type(model).__name__} has no projection that can be compressed{detail}.")
+        raise ModelError(f"{type(model).__name__} {_nothing_to_compress(left_dense)}.")
     return Decoder(family, blocks, tuple(projections), left_dense)
+
+
+def _nothing_to_compress(left_dense: Sequence[LeftDense]) -> str:
+    """Return the end of a sentence that says why no projection of a model can be compressed."""
+    if not left_dense:
+        return "has no projection that can be compressed"
+    largest = max(left_dense, key=lambda left: left.parameters)
+    others = "" if len(left_dense) == 1 else f" and {len(left_dense) - 1} other kinds of weights"
+    return f"has no projection that can be compressed: {largest.reason} ({largest.name}{others})"
 
 
 def module(model: nn.Module, name: str) -> nn.Module:

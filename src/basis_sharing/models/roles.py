@@ -5,16 +5,16 @@ import re
 _ROLE_BY_NAME = {
     role: frozenset(names.split())
     for role, names in {
-        "q": "q_proj query wq q_lin",
-        "k": "k_proj key wk k_lin",
-        "v": "v_proj value wv v_lin",
+        "q": "q_proj query wq q_lin project_q",
+        "k": "k_proj key wk k_lin project_k",
+        "v": "v_proj value wv v_lin project_v",
         "kv": "kv_proj",
         "qkv": "qkv_proj query_key_value wqkv c_attn qkv w_pack",
-        "o": "o_proj wo out_lin",
-        "gate": "gate_proj c_fc_0",
-        "up": "up_proj fc1 fc_in c_fc c_fc_1 dense_h_to_4h",
+        "o": "o_proj wo out_lin attention_out",
+        "gate": "gate_proj c_fc_0 proj_up_gate w_0",
+        "up": "up_proj fc1 fc_in c_fc c_fc_1 dense_h_to_4h proj_up w_1 layer_1",
         "gate_up": "gate_up_proj gate_and_up_proj w13",
-        "down": "down_proj fc2 fc_out dense_4h_to_h",
+        "down": "down_proj fc2 fc_out dense_4h_to_h proj_down w_out layer_2",
     }.items()
 }
 _OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
@@ -23,17 +23,19 @@ _OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
 _IN_ATTENTION = re.compile(r"(^|_)(attn|attention)($|_)|^self_?attn|^selfattention", re.IGNORECASE)
 _IN_MLP = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward)($|_)", re.IGNORECASE)
 
+_MIXERS = "state-space, convolution and linear-attention mixers are left dense"
 _LEFT_DENSE = (
     (re.compile(r"expert"), "experts are left dense"),
     (re.compile(r"router|^gate$|_gate$"), "routers and gates are left dense"),
     (re.compile(r"cross_?attn|cross_?attention|encoder_attn"), "cross-attention is left dense"),
     (
         re.compile(r"mamba|ssm|linear_attn|conv|recurrent|rglru|temporal_block"),
-        "state-space, convolution and linear-attention mixers are left dense",
+        _MIXERS,
     ),
     (re.compile(r"indexer"), "indexers of sparse attention are left dense"),
     (re.compile(r"adapter|lora"), "adapters are left dense"),
 )
+_STATE_SPACE = re.compile(r"mixer\.(in_proj|x_proj|dt_proj|out_proj|a_log|d)$")
 UNKNOWN_ROLE = "its role in the block is not known, so it is left dense"
 
 
@@ -75,4 +77,4 @@ def special_part(path: str) -> str | None:
         for pattern, reason in _LEFT_DENSE:
             if pattern.search(part):
                 return reason
-    return None
+    return _MIXERS if _STATE_SPACE.search(path.lower()) else None
