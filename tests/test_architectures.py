@@ -26,7 +26,8 @@ TABLE = Path(__file__).parent / "fixtures" / "architectures.json"
 KNOWN: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 SHARDS = 12
-SHARD = decoders()[::SHARDS]
+UNUSUAL = ["deepseek_v32", "falcon", "gemma3n_text", "gemma4_text", "openai-gpt", "rwkv", "sarvam_moe"]
+SHARD = [*decoders()[::SHARDS], *UNUSUAL]
 IDS = torch.randint(0, 250, (2, 48), generator=torch.Generator().manual_seed(0))
 
 

@@ -96,7 +96,7 @@ def test_moments_are_those_of_plain_autograd(name: str) -> None:
 
 @pytest.mark.parametrize("length", [2, 5, 6, 7, 11])
 def test_long_windows_meet_the_head_in_pieces(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("basis_sharing.calibration.backward._POSITIONS", 5)
+    monkeypatch.setattr("basis_sharing.blocks.states.POSITIONS", 5)
     model, ids = PICO["llama"](), windows(2, length)
     inputs, gradients = expected_moments(model, ids)
     found = swept(model, ids)
@@ -185,3 +185,26 @@ def test_a_model_in_no_grad_mode_and_inference_is_no_obstacle() -> None:
     for block, moments in expected.items():
         for key, moment in moments.items():
             assert moment.gradient is None or torch.equal(moment.gradient, found[block][key].gradient)
+
+
+def test_a_model_that_comes_from_training_with_checkpointing_gives_the_same() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = PICO["llama"]()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        moments = dict(backward_sweep(model, describe(model), windows(), dtype=torch.float32))
+        found.append({(block, name): m.gradient for block, own in moments.items() for name, m in own.items()})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        other = found[1][key]
+        assert (gradient is None) == (other is None)
+        assert gradient is None or other is None or torch.equal(gradient, other)
+
+
+def test_a_projection_without_a_gradient_is_named() -> None:
+    model = PICO["llama"]()
+    projection = model.model.layers[1].self_attn.k_proj
+    projection.forward = lambda x: torch.nn.functional.linear(x, projection.weight).detach()
+    with pytest.raises(NumericalError, match=r"layers\.1\.self_attn\.k_proj receives no gradient.*--no-gradients"):
+        list(backward_sweep(model, describe(model), windows(), dtype=torch.float32))

@@ -50,6 +50,8 @@ class Result(Frozen):
             return cls.model_validate(cls.migrated(data))
         except KeyError as error:
             raise ResultError(f"{path} is damaged (it lacks {error}): make it again.") from None
+        except (AttributeError, TypeError):  # of a migration, which meets values of another type
+            raise ResultError(f"{path} is damaged (a value has another type than it should): make it again.") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
