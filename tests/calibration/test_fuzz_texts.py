@@ -23,7 +23,7 @@ from basis_sharing.calibration.windows import evaluation_windows
 from basis_sharing.errors import CorpusError
 from pico import VOCAB, pico_tokenizer
 
-MUTATIONS = int(os.environ.get("BASIS_SHARING_FUZZ", "600"))
+MUTATIONS = int(os.environ.get("BASIS_SHARING_FUZZ", "200"))
 SHARDS = 4
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": [1, {"y": null}]}'}}

@@ -129,7 +129,7 @@ def test_unreachable_hub(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("Name or service not known\nsecond line")
 
-    monkeypatch.setattr("basis_sharing.models.source.snapshot_download", unreachable)
+    monkeypatch.setattr("basis_sharing.models.hub.snapshot_download", unreachable)
     source = resolve("org/name")
     assert source.kind == "hub"
     with pytest.raises(ModelError, match=r"could not be fetched.*Name or service not known\).*network\.$"):
@@ -143,7 +143,7 @@ def test_hub_models_are_downloaded_and_read_like_folders(monkeypatch, saved):
         asked.extend(allow_patterns)
         return str(saved)
 
-    monkeypatch.setattr("basis_sharing.models.source.snapshot_download", download)
+    monkeypatch.setattr("basis_sharing.models.hub.snapshot_download", download)
     load_config(resolve("org/name"))
     assert not any("safetensors" in pattern for pattern in asked)
     assert load_model(resolve("org/name")).dtype == torch.bfloat16

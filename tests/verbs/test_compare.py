@@ -58,7 +58,7 @@ def test_a_model_agrees_with_itself(text: str) -> None:
     assert found.difference.nats_interval.low == found.difference.nats_interval.high == 0
     assert all(generation.first == generation.second for generation in found.generations)
     alone = basis_sharing.evaluate(PICO["llama"](), text, tokenizer=pico_tokenizer(), length=64)
-    assert found.first.perplexity == alone.perplexity
+    assert (found.first.perplexity,) == alone.perplexities
     assert not found.notes
     assert found.verdict.held is None
 
