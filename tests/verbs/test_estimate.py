@@ -27,10 +27,10 @@ from pico import PICO, TEXT, build, pico_tokenizer, real_model, save_pico, save_
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "windows": 6, "length": 64}
 WIDE = {
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
     "num_hidden_layers": 3,
 }
 PEAK = """
