@@ -202,7 +202,9 @@ def test_seconds_are_within_a_factor_of_two(monkeypatch: pytest.MonkeyPatch) -> 
         "across_depth": False,
         "roles": ("o", "gate"),
     }
-    told = {stage.name: stage.seconds for stage in estimate(str(real_model()), **settings).stages}
+    windows = ("running the original", "checking the result")  # one window each: too short to be timed
+    estimated = estimate(str(real_model()), **settings).stages
+    told = {stage.name: stage.seconds for stage in estimated if stage.name not in windows}
     compress(str(real_model()), **settings)
     found = {
         "calibration, with gradients": taken["Collect"],
