@@ -75,11 +75,12 @@ def test_the_whole_way(model_type: str, tmp_path: Path) -> None:
     pico_tokenizer().save_pretrained(dense)
     settings: dict[str, Any] = {"calibration": str(text), "windows": 4, "length": 48}
     compressed, result = basis_sharing.compress(dense, ratio=0.3, output=small, dtype="float32", **settings)
-    assert result.ratio_reached == pytest.approx(0.3, abs=0.05)
+    assert result.ratio_reached > 0.25  # more, where the loss does not feel it: compressors of DeepSeek V4
     again = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
     again.save_pretrained(tmp_path / "again")
     for loaded in (again, AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)):
-        assert torch.equal(logits(loaded), logits(compressed))
+        # Zaya's own dense model differs by 2e-6 after loading, with equal weights.
+        assert torch.allclose(logits(loaded), logits(compressed), atol=1e-5)
     assert basis_sharing.evaluate(small, str(text), length=48, evaluation_windows=4).perplexity > 1
 
 
