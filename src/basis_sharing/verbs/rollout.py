@@ -94,8 +94,7 @@ def rollout(
     Example:
         >>> import basis_sharing
         >>> limits = basis_sharing.Limits(max_perplexity_increase=0.1)
-        >>> staged = basis_sharing.rollout("./llama", "./staged", limits, ratios=(0.1,), benchmark=False)
-        >>> staged.finished
+        >>> basis_sharing.rollout("./llama", "./staged", limits, ratios=(0.1,), benchmark=False).finished
         True
     """
     ratios = _checked(ratios, limits, dict(settings))
