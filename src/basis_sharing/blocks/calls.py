@@ -197,14 +197,12 @@ def block_calls(
     """
     first = _record(model, decoder, input_ids[:1])
     last = _record(model, decoder, input_ids[-1:]) if len(input_ids) > 1 else first
-    record = _record
-    if first.mutable or not first.has_form_of(last) or first.differing(last):
-        computed = partial(_record, computed=True)
-        whole = computed(model, decoder, input_ids[:1])
-        if not whole.has_form_of(first) or whole.differing(first):
-            first, record = whole, computed
-    elif not first.differing(last):
+    if not first.mutable and first.has_form_of(last) and not first.differing(last):
         return BlockCalls(first, {})
+    record, computed = _record, partial(_record, computed=True)
+    whole = computed(model, decoder, input_ids[:1])
+    if not whole.has_form_of(first) or whole.differing(first):
+        first, record = whole, computed
     rows: dict[int, Tensor] = {}
     for window in range(1, len(input_ids)):
         own = record(model, decoder, input_ids[window : window + 1])
@@ -247,30 +245,17 @@ def _record(model: Any, decoder: Decoder, input_ids: Tensor, *, computed: bool =
             found.returned = output
         return output
 
-    blocks = [model.get_submodule(path) for path in decoder.blocks]
-    for index, block in enumerate(blocks):
-        block.forward = partial(called, _forward=block.forward, _index=index)
-    try:
+    with replaced_blocks(model, decoder, called):
         model.base_model(input_ids=input_ids.to(model.device), use_cache=False)
-    finally:
-        for block in blocks:
-            del block.forward
     return found
 
 
 @contextmanager
-def without_blocks(model: Any, decoder: Decoder, calls: BlockCalls, given: list[Tensor]) -> Iterator[None]:
-    """Let the first block return the states in ``given``, and every other block its input, within the context."""
-
-    def first(*_args: Any, **_kwargs: Any) -> Any:
-        return calls.wrapped(given[0])
-
-    def other(*args: Any, **kwargs: Any) -> Any:
-        return calls.wrapped(split_call(args, kwargs)[0])
-
+def replaced_blocks(model: Any, decoder: Decoder, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let every block call ``forward`` with its arguments, its ``_index`` and its own ``_forward``, in the context."""
     blocks = [model.get_submodule(path) for path in decoder.blocks]
-    for block in blocks:
-        block.forward = first if block is blocks[0] else other
+    for index, block in enumerate(blocks):
+        block.forward = partial(forward, _forward=block.forward, _index=index)
     try:
         yield
     finally:

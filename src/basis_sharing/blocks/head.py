@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_sharing.blocks.calls import BlockCalls, without_blocks
+from basis_sharing.blocks.calls import BlockCalls, replaced_blocks, split_call
 from basis_sharing.blocks.placing import placed_outside
 from basis_sharing.models.family import Decoder
 
@@ -23,10 +23,13 @@ def head_only(
     """
     given: list[Tensor] = []
 
+    def unchanged(*args: Any, _forward: Any, _index: int, **kwargs: Any) -> Any:
+        return calls.wrapped(split_call(args, kwargs)[0] if _index else given[0])
+
     def head(states: Tensor, input_ids: Tensor) -> Tensor:
         given[:] = [states]
         logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
         return logits
 
-    with without_blocks(model, decoder, calls, given), placed_outside(model, decoder, device, dtype):
+    with replaced_blocks(model, decoder, unchanged), placed_outside(model, decoder, device, dtype):
         yield head
