@@ -1,4 +1,4 @@
-"""A model without a tokenizer, or with one that cannot be read here, is told what is missing."""
+"""A model without a tokenizer, or with one that cannot be read here: the error says what is missing."""
 
 import importlib.util
 import json

@@ -76,7 +76,7 @@ def data_set_records(
         data_set: The data set.
         column: The column that is needed; None: those in ``known``, or if there is none, all.
         split: The split if the data set names none.
-        reading: Is told if there are more rows.
+        reading: Notes that there are more rows, if there are.
         known: Names of columns that are read without being asked for.
 
     Raises:
