@@ -9,7 +9,7 @@ import pytest
 
 from basis_sharing.calibration.chats import Chat
 from basis_sharing.calibration.corpora import parse_source, read_conversations, read_text
-from basis_sharing.calibration.reading import Reading
+from basis_sharing.calibration.left_out import Reading
 from basis_sharing.calibration.windows import evaluation_windows
 from basis_sharing.errors import CorpusError
 from pico import VOCAB, pico_tokenizer

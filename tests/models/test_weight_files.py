@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from basis_sharing.errors import ModelError
-from basis_sharing.models.reading import get_again
+from basis_sharing.models.file_checks import get_again
 from basis_sharing.models.source import fingerprint, load_model, load_tokenizer, read_in_place, resolve, stored_bytes
 from basis_sharing.models.weight_files import check_weight_files, read_header, weight_files
 from pico import PICO, save_pico

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from basis_sharing.calibration.reading import OddRecordError, Reading
+from basis_sharing.calibration.left_out import OddRecordError, Reading
 from basis_sharing.calibration.records import TURN_FIELDS, is_turn
 from basis_sharing.calibration.tables import listed
 

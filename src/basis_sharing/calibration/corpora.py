@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from basis_sharing.calibration.chats import DOCUMENT_SEPARATOR, Chat
-from basis_sharing.calibration.files import content_suffix, foreign_suffix, read_plain
-from basis_sharing.calibration.hub import SYNTAX, DataSet, Split, names_data_set, parse_data_set, published_rows
+from basis_sharing.calibration.data_sets import SYNTAX, DataSet, Split, names_data_set, parse_data_set, published_rows
+from basis_sharing.calibration.left_out import Reading
 from basis_sharing.calibration.python_docs import python_docs
 from basis_sharing.calibration.readers import Place, read_chats, read_documents
-from basis_sharing.calibration.reading import Reading
 from basis_sharing.calibration.records import JSON_SUFFIXES
 from basis_sharing.calibration.tables import CSV_SUFFIXES, PARQUET_SUFFIX, require_parquet
+from basis_sharing.calibration.text_files import content_suffix, foreign_suffix, read_plain
 from basis_sharing.errors import CorpusError
 
 Kind = Literal[

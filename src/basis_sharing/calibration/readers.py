@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from basis_sharing.calibration.chats import KNOWN_FIELDS, Chat, record_chat, record_text
-from basis_sharing.calibration.files import (
+from basis_sharing.calibration.data_sets import DataSet, Split, data_set_records
+from basis_sharing.calibration.left_out import OddRecordError, Reading
+from basis_sharing.calibration.records import JSON_SUFFIXES, Record, json_records, starts_with_record
+from basis_sharing.calibration.tables import CSV_SUFFIXES, csv_records, is_parquet, parquet_records
+from basis_sharing.calibration.text_files import (
     STANDARD_INPUT,
     Content,
     file_content,
@@ -16,10 +20,6 @@ from basis_sharing.calibration.files import (
     plain_text,
     regular_files,
 )
-from basis_sharing.calibration.hub import DataSet, Split, data_set_records
-from basis_sharing.calibration.reading import OddRecordError, Reading
-from basis_sharing.calibration.records import JSON_SUFFIXES, Record, json_records, starts_with_record
-from basis_sharing.calibration.tables import CSV_SUFFIXES, csv_records, is_parquet, parquet_records
 from basis_sharing.errors import CorpusError
 
 _WINDOW_SUFFIXES = (".npz", ".safetensors")

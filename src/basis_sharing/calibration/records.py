@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.calibration.files import Content, file_content, plain_text
-from basis_sharing.calibration.reading import OddRecordError
+from basis_sharing.calibration.left_out import OddRecordError
+from basis_sharing.calibration.text_files import Content, file_content, plain_text
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 TURN_FIELDS = ("messages", "conversations", "conversation")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from textwrap import shorten
 from typing import Any
 
-from basis_sharing.calibration.files import Content, plain_text
-from basis_sharing.calibration.reading import OddRecordError
+from basis_sharing.calibration.left_out import OddRecordError
 from basis_sharing.calibration.records import Record
+from basis_sharing.calibration.text_files import Content, plain_text
 from basis_sharing.errors import CorpusError
 
 CSV_SUFFIXES = (".csv", ".tsv")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from basis_sharing.calibration.chats import Chat, folded, without_surrogates
 from basis_sharing.calibration.corpora import Source, parse_mixture, parse_source, read_conversations, read_text
-from basis_sharing.calibration.hub import Split
-from basis_sharing.calibration.reading import OddRecordError, Reading
+from basis_sharing.calibration.data_sets import Split
+from basis_sharing.calibration.left_out import OddRecordError, Reading
 from basis_sharing.calibration.self_text import write_windows
 from basis_sharing.errors import CorpusError, RecipeError
 from basis_sharing.run.progress import ProgressCallback, silent

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from basis_sharing.calibration.files import read_plain
 from basis_sharing.calibration.records import read_records
+from basis_sharing.calibration.text_files import read_plain
 from basis_sharing.errors import CorpusError
 from basis_sharing.evaluation import task_records as records
 from basis_sharing.evaluation.task_records import Example, Record

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from basis_sharing.errors import ModelError
-from basis_sharing.models.reading import check_file, get_again, readable
+from basis_sharing.models.file_checks import check_file, get_again, readable
 
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
-from basis_sharing.models.reading import get_again, readable
+from basis_sharing.models.file_checks import get_again, readable
 from basis_sharing.models.weight_files import read_header
 
 _WRAPPERS = re.compile(

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.adapters import refuse_adapter
-from basis_sharing.models.reading import check_file
+from basis_sharing.models.file_checks import check_file
 
 
 def path_of(given: str) -> Path:

@@ -22,6 +22,7 @@ from transformers import (
 
 from basis_sharing.errors import ModelError, ModelWarning
 from basis_sharing.models.adapters import adapter_notes, without_adapter
+from basis_sharing.models.file_checks import get_again, readable
 from basis_sharing.models.gguf_files import check_gguf, gguf_in
 from basis_sharing.models.hub import fetched, first_line
 from basis_sharing.models.leftovers import (
@@ -34,7 +35,6 @@ from basis_sharing.models.leftovers import (
 from basis_sharing.models.multimodal import auto_class
 from basis_sharing.models.places import path_of, refuse_without_config
 from basis_sharing.models.quiet import quiet
-from basis_sharing.models.reading import get_again, readable
 from basis_sharing.models.refusals import (
     config_fault,
     is_compressed,

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from basis_sharing.errors import ModelError
-from basis_sharing.models.reading import check_file, readable
+from basis_sharing.models.file_checks import check_file, readable
 
 _VOCABULARIES = (
     "tokenizer.json",

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.adapters import refuse_adapter
-from basis_sharing.models.reading import check_file, get_again, readable
+from basis_sharing.models.file_checks import check_file, get_again, readable
 
 _INDEX_ENDING = ".index.json"
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from basis_sharing.calibration.reading import Reading
+from basis_sharing.calibration.left_out import Reading
 from basis_sharing.calibration.records import Record
 from basis_sharing.calibration.tables import check_column, pruned, require
 from basis_sharing.errors import CorpusError

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from basis_sharing.calibration import hub
+from basis_sharing.calibration import data_sets
 from basis_sharing.calibration.corpora import parse_mixture, parse_source, read_conversations, read_text
-from basis_sharing.calibration.hub import DataSet
+from basis_sharing.calibration.data_sets import DataSet
 from basis_sharing.errors import CorpusError
 
 CHAT = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hi."}]
@@ -81,7 +81,7 @@ def test_rows_are_records(asked: list[tuple[object, ...]]) -> None:
 
 
 def test_the_first_rows_of_many(asked: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_MOST_ROWS", 2)
+    monkeypatch.setattr(data_sets, "_MOST_ROWS", 2)
     notes: list[str] = []
     assert read_text(parse_source("hub:a/b#body"), "train", notes) == "x\n\ny"
     assert notes == ["of a/b@train the first 2 rows are read."]
