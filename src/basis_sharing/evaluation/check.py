@@ -17,7 +17,7 @@ from basis_sharing.models.family import Decoder
 from basis_sharing.models.source import dtype_name
 from basis_sharing.run.progress import Progress
 from basis_sharing.run.run import Run
-from basis_sharing.run.stages import POSITIONS, Needs, Shapes
+from basis_sharing.run.stages import Needs, Shapes
 
 _RANDOM_TOKENS = 64
 
@@ -44,11 +44,9 @@ class RunWindow:
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Yield the needs of a forward pass over one window."""
-        length, hidden, blocks = shapes.length or _RANDOM_TOKENS, shapes.hidden, len(shapes.block_parameters)
-        work = 2 * length * (sum(shapes.block_parameters) + shapes.vocabulary * hidden + 2 * length * hidden * blocks)
-        widest = max(p.d_in + p.d_out for p in shapes.decoder.projections)
-        working = length * shapes.dtype.itemsize * (6 * hidden + 3 * widest) + 8 * POSITIONS * shapes.vocabulary
-        yield Needs(self._name, shapes.seconds(work), working)
+        length = shapes.length or _RANDOM_TOKENS
+        operations = shapes.forward_over(length, length) + shapes.head_over(length)
+        yield Needs(self._name, shapes.seconds(operations), shapes.forward_memory(length))
 
     @torch.no_grad()
     def run(self, run: Run) -> None:
@@ -148,5 +146,4 @@ def _watched(block: nn.Module, path: str, decoder: Decoder) -> Iterator[list[str
 
 
 def _finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor) if tensor.numel() else (torch.zeros(()), torch.zeros(()))
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return bool(torch.isfinite(tensor).all())

@@ -7,7 +7,7 @@ from basis_sharing.evaluation.perplexity import measure, prepare_text
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.results.measures import Perplexity
 from basis_sharing.run.run import Run
-from basis_sharing.run.stages import POSITIONS, Needs, Shapes
+from basis_sharing.run.stages import Needs, Shapes
 
 _WINDOWS = 64  # assumed in estimates if all windows of a text are used
 
@@ -35,13 +35,11 @@ class Evaluate:
         """Yield the needs of a forward pass over the texts."""
         if not self._evaluation.evaluate:
             return
-        size, length = shapes.dtype.itemsize, self._length or shapes.length or 2048
+        length = self._length or shapes.length or 2048
         tokens = (self._evaluation.evaluation_windows or _WINDOWS) * length * len(self._evaluation.evaluate)
-        hidden, blocks = shapes.hidden, len(shapes.block_parameters)
-        work = 2 * tokens * (sum(shapes.block_parameters) + shapes.vocabulary * hidden + 2 * length * hidden * blocks)
-        widest = max(p.d_in + p.d_out for p in shapes.decoder.projections)
-        working = length * size * (shapes.vocabulary + 6 * hidden + 3 * widest)
-        yield Needs(self._name, shapes.seconds(work), working + 8 * POSITIONS * shapes.vocabulary)
+        operations = shapes.forward_over(tokens, length) + shapes.head_over(tokens)
+        logits = length * shapes.dtype.itemsize * shapes.vocabulary
+        yield Needs(self._name, shapes.seconds(operations), logits + shapes.forward_memory(length))
 
     def run(self, run: Run) -> None:
         """Measure the perplexities, in the first of several processes."""

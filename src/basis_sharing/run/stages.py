@@ -165,13 +165,12 @@ class Shapes:
     @property
     def forward(self) -> int:
         """Operations of a forward pass of the blocks over the calibration text."""
-        products = sum(2 * self.tokens * n for n in self.block_parameters)
-        return products + 4 * self.tokens * self.length * self.hidden * len(self.block_parameters)
+        return self.forward_over(self.tokens, self.length)
 
     @property
     def head(self) -> int:
         """Operations of the output head over the calibration text."""
-        return 2 * self.tokens * self.vocabulary * self.hidden
+        return self.head_over(self.tokens)
 
     @property
     def input_moments(self) -> int:
@@ -193,6 +192,19 @@ class Shapes:
         """The projections of the block with most of their parameters."""
         blocks = (self.decoder.of_block(index) for index in range(len(self.decoder.blocks)))
         return max(blocks, key=lambda projections: sum(p.d_in * p.d_out for p in projections))
+
+    def forward_over(self, tokens: int, length: int) -> int:
+        """Return the operations of a forward pass of the blocks over tokens in windows of a length."""
+        return 2 * tokens * (sum(self.block_parameters) + 2 * length * self.hidden * len(self.block_parameters))
+
+    def head_over(self, tokens: int) -> int:
+        """Return the operations of the output head over tokens."""
+        return 2 * tokens * self.vocabulary * self.hidden
+
+    def forward_memory(self, length: int) -> int:
+        """Return the bytes of activations and logits of a pass over one window in the dtype of the weights."""
+        widest = max(p.d_in + p.d_out for p in self.decoder.projections)
+        return length * self.dtype.itemsize * (6 * self.hidden + 3 * widest) + 8 * POSITIONS * self.vocabulary
 
     def seconds(self, operations: float) -> float:
         """Return the seconds that matrix products of so many operations in the dtype of the calibration take."""
