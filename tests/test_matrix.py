@@ -165,8 +165,6 @@ def test_generation_with_dynamic_and_static_cache(case: Compressed) -> None:
 
 
 def test_compiles_as_one_graph(case: Compressed) -> None:
-    if case.name != "llama" and case.way != "pivoted":
-        pytest.skip("compiled in every way for llama, and in one way for every family")
     loaded = case.load()
     torch._dynamo.reset()
     compiled = torch.compile(loaded, fullgraph=case.name != "mixtral", backend="eager")
