@@ -13,7 +13,7 @@ from basis_sharing.evaluation.check import CheckResult, RunWindow
 from basis_sharing.evaluation.stage import Evaluate
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
-from basis_sharing.models.source import named_dtype, read_in_place
+from basis_sharing.models.source import dtype_name, named_dtype, read_in_place
 from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import MakePlan
 from basis_sharing.plans.plan import Plan
@@ -161,5 +161,5 @@ def calibration_report(text: CalibrationText) -> CalibrationReport:
         fingerprint=text.windows.fingerprint,
         windows=count,
         length=length,
-        dtype=str(text.dtype).removeprefix("torch."),
+        dtype=dtype_name(text.dtype),
     )
