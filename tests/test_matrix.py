@@ -20,8 +20,8 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.presets import PRESETS
 from basis_sharing.results.compression import CompressionResult
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 from basis_sharing.runtime.format_basis_sharing import FORMS, Factors
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 from basis_sharing.treatments.base import TREATMENTS, install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.none import Unweighted

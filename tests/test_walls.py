@@ -25,7 +25,12 @@ FLOORS = (
 )
 """The folders of the package, bottom first; ``docs/architecture.py`` draws them."""
 ABOVE_ALL = {"__init__", "__main__"}
-TRAVELLING = {"format_basis_sharing", "layers_basis_sharing", "modeling_basis_sharing"}
+TRAVELLING = {
+    "format_basis_sharing",
+    "factorized_basis_sharing",
+    "layers_basis_sharing",
+    "modeling_basis_sharing",
+}
 
 
 def part_of(path: Path) -> str:

@@ -63,15 +63,17 @@ def test_every_limit_has_its_cost() -> None:
 
 
 def test_formulas_on_paper() -> None:
-    def counted(form: str, d_outs: tuple[int, ...]) -> tuple[int, int]:
+    def counted(form: str, d_outs: tuple[int, ...], inputs: int = 1) -> tuple[int, int]:
         shapes = [(10, d_out) for d_out in d_outs]
         stored = sum(numbers(tensor) for tensor in factor_tensors(shapes, 4, form) if not tensor.buffer)
-        return stored, sum(p.d_in * p.d_out * p.times for p in factor_products(shapes, 4, form))
+        return stored, sum(p.d_in * p.d_out * p.times for p in factor_products(shapes, 4, form, inputs))
 
     assert counted("plain", (30,)) == (160, 160)
     assert counted("pivoted", (30,)) == (144, 144)
-    assert counted("plain", (20, 10)) == (160, 2 * 40 + 120)
-    assert counted("pivoted", (20, 10)) == (144, 2 * 24 + 120)
+    assert counted("plain", (20, 10)) == (160, 40 + 120)
+    assert counted("plain", (20, 10), 2) == (160, 2 * 40 + 120)
+    assert counted("pivoted", (20, 10)) == (144, 24 + 120)
+    assert counted("pivoted", (20, 10), 2) == (144, 2 * 24 + 120)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -169,7 +171,7 @@ def test_tensors_in_a_dtype_of_their_own_take_their_own_bytes() -> None:
         def stored(self, shapes: Sequence[tuple[int, int]]) -> tuple[Stored, ...]:
             return (Stored((8, 6), "int8"), Stored((8,), "float16"), Stored((3,), "int32", buffer=True), Stored((2,)))
 
-        def products(self, shapes: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
+        def products(self, shapes: Sequence[tuple[int, int]], inputs: int) -> tuple[Any, ...]:
             return ()
 
     assert Bytes(4).of((), Quantized()) == 48 + 16 + 12 + 8

@@ -20,7 +20,7 @@ from basis_sharing.run import resume
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 from basis_sharing.verbs import compress as pipeline
 from basis_sharing.verbs.compress import compress
 from pico import PICO, TEXT, pico_tokenizer

@@ -64,7 +64,7 @@ def test_a_shared_basis_is_not_copied_to_be_trained_by_itself() -> None:
     class Wrapper(torch.nn.Module):
         original_module = torch.nn.Linear(2, 2)
 
-    from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+    from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 
     layer = FactorizedLinear(8, 2, 8, bias=False)
     layer.basis = torch.nn.Linear(8, 2, bias=False)

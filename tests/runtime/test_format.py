@@ -212,8 +212,8 @@ def test_tensors_are_named_once_with_their_shapes() -> None:
         assert (basis.shape, basis.member) == ((3, read), None)
         assert [(first.shape, first.member), (second.shape, second.member)] == [((4, 3), 0), ((6, 3), 1)]
         assert [(b.shape, b.dtype, b.buffer) for b in buffers] == ([((8,), "int32", True)] if form == "pivoted" else [])
-        assert [(p.d_in, p.d_out, p.times) for p in entry.products([(8, 4), (8, 6)])] == [
-            (read, 3, 2),
+        assert [(p.d_in, p.d_out, p.times) for p in entry.products([(8, 4), (8, 6)], 1)] == [
+            (read, 3, 1),
             (3, 4, 1),
             (3, 6, 1),
         ]
@@ -232,7 +232,7 @@ def test_a_kind_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
         def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
             return ()
 
-        def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+        def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
             return ()
 
     found = entry_from({"kind": "doubled", "members": [Q]})

@@ -51,7 +51,7 @@ class Toy(Entry):
         codes, scales = Stored((d_out, self.count), "int8", member=0), Stored((d_out,), "float32", member=0)
         return codes, scales, Stored((self.count,), "int32", buffer=True)
 
-    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
         return (Product(self.count, shapes[0][1]),)
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:

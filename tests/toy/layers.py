@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from basis_sharing.runtime.layers_basis_sharing import decode_pivots, linear_shape, projection_at, replace
+from basis_sharing.runtime.factorized_basis_sharing import decode_pivots
+from basis_sharing.runtime.layers_basis_sharing import linear_shape, projection_at, replace
 from toy.entry import Toy
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.linalg.truncation import Member, loss_of
-from basis_sharing.runtime.layers_basis_sharing import encode_pivots
+from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
 from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from toy.entry import TENSORS, Toy
 

@@ -17,7 +17,7 @@ from basis_sharing.repair import whole_training
 from basis_sharing.repair.whole_training import TrainingSchedule
 from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 from basis_sharing.verbs.compress import compress
 from basis_sharing.verbs.recover import recover, settled
 from pico import save_with_texts, weight_bytes

@@ -26,8 +26,8 @@ class Priced(Protocol):
         """Return the tensors that the option stores for projections of these shapes."""
         ...
 
-    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return the matrix products that the option computes for one token."""
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
+        """Return the matrix products for one token of projections that read so many different inputs."""
         ...
 
 
@@ -80,6 +80,11 @@ def register(cls: type[Cost]) -> type[Cost]:
 def shapes_of(scope: Scope) -> tuple[Shape, ...]:
     """Return ``(d_in, d_out)`` of the projections of a scope."""
     return tuple((p.d_in, p.d_out) for p in scope)
+
+
+def inputs_of(scope: Scope) -> int:
+    """Return how many different inputs the projections of a scope read."""
+    return len({(p.block, p.input) for p in scope})
 
 
 def numbers(tensor: Stored) -> Any:

@@ -1,8 +1,8 @@
-"""Multiplications per token; a shared basis counts once for each projection that multiplies by it."""
+"""Multiplications per token; a shared basis counts once for each input that is multiplied by it."""
 
 from typing import Any
 
-from basis_sharing.costs.base import Cost, Priced, Scope, register, shapes_of
+from basis_sharing.costs.base import Cost, Priced, Scope, inputs_of, register, shapes_of
 from basis_sharing.models.family import Decoder
 
 
@@ -16,7 +16,8 @@ class Multiplications(Cost):
 
     def of(self, scope: Scope, option: Priced) -> Any:
         """Return the multiplications of an option for one token."""
-        return sum(product.d_in * product.d_out * product.times for product in option.products(shapes_of(scope)))
+        products = option.products(shapes_of(scope), inputs_of(scope))
+        return sum(product.d_in * product.d_out * product.times for product in products)
 
     def dense(self, scope: Scope) -> int:
         """Return the multiplications of the dense weights."""

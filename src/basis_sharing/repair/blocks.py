@@ -41,7 +41,7 @@ from basis_sharing.run.durable import UNFINISHED, load_or_create, write_whole
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.resume import ResumePoint
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 from basis_sharing.runtime.surgery import basis_of, set_coefficients
 
 EPOCHS = 2

@@ -11,6 +11,11 @@ that does not support the format fails at the shape of a weight. In the form ``p
 the identity and are not stored: the basis has shape ``[rank, d_in - rank]``, and ``pivots`` marks the ``rank`` of the
 ``d_in`` inputs they belong to, as the base64 form of ``d_in`` bits, first input in the highest bit of the first byte.
 
+Rows and columns of a pivoted basis are in *input order*: the pivots in ascending order, then the other inputs. Entries
+that read one input can have a common order, in which the pivots of each are the first. Their ``order`` lists the nested
+sets of pivots, smallest first, in the code of ``pivots``: the input order is the smallest set, then what each larger
+one adds, then the other inputs, each in ascending order.
+
 ``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names relative to the
 projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. Which dtypes
 are possible depends on the kind; ``factors`` has only the dtype of the model.
@@ -142,8 +147,13 @@ class Entry(ABC):
         """Return the tensors of the entry, for members of these shapes."""
 
     @abstractmethod
-    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return the products that all members need for one token."""
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
+        """Return the products that all members need for one token.
+
+        Args:
+            shapes: ``(d_in, d_out)`` of every member.
+            inputs: Number of different inputs that the members read.
+        """
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the tensors on disk by name; None for sizes that the entry does not determine."""
@@ -159,7 +169,7 @@ class Entry(ABC):
         for spec in fields(self):
             value = getattr(self, spec.name)
             if spec.name != "members" and value != _default(spec):
-                data[spec.name] = value
+                data[spec.name] = list(value) if isinstance(value, tuple) else value
         return data
 
 
@@ -288,6 +298,8 @@ class Factors(Entry):
         rank: Number of basis vectors.
         form: ``"plain"``: all rows of B are stored; ``"pivoted"``: all but the ``rank`` rows that are the identity.
         pivots: Code of these rows, once they are known; None for plain factors.
+        order: Codes of the nested sets of pivots that determine the order of the inputs, smallest first, ``pivots``
+            among them; empty: ``pivots`` alone determines it.
     """
 
     kind: ClassVar[str] = "factors"
@@ -295,6 +307,7 @@ class Factors(Entry):
     rank: int
     form: str = "plain"
     pivots: str | None = None
+    order: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,6 +320,9 @@ class Factors(Entry):
             )
         if self.pivots is not None and (self.form != "pivoted" or not isinstance(self.pivots, str)):
             raise FormatError(f"the entry of {self.owner} has pivots, but its form is {self.form}.")
+        if not isinstance(self.order, (list, tuple)) or (self.order and self.pivots not in self.order):
+            raise FormatError(f"the entry of {self.owner} has an order of inputs without its own pivots.")
+        object.__setattr__(self, "order", tuple(self.order))
 
     def check_executed(self) -> None:
         """Check that pivoted factors have their pivots."""
@@ -340,9 +356,9 @@ class Factors(Entry):
         """Return the basis, the coefficients and, for pivoted factors, the indices of pivots and other inputs."""
         return factor_tensors(shapes, self.rank, self.form)
 
-    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
-        """Return the products with the basis, one per member, and with the coefficients."""
-        return factor_products(shapes, self.rank, self.form)
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
+        """Return the products with the basis, one per input, and with the coefficients."""
+        return factor_products(shapes, self.rank, self.form, inputs)
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the basis and of the coefficients of every member."""
@@ -374,11 +390,15 @@ def factor_tensors(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Store
     return (Stored((rank, d_in - rank if pivoted else d_in)), *coefficients, *indices)
 
 
-def factor_products(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Product, ...]:
-    """Return the products of factors for one token; every member multiplies by the whole basis.
+def factor_products(shapes: Sequence[Shape], rank: Any, form: str, inputs: int) -> tuple[Product, ...]:
+    """Return the products of factors for one token; members with the same input use one product with the basis.
 
-    The arguments are those of :func:`factor_tensors`.
+    Args:
+        shapes: ``(d_in, d_out)`` of every member.
+        rank: Number of basis vectors, or an array of such numbers.
+        form: Form of the factors.
+        inputs: Number of different inputs that the members read.
     """
     d_in = shapes[0][0]
     read = d_in - rank if form == "pivoted" else d_in
-    return (Product(read, rank, len(shapes)), *(Product(rank, d_out) for _, d_out in shapes))
+    return (Product(read, rank, inputs), *(Product(rank, d_out) for _, d_out in shapes))

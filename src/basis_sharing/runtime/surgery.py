@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from basis_sharing.runtime import modeling_basis_sharing as runtime
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear, full_basis
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear, full_basis
 
 
 def basis_of(model: nn.Module, name: str) -> torch.Tensor:
@@ -17,6 +17,13 @@ def basis_of(model: nn.Module, name: str) -> torch.Tensor:
     module = model.get_submodule(name)
     assert isinstance(module, FactorizedLinear)
     return full_basis(module)
+
+
+def coefficients_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Return the coefficients C of a factorized projection, shape ``[rank, d_out]``."""
+    module = model.get_submodule(name)
+    assert isinstance(module, FactorizedLinear)
+    return module.coeff.weight.detach().T
 
 
 def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:

@@ -31,8 +31,8 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
+from basis_sharing.runtime.factorized_basis_sharing import decode_pivots
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Factors, FormatError, entries_of_config
-from basis_sharing.runtime.layers_basis_sharing import decode_pivots
 
 _SHARDS = ("q", "k", "v")
 _TRANSPOSING = ("gpt2",)  # architectures whose loader transposes every matrix, also those of factors

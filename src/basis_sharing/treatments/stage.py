@@ -1,6 +1,6 @@
 """The stage of a run that executes its plan."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,6 +110,11 @@ class Execute:
 def errors_of(folder: Path | None) -> AbstractContextManager[None]:
     """Return a context that turns disk errors in a folder into an OutputError; without a folder it does nothing."""
     return nullcontext() if folder is None else output_errors(folder)
+
+
+def replaced_entries(executed: Sequence[Executed], entries: Mapping[str, Entry]) -> list[Executed]:
+    """Return the records with other entries, given by their owners."""
+    return [replace(record, entry=entries[record.entry.owner]) for record in executed]
 
 
 class Declare:

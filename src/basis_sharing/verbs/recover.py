@@ -43,7 +43,7 @@ from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
 _EVALUATIONS = 4  # most evaluations during training; few, because the first steps raise the loss before it falls

@@ -23,6 +23,7 @@ from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.run.machine import default_dtype
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Shapes, Speeds, Stage
+from basis_sharing.treatments.factors.ordering import OrderInputs
 from basis_sharing.treatments.stage import Declare, Execute
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
@@ -58,6 +59,7 @@ class CompressionStages:
         self.execute = Execute(self.plan, self.collect, asked, in_nats=in_nats, about=self.original.about)
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
         self.repair = RepairBlocks(self.original, self.execute)
+        self.order = OrderInputs(self.execute)
         self.declare = Declare(self.execute, self.plan, provenance)
         self.result_window = RunWindow(windows, "checking the result")
         self.check = CheckResult(self.original_window, self.result_window)
@@ -79,6 +81,7 @@ class CompressionStages:
             self.execute,
             *self.refit,
             self.repair,
+            self.order,
             self.declare,
             self.result_window,
             self.check,

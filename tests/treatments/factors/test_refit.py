@@ -9,7 +9,7 @@ from basis_sharing.calibration.forward import sweep
 from basis_sharing.calibration.moments import MomentStore, Statistics
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.plans.plan import Plan
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.treatments.factors.refit import refit

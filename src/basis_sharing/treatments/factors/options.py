@@ -49,9 +49,9 @@ class FactorOptions(Options):
         """Return the stored tensors; their sizes are arrays over the ranks."""
         return factor_tensors(shapes, self.ranks, self.form)
 
-    def products(self, shapes: Sequence[Shape]) -> tuple[Product, ...]:
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
         """Return the products; their sizes are arrays over the ranks."""
-        return factor_products(shapes, self.ranks, self.form)
+        return factor_products(shapes, self.ranks, self.form, inputs)
 
 
 def all_ranks(scope: Scope, form: Form) -> FactorOptions:

@@ -1,0 +1,105 @@
+"""The stage of a run that brings the inputs of pivoted factors in order, so that they are read in contiguous slices."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from basis_sharing.blocks.calls import block_calls, fill_first_states, states_shape
+from basis_sharing.models.family import Projection
+from basis_sharing.run.durable import write_whole
+from basis_sharing.run.progress import Progress
+from basis_sharing.run.run import Run
+from basis_sharing.run.stages import Needs, Shapes
+from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.layers_basis_sharing import kind_of
+from basis_sharing.treatments.factors.common_order import Reordered, common_orders
+from basis_sharing.treatments.factors.neurons import Probe, neurons_in_order, set_parameters
+from basis_sharing.treatments.stage import Execute, errors_of, replaced_entries
+
+_TOKENS = 64
+
+
+class OrderInputs:
+    """Give pivoted factors that read one input a common order, and put the neurons that ``down`` reads in its order.
+
+    Args:
+        execute: The stage that carries out the plan; its records get the new entries.
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+
+    def needs(self, shapes: Shapes) -> Iterable[Needs]:
+        """Yield the needs of choosing the orders, and of the factors in these orders."""
+        readers: dict[tuple[int, str], list[Projection]] = {}
+        for p in shapes.decoder.projections:
+            readers.setdefault((p.block, p.input), []).append(p)
+        several = [found for found in readers.values() if len(found) > 1]
+        operations = sum(4 * found[0].d_in ** 2 * sum(min(p.d_in, p.d_out) for p in found) for found in several)
+        memory = max((32 * sum(p.d_in * (p.d_in + p.d_out) for p in found) for found in several), default=0)
+        kept = sum(p.d_in * p.d_out for p in shapes.decoder.projections) * shapes.dtype.itemsize
+        seconds = 0.0 if shapes.speeds is None else operations / shapes.speeds.algebra
+        yield Needs("ordering", seconds, memory, kept)
+
+    def run(self, run: Run) -> None:
+        """Find the orders, and install entries and factors in them."""
+        execute = self._execute
+        entries = {record.entry.owner: record.entry for record in execute.executed}
+        if not any(isinstance(entry, Factors) and entry.form == "pivoted" for entry in entries.values()):
+            return
+        done = 0
+        with errors_of(execute.folder):
+            for find in (_common_orders, _neurons_in_order):
+                for change in find(run, list(entries.values())):
+                    file = None if execute.folder is None else execute.folder / f"order-{done:05d}.safetensors"
+                    _install(run.model, change, file)
+                    entries |= {entry.owner: entry for entry in change.entries}
+                    done += 1
+                    run.progress(Progress("ordering inputs", done, max(done, len(run.decoder.blocks)), "inputs"))
+        execute.executed = replaced_entries(execute.executed, entries)
+
+
+def _common_orders(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
+    return common_orders(run.model, run.decoder, entries, run.machine.algebra)
+
+
+def _neurons_in_order(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
+    model, decoder = run.model, run.whole
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
+    states = torch.empty(states_shape(model, decoder, ids).all, dtype=model.dtype)
+    fill_first_states(model, decoder, ids, states)
+    probe = Probe(block_calls(model, decoder, ids), states[0], run.machine.device)
+    return neurons_in_order(model, decoder, entries, probe)
+
+
+def _install(model: Any, change: Reordered, file: Path | None) -> None:
+    """Install reordered entries and their tensors in a model.
+
+    Args:
+        model: The model.
+        change: The entries, with the parameters that change.
+        file: Where the tensors are kept, so that the system can reclaim their memory; None: in memory.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in change.tensors.items():
+        like = model.get_parameter(name)
+        tensors[name] = tensor.to(like.device, like.dtype).contiguous()
+    if file is not None:
+        write_whole(file, lambda partial: save_file(tensors, partial))
+        tensors = load_file(file)
+    trainable = {name: model.get_parameter(name).requires_grad for name in tensors}
+    parameters = {name: nn.Parameter(tensor, requires_grad=trainable[name]) for name, tensor in tensors.items()}
+    for entry in change.entries:
+        basis = parameters.get(f"{entry.owner}.basis.weight")
+        if basis is not None:
+            parameters |= {f"{name}.basis.weight": basis for name in entry.members}
+    set_parameters(model, parameters)
+    for entry in change.entries:
+        for name in entry.members:
+            model.get_submodule(name).order = None
+        kind_of(entry).finish(model, entry)
