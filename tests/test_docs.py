@@ -17,8 +17,9 @@ import yaml
 
 from basis_sharing.cli.main import app
 from basis_sharing.plans.plan import Plan
+from basis_sharing.runtime.config_basis_sharing import entries_of_config
 from basis_sharing.runtime.factorized_basis_sharing import decode_pivots
-from basis_sharing.runtime.format_basis_sharing import FORMAT_VERSION, FormatError, entries_of_config, entry_from
+from basis_sharing.runtime.format_basis_sharing import FORMAT_VERSION, FormatError, entry_from
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

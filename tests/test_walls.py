@@ -27,6 +27,7 @@ FLOORS = (
 ABOVE_ALL = {"__init__", "__main__"}
 TRAVELLING = {
     "format_basis_sharing",
+    "config_basis_sharing",
     "factorized_basis_sharing",
     "layers_basis_sharing",
     "modeling_basis_sharing",

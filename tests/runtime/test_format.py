@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from basis_sharing.runtime import format_basis_sharing as module
+from basis_sharing.runtime.config_basis_sharing import entries_of_config
 from basis_sharing.runtime.format_basis_sharing import (
     FORMAT_VERSION,
     Entry,
@@ -21,7 +22,6 @@ from basis_sharing.runtime.format_basis_sharing import (
     Shape,
     Stored,
     entries_from,
-    entries_of_config,
     entry_from,
     register_entry,
 )

@@ -9,7 +9,8 @@ from basis_sharing.errors import CheckpointError, ModelError
 from basis_sharing.models.refusals import is_compressed
 from basis_sharing.models.source import ModelSource, load_config, load_skeleton, resolve
 from basis_sharing.models.weight_files import read_header, weight_files
-from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, entries_of_config
+from basis_sharing.runtime.config_basis_sharing import entries_of_config
+from basis_sharing.runtime.format_basis_sharing import Entry, FormatError
 
 
 def compressed_source(folder: str | Path, remedy: str) -> tuple[ModelSource, Path]:

@@ -29,22 +29,28 @@ class FactorizedLinear(nn.Module):
         bias: Whether a bias is added.
         pivoted: Whether ``rank`` rows of B are the identity and only the others are stored. If they are not the first
             ones, :attr:`order` has to be set before the module is used.
+        rows: First row of B transposed in the tensor that holds it, and the rows of that tensor, if bases of several
+            groups with one input are stored side by side; None: it is a tensor of its own.
         device: Device of the (uninitialised) weights.
         dtype: Dtype of the weights.
 
     Attributes:
-        basis: ``nn.Linear`` whose weight is B transposed (the stored rows of B) and is shared by the group.
+        basis: ``nn.Linear`` whose weight is, or holds, B transposed (the stored rows of B); shared by the group.
         coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
         pivoted: Whether the factors are pivoted.
         order: Indices of the inputs in order, int32, shape ``[d_in]``; None: they are in order already.
+        rank: Number of basis vectors.
+        first: First of its rows in the weight of ``basis``.
         group: Name of the group, the same for all projections with this basis.
+        stored_in: Name of the tensor that holds the basis.
         order_name: Name of the order, the same for all projections with this order.
         reading: Computes, once, what projections that read the same input have in common.
-        sharers: Number of projections that share the basis, this one included.
+        sharers: Number of projections that use the weight of ``basis``, this one included.
     """
 
     order: torch.Tensor | None
     group: str = ""
+    stored_in: str = ""
     order_name: str = ""
     sharers: int = 1
 
@@ -55,13 +61,15 @@ class FactorizedLinear(nn.Module):
         d_out: int,
         bias: bool,
         pivoted: bool = False,
+        rows: tuple[int, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.basis = nn.Linear(d_in - rank if pivoted else d_in, rank, bias=False, device=device, dtype=dtype)
+        self.first, stored = rows or (0, rank)
+        self.basis = nn.Linear(d_in - rank if pivoted else d_in, stored, bias=False, device=device, dtype=dtype)
         self.coeff = nn.Linear(rank, d_out, bias=bias, device=device, dtype=dtype)
-        self.pivoted, self.reading = pivoted, Reading()
+        self.rank, self.pivoted, self.reading = rank, pivoted, Reading()
         self.register_buffer("order", None, persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -92,11 +100,6 @@ class FactorizedLinear(nn.Module):
         return self.coeff.out_features
 
     @property
-    def rank(self) -> int:
-        """Number of basis vectors."""
-        return self.basis.out_features
-
-    @property
     def weight(self) -> torch.Tensor:
         """The coefficient matrix, as on disk; architectures read the dtype and device of a projection's weight."""
         return self.coeff.weight
@@ -109,11 +112,11 @@ class FactorizedLinear(nn.Module):
     def _reduced(self, x: torch.Tensor) -> torch.Tensor:
         """Return x B, shape ``[..., rank]``."""
         ordered = x if self.order is None else self.reading.once(self.order_name, x, self._ordered)
-        if not self.pivoted:
-            hidden: torch.Tensor = self.basis(ordered)
-            return hidden
-        leading, others = ordered.split((self.rank, ordered.shape[-1] - self.rank), dim=-1)
-        return torch.add(leading, self.basis(others))
+        pivots = self.rank if self.pivoted else 0
+        leading, others = ordered.split((pivots, ordered.shape[-1] - pivots), dim=-1)
+        product = self.reading.once(self.stored_in, x, lambda _: self.basis(others))
+        own = product if product.shape[-1] == self.rank else product.narrow(-1, self.first, self.rank)
+        return leading + own if self.pivoted else own
 
     def _ordered(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x[..., order]``, with the fastest of three equivalent implementations.
@@ -208,17 +211,20 @@ def _state(x: torch.Tensor) -> tuple[int, bool]:
 def share_readings(parent: nn.Module) -> None:
     """Give the factorized children of a module one :class:`Reading`: those with one basis or order read one input."""
     children = [child for child in parent.children() if isinstance(child, FactorizedLinear)]
+    stored = {child.group: child.stored_in for child in children}
     in_order = {child.group: child.order_name for child in children if child.order is not None}
-    reading = Reading(Counter(child.group for child in children) + Counter(in_order.values()))
+    members = Counter(child.group for child in children)
+    reading = Reading(members + Counter(stored.values()) + Counter(in_order.values()))
+    users = Counter(child.stored_in for child in children)
     orders: dict[str, torch.Tensor | None] = {}
     for child in children:
-        child.reading = reading
+        child.reading, child.sharers = reading, max(child.sharers, users[child.stored_in])
         child.order = orders.setdefault(child.order_name, child.order)
 
 
 def full_basis(module: FactorizedLinear) -> torch.Tensor:
     """Return the basis B, all rows in the order of the model, shape ``[d_in, rank]``."""
-    stored = module.basis.weight.detach().T
+    stored = module.basis.weight.detach()[module.first : module.first + module.rank].T
     if not module.pivoted:
         return stored
     ordered = torch.cat([torch.eye(module.rank, dtype=stored.dtype, device=stored.device), stored])

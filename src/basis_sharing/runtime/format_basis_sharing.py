@@ -16,11 +16,12 @@ that read one input can have a common order, in which the pivots of each are the
 sets of pivots, smallest first, in the code of ``pivots``: the input order is the smallest set, then what each larger
 one adds, then the other inputs, each in ascending order.
 
+Bases that multiply one input can be stored side by side, in one tensor and under the name of the first; ``rows`` of an
+entry says which rows are its own.
+
 ``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names relative to the
 projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. Which dtypes
 are possible depends on the kind; ``factors`` has only the dtype of the model.
-
-Version 1 had a list of ``groups``, all of them factors, instead of the entries; they are read as entries.
 """
 
 import sys
@@ -256,39 +257,6 @@ def entries_from(data: object) -> tuple[Entry, ...]:
     return entries
 
 
-def entries_of_config(config: Mapping[str, Any]) -> tuple[Entry, ...]:
-    """Return the entries of a ``quantization_config`` of any version.
-
-    Raises:
-        FormatError: The version is newer than this code, or an entry is malformed.
-    """
-    version = config.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version < 1:
-        raise FormatError(f"format_version is {version!r} in config.json; a positive integer is needed.")
-    if version > FORMAT_VERSION:
-        raise FormatError(
-            f"this checkpoint has format version {version}, newer than the version {FORMAT_VERSION} known here: update "
-            "basis-sharing."
-        )
-    data = config.get("entries") if config.get("groups") is None else _of_groups(config["groups"])
-    try:
-        entries = entries_from(data)
-        for entry in entries:
-            entry.check_executed()
-        return entries
-    except FormatError as error:
-        raise FormatError(f"quantization_config in config.json: {error}") from None
-
-
-def _of_groups(groups: object) -> list[dict[str, Any]]:
-    """Return the groups of format version 1 as entries."""
-    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
-        raise FormatError("quantization_config in config.json lists no groups.")
-    return [
-        {"kind": Factors.kind, **{name: value for name, value in group.items() if name != "dtype"}} for group in groups
-    ]
-
-
 @register_entry
 @dataclass(frozen=True, kw_only=True)
 class Factors(Entry):
@@ -300,6 +268,8 @@ class Factors(Entry):
         pivots: Code of these rows, once they are known; None for plain factors.
         order: Codes of the nested sets of pivots that determine the order of the inputs, smallest first, ``pivots``
             among them; empty: ``pivots`` alone determines it.
+        rows: First row of the basis in the tensor that holds it, and the rows of that tensor; None: it holds no other.
+        beside: Owner of the entry under whose name that tensor is stored; None: this entry's own.
     """
 
     kind: ClassVar[str] = "factors"
@@ -308,6 +278,8 @@ class Factors(Entry):
     form: str = "plain"
     pivots: str | None = None
     order: tuple[str, ...] = ()
+    rows: tuple[int, int] | None = None
+    beside: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -323,6 +295,16 @@ class Factors(Entry):
         if not isinstance(self.order, (list, tuple)) or (self.order and self.pivots not in self.order):
             raise FormatError(f"the entry of {self.owner} has an order of inputs without its own pivots.")
         object.__setattr__(self, "order", tuple(self.order))
+        if self.rows is not None:
+            start, stored = self.rows
+            if not 0 <= start <= start + self.rank <= stored:
+                raise FormatError(f"the entry of {self.owner} has rows {start} to {start + self.rank} of {stored}.")
+            object.__setattr__(self, "rows", (start, stored))
+
+    @property
+    def holder(self) -> str:
+        """The projection under whose name the basis is stored."""
+        return self.beside or self.owner
 
     def check_executed(self) -> None:
         """Check that pivoted factors have their pivots."""
@@ -363,7 +345,8 @@ class Factors(Entry):
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the basis and of the coefficients of every member."""
         weights: dict[str, tuple[int | None, ...]] = {f"{name}.weight": (None, self.rank) for name in self.members}
-        return {f"{self.owner}.basis.weight": (self.rank, None), **weights}
+        stored = self.rank if self.rows is None else self.rows[1]
+        return {f"{self.holder}.basis.weight": (stored, None), **weights}
 
     def kept(self, shapes: Sequence[Shape]) -> float:
         """Return the rank as a fraction of the highest useful rank of the group."""

@@ -109,21 +109,20 @@ class FactorsKind:
     def install(self, model: nn.Module, entry: Factors) -> dict[str, str]:
         """Replace the members; see :class:`Kind`."""
         ties: dict[str, str] = {}
-        owner: FactorizedLinear | None = None
+        owner: FactorizedLinear | None = None if entry.beside is None else _holder(model, entry)
         for name in entry.members:
             old = projection_at(model, name)
             d_in, d_out = linear_shape(old)
             has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
-            new = FactorizedLinear(
-                d_in, entry.rank, d_out, has_bias, entry.form == "pivoted", device="meta", dtype=dtype
-            )
+            pivoted = entry.form == "pivoted"
+            new = FactorizedLinear(d_in, entry.rank, d_out, has_bias, pivoted, entry.rows, device="meta", dtype=dtype)
             if owner is None:
                 owner = new
             elif owner.in_features != d_in:
                 raise FormatError(f"{name} reads {d_in} features but shares a basis of {owner.in_features}.")
             else:
                 new.basis.weight = owner.basis.weight
-                ties[f"{name}.basis.weight"] = f"{entry.owner}.basis.weight"
+                ties[f"{name}.basis.weight"] = f"{entry.holder}.basis.weight"
             new.sharers = len(entry.members)
             replace(model, name, new)
         return ties
@@ -139,7 +138,7 @@ class FactorsKind:
         for module in modules.values():
             # Older releases of transformers 5 keep renamed tensors in their dtype on disk.
             module.coeff.to(owner.basis.weight.dtype)
-            module.group = entry.owner
+            module.group, module.stored_in = entry.owner, f"basis of {entry.holder}"
         if entry.form == "pivoted":
             order = input_order(entry, owner.in_features)
             if not torch.equal(order, torch.arange(len(order), dtype=order.dtype)):
@@ -157,6 +156,20 @@ class FactorsKind:
         """Return B C, shape ``[d_in, d_out]``, fp64."""
         assert isinstance(module, FactorizedLinear)
         return full_basis(module).double() @ module.coeff.weight.detach().double().T
+
+
+def _holder(model: nn.Module, entry: Factors) -> FactorizedLinear:
+    """Return the projection under whose name the basis of an entry is stored beside others.
+
+    Raises:
+        FormatError: It is not installed yet, or its tensor has another size.
+    """
+    holder = projection_at(model, entry.holder)
+    if not isinstance(holder, FactorizedLinear) or entry.rows is None or holder.basis.out_features != entry.rows[1]:
+        raise FormatError(
+            f"config.json stores the basis of {entry.owner} beside {entry.holder}, which holds no others."
+        )
+    return holder
 
 
 register_kind(Factors.kind, FactorsKind())

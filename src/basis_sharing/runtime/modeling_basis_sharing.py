@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformers quantizer that loads a compressed checkpoint by installing the modules of its entries.
 
-This file and the two that it imports are the implementation in the package, and the remote code in a checkpoint, which
+This file and those that it imports are the implementation in the package, and the remote code in a checkpoint, which
 ``trust_remote_code=True`` runs. They need only torch and transformers. The format is specified in
 ``format_basis_sharing.py``.
 """
@@ -18,7 +18,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .format_basis_sharing import FORMAT_VERSION, QUANT_METHOD, Entry, entries_of_config
+from .config_basis_sharing import entries_of_config
+from .format_basis_sharing import FORMAT_VERSION, QUANT_METHOD, Entry
 from .layers_basis_sharing import kind_of
 
 

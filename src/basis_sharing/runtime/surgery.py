@@ -19,6 +19,13 @@ def basis_of(model: nn.Module, name: str) -> torch.Tensor:
     return full_basis(module)
 
 
+def stored_basis_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Return the stored rows of B transposed of a factorized projection, shape ``[rank, d_in]`` or less if pivoted."""
+    module = model.get_submodule(name)
+    assert isinstance(module, FactorizedLinear)
+    return module.basis.weight.detach()[module.first : module.first + module.rank]
+
+
 def coefficients_of(model: nn.Module, name: str) -> torch.Tensor:
     """Return the coefficients C of a factorized projection, shape ``[rank, d_out]``."""
     module = model.get_submodule(name)

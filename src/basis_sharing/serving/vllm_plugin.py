@@ -4,9 +4,9 @@ vLLM finds :func:`register` through the entry point ``vllm.general_plugins``; a 
 
     vllm serve ./llama-20
 
-vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Each of them is a *part* here: a dense
-weight, or coefficients and a basis that parts of other layers may share. Parts are computed separately and their
-outputs concatenated.
+vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Here such a layer has *parts*: a dense
+weight for one or more projections in a row, or coefficients and a basis that parts of other layers may share. The input
+is put in order once, bases that are stored side by side are one product, and the outputs of the parts are concatenated.
 
 With tensor parallelism, a layer that splits its outputs holds every whole basis and its own columns of the
 coefficients. A layer that splits its inputs holds its own rows of the basis and the whole coefficients, and sums the
@@ -14,6 +14,8 @@ hidden vectors, whose size is the rank of the basis, over all processes.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -31,8 +33,9 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from basis_sharing.runtime.factorized_basis_sharing import decode_pivots
-from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Factors, FormatError, entries_of_config
+from basis_sharing.runtime.config_basis_sharing import entries_of_config
+from basis_sharing.runtime.factorized_basis_sharing import input_order
+from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Factors, FormatError
 
 _SHARDS = ("q", "k", "v")
 _TRANSPOSING = ("gpt2",)  # architectures whose loader transposes every matrix, also those of factors
@@ -122,23 +125,28 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
             )
         split = isinstance(layer, RowParallelLinear) and layer.tp_size > 1
         rank, ranks = (layer.tp_rank, layer.tp_size) if split else (0, 1)
-        key = (group.owner, ranks)
+        key = (group.holder, ranks)
         if key not in self.bases:
             self.bases[key] = Basis(group, inputs * ranks, rank, ranks, dtype)
         return self.bases[key]
 
 
 class Basis(nn.Module):
-    """The rows of a basis that this process needs.
+    """The rows of one or more bases in one tensor that this process needs.
 
     Args:
-        group: The group of the basis.
+        group: The group of the basis, or one of those whose bases are side by side.
         d_in: Number of inputs over all processes.
         rank: Rank of this process.
         ranks: Number of processes among which the inputs are split.
         dtype: Dtype of the weights.
+
+    Attributes:
+        order: Indices of the inputs in order, if they have to be put in order and are not split; else None.
+        order_name: Name of the order, the same for all bases in this order.
     """
 
+    order: Tensor | None
     pivots: Tensor | None
     places: Tensor | None
     rest: Tensor | None
@@ -146,49 +154,86 @@ class Basis(nn.Module):
     def __init__(self, group: Factors, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
         super().__init__()
         first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
-        self.whole = ranks == 1
         columns = slice(first, last)
-        indices: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
-        if group.pivots is not None:
-            pivots, rest = (part.long().cpu() for part in decode_pivots(group.pivots, d_in, group.rank))
-            mine, theirs = ((part >= first) & (part < last) for part in (pivots, rest))
-            indices = (pivots[mine] - first, mine.nonzero()[:, 0], rest[theirs] - first)
-            before = int((rest < first).sum())
-            columns = slice(before, before + int(theirs.sum()))
-        for name, values in zip(("pivots", "places", "rest"), indices, strict=True):
+        self.pivoted, self.whole, self.rank = group.form == "pivoted", ranks == 1, group.rank
+        self.order_name = " ".join(group.order) or group.owner
+        indices: dict[str, Tensor | None] = dict.fromkeys(("order", "pivots", "places", "rest"))
+        if self.pivoted:
+            order = input_order(group, d_in).long().cpu()
+            pivots, rest = order.split((group.rank, d_in - group.rank))
+            if not self.whole:
+                mine, theirs = ((part >= first) & (part < last) for part in (pivots, rest))
+                indices = {
+                    "order": None,
+                    "pivots": pivots[mine] - first,
+                    "places": mine.nonzero()[:, 0],
+                    "rest": rest[theirs] - first,
+                }
+                before = int((rest < first).sum())
+                columns = slice(before, before + int(theirs.sum()))
+            else:
+                columns = slice(0, len(rest))
+                if not torch.equal(order, torch.arange(d_in)):
+                    indices["order"] = order
+        for name, values in indices.items():
             on_device = None if values is None else values.to(torch.get_default_device())
             self.register_buffer(name, on_device, persistent=False)
+        rows = group.rank if group.rows is None else group.rows[1]
         self._columns, stored = columns, columns.stop - columns.start
-        self.weight = nn.Parameter(torch.empty(group.rank, stored, dtype=dtype), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(rows, stored, dtype=dtype), requires_grad=False)
 
     def load(self, tensor: Tensor) -> None:
-        """Load this process' columns of the tensor on disk, which has shape ``[rank, stored]``."""
+        """Load this process' columns of the tensor on disk, which has shape ``[rows, stored]``."""
         self.weight.data.copy_(tensor[:, self._columns])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the contribution of this process' inputs to the hidden vector, shape ``[..., rank]``."""
-        if self.pivots is None or self.places is None or self.rest is None:
+        """Return the contribution of this process' inputs, in order, to the hidden vectors, shape ``[..., rows]``."""
+        if not self.pivoted:
             return nn.functional.linear(x, self.weight)
-        hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
         if self.whole:
-            return hidden + x.index_select(-1, self.pivots)
+            leading, others = x.split((self.rank, x.shape[-1] - self.rank), dim=-1)
+            hidden = nn.functional.linear(others, self.weight)
+            if hidden.shape[-1] == self.rank:
+                return hidden + leading
+            return (hidden.unflatten(-1, (-1, self.rank)) + leading.unsqueeze(-2)).flatten(-2)
+        assert self.pivots is not None and self.places is not None and self.rest is not None
+        hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
         return hidden.index_add(-1, self.places, x.index_select(-1, self.pivots))
 
 
 class Part(nn.Module):
-    """One projection of a layer: coefficients and their basis, or a dense weight.
+    """A projection of a layer in factors, or consecutive dense ones.
 
     Args:
+        group: Its group; None: it is dense.
         basis: Its basis; None: it is dense.
         outputs: Number of outputs on this process.
         columns: Rank of the basis; for a dense part, number of inputs on this process.
         dtype: Dtype of the weights.
     """
 
-    def __init__(self, basis: Basis | None, outputs: int, columns: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, group: Factors | None, basis: Basis | None, outputs: int, columns: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.basis = basis
+        self.first = 0 if group is None or group.rows is None else group.rows[0]
         self.weight = nn.Parameter(torch.empty(outputs, columns, dtype=dtype), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map the hidden vectors of its basis (the input, if it is dense) to its outputs."""
+        columns = self.weight.shape[1]
+        own = hidden if hidden.shape[-1] == columns else hidden.narrow(-1, self.first, columns)
+        return nn.functional.linear(own, self.weight)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor on disk belongs: the outputs ``start`` to ``stop`` of a part."""
+
+    part: Part
+    start: int
+    stop: int
 
 
 class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
@@ -196,7 +241,7 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
 
     Args:
         config: The configuration of the folder.
-        names: Names of the layer's parts on disk.
+        names: Names of the layer's projections on disk.
     """
 
     def __init__(self, config: BasisSharingVllmConfig, names: list[str]) -> None:
@@ -212,53 +257,70 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         params_dtype: torch.dtype,
         **_: Any,
     ) -> None:
-        """Create the parts, and two parameters whose loaders pass tensors from disk to their part."""
+        """Create the parts, and two parameters whose loaders pass tensors from disk to their place."""
         # Summing hidden vectors over the processes replaces summing the outputs.
         layer.adds_hidden = isinstance(layer, RowParallelLinear) and layer.tp_size > 1 and layer.reduce_results
         if layer.adds_hidden:
             layer.reduce_results = False
         # An architecture that fuses projections itself has one part for several of vLLM's partitions.
         sizes = output_partition_sizes if len(self.names) > 1 else [sum(output_partition_sizes)]
-        layer.parts = nn.ModuleList()
-        for name, size in zip(self.names, sizes, strict=True):
-            group = self.config.groups.get(name)
-            basis = None if group is None else self.config.basis(group, input_size_per_partition, layer, params_dtype)
-            columns = input_size_per_partition if group is None else group.rank
-            layer.parts.append(Part(basis, size, columns, params_dtype))
+        layer.parts, places = nn.ModuleList(), list[Place]()
+        for group, names in groupby(
+            zip(self.names, sizes, strict=True), lambda named: self.config.groups.get(named[0])
+        ):
+            for own in [list(names)] if group is None else [[named] for named in names]:
+                basis, columns = None, input_size_per_partition
+                if group is not None:
+                    basis = self.config.basis(group, input_size_per_partition, layer, params_dtype)
+                    columns = group.rank
+                stops = list(accumulate(size for _, size in own))
+                part = Part(group, basis, stops[-1], columns, params_dtype)
+                layer.parts.append(part)
+                places += [Place(part, stop - size, stop) for stop, (_, size) in zip(stops, own, strict=True)]
 
         def load_basis(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
-            layer.parts[_index(shard)].basis.load(_as_on_disk(tensor))
+            places[_index(shard)].part.basis.load(_as_on_disk(tensor))
 
         def load_weight(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
-            part = layer.parts[_index(shard)]
-            part.weight.data.copy_(self._own(layer, part, _as_on_disk(tensor), shard, output_partition_sizes))
+            place = places[_index(shard)]
+            own = self._own(layer, place, _as_on_disk(tensor), shard, output_partition_sizes)
+            place.part.weight.data[place.start : place.stop].copy_(own)
 
         layer.weight, layer.basis = _routing_parameter(load_weight), nn.Module()
         layer.basis.weight = _routing_parameter(load_basis)
 
-    def _own(self, layer: Any, part: Part, tensor: Tensor, shard: str | int | None, sizes: list[int]) -> Tensor:
+    def _own(self, layer: Any, place: Place, tensor: Tensor, shard: str | int | None, sizes: list[int]) -> Tensor:
         """Return the part of a weight on disk that belongs to this process."""
         if isinstance(layer, RowParallelLinear):
-            width = part.weight.shape[1]
-            start = layer.tp_rank * width if part.basis is None else 0
+            width = place.part.weight.shape[1]
+            start = layer.tp_rank * width if place.part.basis is None else 0
             return tensor[:, start : start + width]
         if not isinstance(layer, ColumnParallelLinear):
             return tensor
         if len(self.names) > 1 or len(sizes) == 1:
-            return _rows(layer, tensor, _index(shard), len(part.weight))
+            return _rows(layer, tensor, _index(shard), place.stop - place.start)
         pieces = zip(tensor.split(_whole_sizes(layer)), sizes, strict=True)
         return torch.cat([_rows(layer, piece, index, size) for index, (piece, size) in enumerate(pieces)])
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map ``x`` of shape ``[..., inputs]`` to ``[..., outputs]``, both of this process."""
         results: list[Tensor] = []
+        ordered: dict[str, Tensor] = {}
         hidden: dict[int, Tensor] = {}
         for part in layer.parts:
-            key = id(part.basis)
-            if part.basis is not None and key not in hidden:
-                own = part.basis(x)
-                hidden[key] = tensor_model_parallel_all_reduce(own) if layer.adds_hidden else own
-            results.append(nn.functional.linear(x if part.basis is None else hidden[key], part.weight))
+            basis = part.basis
+            if basis is None:
+                results.append(part(x))
+                continue
+            if id(basis) not in hidden:
+                own = x
+                if basis.order is not None:
+                    if basis.order_name not in ordered:
+                        ordered[basis.order_name] = x.index_select(-1, basis.order)
+                    own = ordered[basis.order_name]
+                own = basis(own)
+                hidden[id(basis)] = tensor_model_parallel_all_reduce(own) if layer.adds_hidden else own
+            results.append(part(hidden[id(basis)]))
         result = results[0] if len(results) == 1 else torch.cat(results, dim=-1)
         if layer.adds_hidden and not layer.skip_bias_add:
             bias = layer.bias  # vLLM passes it only on the first process, because it expects a sum to follow

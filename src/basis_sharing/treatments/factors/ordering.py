@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from basis_sharing.blocks.calls import block_calls, fill_first_states, states_shape
 from basis_sharing.models.family import Projection
@@ -16,8 +16,10 @@ from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry, Factors
 from basis_sharing.runtime.layers_basis_sharing import kind_of
+from basis_sharing.runtime.modeling_basis_sharing import declare_ties
 from basis_sharing.treatments.factors.common_order import Reordered, common_orders
 from basis_sharing.treatments.factors.neurons import Probe, neurons_in_order, set_parameters
+from basis_sharing.treatments.factors.side_by_side import side_by_side
 from basis_sharing.treatments.stage import Execute, errors_of, replaced_entries
 
 _TOKENS = 64
@@ -49,11 +51,9 @@ class OrderInputs:
         """Find the orders, and install entries and factors in them."""
         execute = self._execute
         entries = {record.entry.owner: record.entry for record in execute.executed}
-        if not any(isinstance(entry, Factors) and entry.form == "pivoted" for entry in entries.values()):
-            return
         done = 0
         with errors_of(execute.folder):
-            for find in (_common_orders, _neurons_in_order):
+            for find in (_common_orders, _neurons_in_order, _side_by_side):
                 for change in find(run, list(entries.values())):
                     file = None if execute.folder is None else execute.folder / f"order-{done:05d}.safetensors"
                     _install(run.model, change, file)
@@ -69,12 +69,18 @@ def _common_orders(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
 
 def _neurons_in_order(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
     model, decoder = run.model, run.whole
+    if not any(isinstance(entry, Factors) and entry.form == "pivoted" for entry in entries):
+        return iter(())
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
     states = torch.empty(states_shape(model, decoder, ids).all, dtype=model.dtype)
     fill_first_states(model, decoder, ids, states)
     probe = Probe(block_calls(model, decoder, ids), states[0], run.machine.device)
     return neurons_in_order(model, decoder, entries, probe)
+
+
+def _side_by_side(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
+    return side_by_side(run.model, run.decoder, entries)
 
 
 def _install(model: Any, change: Reordered, file: Path | None) -> None:
@@ -85,21 +91,22 @@ def _install(model: Any, change: Reordered, file: Path | None) -> None:
         change: The entries, with the parameters that change.
         file: Where the tensors are kept, so that the system can reclaim their memory; None: in memory.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in change.tensors.items():
-        like = model.get_parameter(name)
-        tensors[name] = tensor.to(like.device, like.dtype).contiguous()
+    like = {name: model.get_parameter(name) for name in change.tensors}
+    tensors = {name: t.to(like[name].device, like[name].dtype).contiguous() for name, t in change.tensors.items()}
     if file is not None:
         write_whole(file, lambda partial: save_file(tensors, partial))
         tensors = load_file(file)
-    trainable = {name: model.get_parameter(name).requires_grad for name in tensors}
-    parameters = {name: nn.Parameter(tensor, requires_grad=trainable[name]) for name, tensor in tensors.items()}
+    parameters = {name: nn.Parameter(t, requires_grad=like[name].requires_grad) for name, t in tensors.items()}
     for entry in change.entries:
-        basis = parameters.get(f"{entry.owner}.basis.weight")
+        basis = parameters.get(f"{entry.holder}.basis.weight")
         if basis is not None:
             parameters |= {f"{name}.basis.weight": basis for name in entry.members}
+            holder = f"{entry.holder}.basis.weight"
+            declare_ties(model, {f"{name}.basis.weight": holder for name in entry.members if name != entry.holder})
     set_parameters(model, parameters)
     for entry in change.entries:
         for name in entry.members:
-            model.get_submodule(name).order = None
+            module = model.get_submodule(name)
+            module.order, module.first = None, (entry.rows or (0, 0))[0]
+            module.basis.out_features = len(module.basis.weight)
         kind_of(entry).finish(model, entry)
