@@ -192,11 +192,11 @@ class Basis(nn.Module):
             return nn.functional.linear(x, self.weight)
         if self.whole:
             leading, others = x.split((self.rank, x.shape[-1] - self.rank), dim=-1)
-            hidden = nn.functional.linear(others, self.weight)
-            if hidden.shape[-1] == self.rank:
-                return hidden + leading
-            return (hidden.unflatten(-1, (-1, self.rank)) + leading.unsqueeze(-2)).flatten(-2)
-        assert self.pivots is not None and self.places is not None and self.rest is not None
+            product: Tensor = nn.functional.linear(others, self.weight).unflatten(-1, (-1, self.rank))
+            return (product + leading.unsqueeze(-2)).flatten(-2)
+        assert self.pivots is not None
+        assert self.places is not None
+        assert self.rest is not None
         hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
         return hidden.index_add(-1, self.places, x.index_select(-1, self.pivots))
 
@@ -265,10 +265,9 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         # An architecture that fuses projections itself has one part for several of vLLM's partitions.
         sizes = output_partition_sizes if len(self.names) > 1 else [sum(output_partition_sizes)]
         layer.parts, places = nn.ModuleList(), list[Place]()
-        for group, names in groupby(
-            zip(self.names, sizes, strict=True), lambda named: self.config.groups.get(named[0])
-        ):
-            for own in [list(names)] if group is None else [[named] for named in names]:
+        named = zip(self.names, sizes, strict=True)
+        for group, found in groupby(named, lambda each: self.config.groups.get(each[0])):
+            for own in [list(found)] if group is None else [[each] for each in found]:
                 basis, columns = None, input_size_per_partition
                 if group is not None:
                     basis = self.config.basis(group, input_size_per_partition, layer, params_dtype)
@@ -279,7 +278,9 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
                 places += [Place(part, stop - size, stop) for stop, (_, size) in zip(stops, own, strict=True)]
 
         def load_basis(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
-            places[_index(shard)].part.basis.load(_as_on_disk(tensor))
+            basis = places[_index(shard)].part.basis
+            assert basis is not None
+            basis.load(_as_on_disk(tensor))
 
         def load_weight(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
             place = places[_index(shard)]
