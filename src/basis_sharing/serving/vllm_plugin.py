@@ -189,11 +189,13 @@ class Basis(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the contribution of this process' inputs, in order, to the hidden vectors, shape ``[..., rows]``."""
         if not self.pivoted:
-            return nn.functional.linear(x, self.weight)
+            hidden: Tensor = nn.functional.linear(x, self.weight)
+            return hidden
         if self.whole:
             leading, others = x.split((self.rank, x.shape[-1] - self.rank), dim=-1)
-            product: Tensor = nn.functional.linear(others, self.weight).unflatten(-1, (-1, self.rank))
-            return (product + leading.unsqueeze(-2)).flatten(-2)
+            product = nn.functional.linear(others, self.weight).unflatten(-1, (-1, self.rank))
+            hidden = (product + leading.unsqueeze(-2)).flatten(-2)
+            return hidden
         assert self.pivots is not None
         assert self.places is not None
         assert self.rest is not None
