@@ -1,9 +1,9 @@
-"""What a common order of the inputs costs: the largest entries of B~, and the loss in bf16, against pivots of their own.
+"""What a common order of the inputs costs, against pivots of its own for every basis, and how large B~ gets.
 
 ``python benchmarks/ordering.py FOLDER ...``, compressed folders in fp32 (a minute for each on two cores). For every
-basis the pivots that it would have alone are chosen anew. Both kinds of factors are rounded to bf16, multiplied out, and
-the perplexity of both models is measured on the first ``--evaluation-windows`` windows of ``wiki.test.raw``, in fp32, so
-that only the rounding of the stored numbers differs.
+basis the pivots that it would have alone are chosen anew. Both kinds of factors are rounded to bf16, multiplied out,
+and the perplexity of both models is measured on the first ``--evaluation-windows`` windows of ``wiki.test.raw``, in
+fp32, so that only the rounding of the stored numbers differs.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def measured(folder: Path, windows: int, progress: Any) -> dict[str, Any]:
         largest = 0.0
         for name, module in modules.items():
             product, most = multiplied_out(module, own_pivots=own)
-            dense = nn.Linear(*product.shape, bias=module.coeff.bias is not None)
+            dense = nn.Linear(product.shape[0], product.shape[1], bias=module.coeff.bias is not None)
             dense.weight.copy_(product.T)
             if module.coeff.bias is not None:
                 dense.bias.copy_(module.coeff.bias)
