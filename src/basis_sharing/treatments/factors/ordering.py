@@ -30,10 +30,12 @@ class OrderInputs:
 
     Args:
         execute: The stage that carries out the plan; its records get the new entries.
+        join: Whether bases that multiply one input are stored side by side. Adapters cannot be put on such bases, which
+            is why those of published methods are left as they are.
     """
 
-    def __init__(self, execute: Execute) -> None:
-        self._execute = execute
+    def __init__(self, execute: Execute, *, join: bool) -> None:
+        self._execute, self._join = execute, join
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Yield the needs of choosing the orders, and of the factors in these orders."""
@@ -53,7 +55,7 @@ class OrderInputs:
         entries = {record.entry.owner: record.entry for record in execute.executed}
         done = 0
         with errors_of(execute.folder):
-            for find in (_common_orders, _neurons_in_order, _side_by_side):
+            for find in (_common_orders, _neurons_in_order, *([_side_by_side] if self._join else [])):
                 for change in find(run, list(entries.values())):
                     file = None if execute.folder is None else execute.folder / f"order-{done:05d}.safetensors"
                     _install(run.model, change, file)
