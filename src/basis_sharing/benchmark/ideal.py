@@ -43,7 +43,7 @@ def holds_stacked_experts(model: nn.Module) -> bool:
     return any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
 
 
-def _multiply_adds(run: Callable[[], None]) -> int:
+def _multiply_adds(run: Callable[[], object]) -> int:
     formulas = {op: _attention_formula(position) for op, position in _ATTENTION.items()}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
