@@ -70,6 +70,7 @@ class Decode:
     ) -> None:
         self._model, self._ids, self._forward = model, ids, forward or model
         self._cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)
+        self._inputs = cache_input(model, self._cache)
         self._first: torch.Tensor | None = None
         self._filled: list[dict[str, Any]] = []
 
@@ -86,7 +87,7 @@ class Decode:
     def turn(self) -> float:
         """Decode one token; return the seconds."""
         start = time.perf_counter()
-        output = self._forward(input_ids=self._next, past_key_values=self._cache, use_cache=True)
+        output = self._forward(input_ids=self._next, use_cache=True, **self._inputs)
         self._next = output.logits[:, -1:].argmax(dim=-1)
         synchronize(self._ids.device)
         return time.perf_counter() - start
@@ -95,8 +96,13 @@ class Decode:
 def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
     """Fill a cache with prompts; return the next tokens, shape ``[batch, 1]``, and the cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
+    output = model(input_ids=ids, use_cache=True, **cache_input(model, cache), **last)
     return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+
+
+def cache_input(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the argument that passes a cache to a model, whose name depends on the version of transformers."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 def _state(cache: Any) -> list[dict[str, Any]]:
