@@ -39,8 +39,8 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/second_pass.py --ratios 0.4 --windows 16
 	$(BIN)/python benchmarks/adoption.py
 	$(BIN)/python benchmarks/steady.py build/adoption/auto-20 build/adoption/auto-40
-	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1 --rounds 6
-	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 --threads 1 --rounds 6 --compiled
+	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 build/adoption/auto-40 --threads 1
+	$(VLLM)/bin/python benchmarks/serving.py build/adoption/auto-20 --threads 1 --compiled
 	$(BIN)/python benchmarks/eight_bits.py
 	$(BIN)/python benchmarks/kills.py
 	$(BIN)/python benchmarks/memory.py

@@ -48,7 +48,7 @@ def speeds(files: list[Path]) -> dict[str, Any]:
     for file in files:
         for model in BenchmarkResult.read(file).models[1:]:
             for timing in model.timings:
-                key = f"{Path(model.model).name}, {timing.workload}, batch {timing.batch}"
+                key = f"{Path(model.model).name}, {timing.workload}, batch {timing.batch}, {timing.execution}"
                 runs.setdefault(key, []).append(timing.speed.median)
     return {
         "times_original": runs,
@@ -82,8 +82,8 @@ def main() -> None:
     benches = [output / f"bench-{number + 1}.json" for number in range(BENCHES)]
     for file in benches:
         amount = ("--prompt-tokens", 256, "--new-tokens", 16, "--repeats", 3, "--threads", options.threads)
-        memory = () if file == benches[0] else ("--no-memory",)
-        verb(file, "bench", model, *folders, "--dtype", "float32", *amount, *memory)
+        once = () if file == benches[0] else ("--no-memory", "--no-compile")
+        verb(file, "bench", model, *folders, "--dtype", "float32", *amount, *once)
     for folder in folders:
         results = ("--results", folder.with_suffix(".compare.json"), "--results", benches[0])
         verb(folder.with_suffix(".html"), "report", folder, *results)

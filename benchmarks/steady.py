@@ -1,7 +1,8 @@
 """How far apart the speeds of ``bench`` are when it is repeated, once with other work on the machine.
 
 ``python benchmarks/steady.py FOLDER...`` (about a quarter of an hour on two cores for two folders) runs ``bench`` three
-times on SmolLM2-135M and compressions of it, in fp32; beside the second run a process multiplies matrices all the time.
+times on SmolLM2-135M and compressions of it, eagerly and in fp32; beside the second run a process multiplies matrices
+all the time.
 """
 
 import argparse
@@ -33,8 +34,8 @@ def other_work(wanted: bool) -> Iterator[None]:
 def run(models: list[Path], file: Path, options: argparse.Namespace) -> BenchmarkResult:
     """Run ``bench`` once."""
     amount = ("--prompt-tokens", options.prompt_tokens, "--new-tokens", options.new_tokens, "--batch-sizes", "1,4")
-    command = ("bench", *models, "--dtype", "float32", *amount, "--threads", options.threads, "--no-memory", "-o", file)
-    cost(*command)
+    eager = ("--no-compile", "--threads", options.threads, "--no-memory")
+    cost("bench", *models, "--dtype", "float32", *amount, *eager, "-o", file)
     return BenchmarkResult.read(file)
 
 

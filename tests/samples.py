@@ -179,6 +179,7 @@ def benchmarked(label: str, seconds: tuple[float, ...], ideal: float, products: 
             time=spread(seconds),
             speed=paired_speed(DENSE_SECONDS, seconds),
             ideal_speed=ideal,
+            warm_up=1.5,
         )
         for workload, execution, batch in WORKLOADS
     )

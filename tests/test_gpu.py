@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import basis_sharing
+from basis_sharing.benchmark.compiling import compiled_forward, compiled_models
+from basis_sharing.benchmark.workloads import Decode
 from basis_sharing.verbs.recover import recover
 from pico import PICO, TEXT, pico_tokenizer, save_with_texts
 
@@ -80,3 +82,25 @@ def test_recovery_runs_on_the_gpu(preset: str, tmp_path: Path) -> None:
         assert report is not None
         assert report.loss_after < report.loss_before
         assert report.perplexity_after[0].perplexity < report.perplexity_before[0].perplexity
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_decoding_is_recorded_in_graphs(batch: int) -> None:
+    from torch._dynamo.utils import counters
+
+    ids = torch.randint(0, 250, (batch, 24), generator=torch.Generator().manual_seed(0)).cuda()
+    models = [PICO["llama"]().cuda(), PICO["qwen2"]().cuda()]
+    tokens: dict[bool, list[torch.Tensor]] = {}
+    counters.clear()
+    with compiled_models(len(models)):
+        for compiled in (False, True):
+            runs = [Decode(m, ids, 8, compiled_forward(m, ids.device) if compiled else None) for m in models]
+            for _ in range(2):
+                for run in runs:
+                    run.prepare()
+                for _ in range(8):  # in turns, as a benchmark does it
+                    for run in runs:
+                        run.turn()
+            tokens[compiled] = [run._next.clone() for run in runs]
+    assert all(torch.equal(*pair) for pair in zip(tokens[False], tokens[True], strict=True))
+    assert counters["inductor"]["cudagraph_skips"] == 0

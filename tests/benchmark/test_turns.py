@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from basis_sharing.benchmark.turns import paired_speed, spread, take_turns, uncertainty
+from basis_sharing.benchmark.turns import Times, paired_speed, spread, take_turns, uncertainty
 
 
 class Clock:
@@ -29,28 +29,35 @@ class Work:
 
     def turn(self):
         self.log.append(self.name)
-        self.clock.now += self.seconds * self.load(self.done)
+        took = self.seconds * self.load(self.done)
+        self.clock.now += took
         self.done += 1
+        return took
+
+
+def seconds(*arguments, **options):
+    return [times.seconds for times in take_turns(*arguments, **options)]
 
 
 def test_contestants_alternate_and_the_order_turns_round():
     clock, log = Clock(), []
-    times = take_turns([Work("a", 2.0, clock, log), Work("b", 1.0, clock, log)], 2, 3, clock=clock)
+    times = seconds([Work("a", 2.0, clock, log), Work("b", 1.0, clock, log)], 2, 3, clock=clock)
     prepared = ["prepare a", "prepare b"]
-    assert log == [*prepared, *"ababab", *prepared, *"ababab", *prepared, *"bababa"]
+    assert log == [*prepared, *"ababab", *prepared, *"ababab", *reversed(prepared), *"bababa"]
     assert times == [(2.0, 2.0), (1.0, 1.0)]
 
 
-def test_the_warm_up_does_not_count():
+def test_the_warm_up_is_told_apart():
     clock, log = Clock(), []
-    times = take_turns([Work("a", 1.0, clock, log, lambda turn: 50.0 if turn < 4 else 1.0)], 3, 4, clock=clock)
-    assert times == [(1.0, 1.0, 1.0)]
+    slow = Work("a", 1.0, clock, log, lambda turn: 50.0 if turn < 4 else 1.0)
+    times = take_turns([slow, Work("b", 2.0, clock, log)], 3, 4, clock=clock)
+    assert times == [Times((1.0, 1.0, 1.0), 100.0 + 4 * 50.0), Times((2.0, 2.0, 2.0), 100.0 + 4 * 2.0)]
 
 
-@pytest.mark.parametrize(("seconds", "turns"), [(5.0, 5), (0.25, 6), (0.22, 7), (0.001, 32)])
-def test_short_turns_are_repeated_until_they_fill_some_time(seconds, turns):
+@pytest.mark.parametrize(("slow", "turns"), [(5.0, 5), (0.25, 6), (0.22, 7), (0.001, 32)])
+def test_short_turns_are_repeated_until_they_fill_some_time(slow, turns):
     clock, log = Clock(), []
-    take_turns([Work("a", seconds, clock, log), Work("b", seconds / 2, clock, log)], 1, clock=clock)
+    take_turns([Work("a", slow, clock, log), Work("b", slow / 2, clock, log)], 1, clock=clock)
     assert log.count("a") == log.count("b") == 5 + turns  # the warm-up has five
 
 
@@ -73,7 +80,7 @@ def test_load_that_comes_and_goes_cancels_in_paired_quotients():
         return 1.0 + 10.0 * (turn // 4 % 3)  # another level of load in every repeat
 
     slow, fast = Work("a", 2.0, clock, log, load), Work("b", 1.6, clock, log, load)
-    first, other = take_turns([slow, fast], 6, 4, clock=clock)
+    first, other = seconds([slow, fast], 6, 4, clock=clock)
     assert max(first) > 10 * min(first)
     speed = paired_speed(first, other)
     assert (speed.median, speed.lower, speed.upper) == pytest.approx((1.25, 1.25, 1.25))
@@ -92,17 +99,17 @@ def test_quartiles():
 def test_repeats_go_on_until_a_speed_is_known():
     clock = Clock()
     steady = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [])]
-    assert len(take_turns(steady, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 3
+    assert len(seconds(steady, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 3
 
     def settling(turn):
         return 3.0 if turn in (1, 3) else 1.0
 
     noisy = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [], settling)]
-    times = take_turns(noisy, 3, 1, most=40, precision=0.02, clock=clock)
+    times = seconds(noisy, 3, 1, most=40, precision=0.02, clock=clock)
     assert 6 < len(times[0]) < 40
     assert paired_speed(*times).median == 2.0
     never = [Work("a", 2.0, clock, []), Work("b", 1.0, clock, [], lambda turn: 1.0 + turn % 3)]
-    assert len(take_turns(never, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 12
+    assert len(seconds(never, 3, 1, most=12, precision=0.02, clock=clock)[0]) == 12
 
 
 def test_the_uncertainty_is_that_of_a_median():

@@ -5,7 +5,8 @@ import pytest
 from basis_sharing.results.benchmark import BenchmarkResult
 from workspace import Workspace
 
-FAST = ("--prompt-tokens=16", "--new-tokens=2", "--batch-sizes=1,2", "--repeats=1", "--no-memory", "--device=cpu")
+SMALL = ("--prompt-tokens=16", "--new-tokens=2", "--batch-sizes=1,2", "--repeats=1", "--no-memory", "--device=cpu")
+FAST = (*SMALL, "--no-compile")
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_mistakes(space):
     assert "--repeats 0 is too small" in space.refused("bench", space.model, "--repeats=0")
     assert "unknown device 'gpu'" in space.refused("bench", space.model, "--device=gpu")
     assert "unknown dtype 'int8'" in space.refused("bench", space.model, "--dtype=int8")
+    assert "unknown engine 'onnx'" in space.refused("bench", space.model, "--engine=onnx")
     assert "is a folder" in space.refused("bench", space.model, "-o", space.root)
 
 
@@ -54,6 +56,14 @@ def test_devices_and_compilers_that_are_not_there(space, monkeypatch):
     assert "finds no cuda device here" in space.refused("bench", space.model, "--device=cuda")
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert "needs a C++ compiler" in space.refused("bench", space.model, "--compile")
+        assert space.run("bench", space.model, *SMALL) == 0
+        assert "compiled execution was not measured" in " ".join(space.capsys.readouterr().out.split())
+
+
+def test_an_engine_that_is_not_there(space, monkeypatch):
+    monkeypatch.setattr("basis_sharing.benchmark.vllm_engine.find_spec", lambda name: None)
+    told = space.refused("bench", space.model, "--engine=vllm", "--device=cpu")
+    assert "--engine vllm needs vLLM in this environment, and it is not installed: pip install vllm" in told
 
 
 def test_a_damaged_model_is_told_by_the_process_that_measures_memory(space):

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +20,7 @@ FAST = {
     "repeats": 2,
     "precision": None,
     "memory": False,
+    "compile": False,
     "device": "cpu",
 }
 
@@ -54,6 +57,8 @@ def test_everything_is_measured(folders, tmp_path):
         ]
         assert model.dtype == "float32"
         assert model.memory is None
+        assert model.predicted is None
+        assert all(timing.warm_up > min(timing.seconds) for timing in model.timings)
     for mine, reference in zip(other.timings, one.timings, strict=True):
         assert len(mine.seconds) == 2
         assert min(mine.seconds) > 0
@@ -78,19 +83,15 @@ def test_everything_is_measured(folders, tmp_path):
 
 
 def test_the_prompt_is_as_long_as_the_models_can_read(folders, monkeypatch):
-    seen = []
-    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [seen.append(len(models)) or () for _ in models])
-    result = basis_sharing.bench(folders, memory=False, new_tokens=40)
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
+    result = basis_sharing.bench(folders, memory=False, compile=False, new_tokens=40)
     assert result.settings.prompt_tokens == 256 - 40
 
 
 def test_prompts_are_seeded_and_fit_every_vocabulary(folders, monkeypatch):
     prompts = []
-    monkeypatch.setattr(
-        story,
-        "time_rounds",
-        lambda models, works, ids, *_: [prompts.append(ids) or () for _ in models[:1]] * len(models),
-    )
+    monkeypatch.setattr(story, "PyTorch", lambda models, ids, settings: prompts.append(ids))
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     for seed in (0, 0, 1):
         basis_sharing.bench(folders, **FAST, seed=seed)
     assert torch.equal(prompts[0], prompts[1])
@@ -102,7 +103,7 @@ def test_prompts_are_seeded_and_fit_every_vocabulary(folders, monkeypatch):
 def test_threads_are_set_for_the_measurement_only(folders, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        story, "time_rounds", lambda models, *_: [seen.append(torch.get_num_threads()) or () for _ in models]
+        story, "time_rounds", lambda engine, works, *_: [seen.append(torch.get_num_threads()) or () for _ in works]
     )
     before = torch.get_num_threads()
     assert basis_sharing.bench(folders[:1], **FAST, threads=before + 1).threads == before + 1
@@ -114,7 +115,7 @@ def test_memory_is_measured_for_every_model(folders, monkeypatch):
     peak = PeakMemory(libraries=1, loading=2, running=3, device=None)
     asked = []
     monkeypatch.setattr(story, "peak_memory", lambda name, settings: asked.append((name, settings.batch_sizes)) or peak)
-    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     monkeypatch.setattr(story, "can_measure", lambda: True)
     result = basis_sharing.bench(folders, **{**FAST, "memory": True})
     assert [model.memory for model in result.models] == [peak, peak]
@@ -126,7 +127,7 @@ def test_memory_is_measured_for_every_model(folders, monkeypatch):
 
 
 def test_notes_on_dtypes_and_experts(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     half = save_pico("mixtral", tmp_path / "half", dtype=torch.bfloat16)
     notes = basis_sharing.bench([folders[0], half], **FAST).notes
     assert "different dtypes (float32, bfloat16): pass --dtype" in notes[0]
@@ -135,7 +136,7 @@ def test_notes_on_dtypes_and_experts(folders, tmp_path, monkeypatch):
 
 
 def test_a_busy_machine_is_noted(folders, monkeypatch):
-    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     monkeypatch.setattr("psutil.getloadavg", lambda: (3.21, 0.1, 0.1))
     monkeypatch.setattr("psutil.cpu_count", lambda: 4)
     (note,) = basis_sharing.bench(folders, **FAST).notes
@@ -162,7 +163,7 @@ def test_repeats_go_on_until_speeds_settle(folders):
 
 
 def test_precision_may_be_off_by_name(folders, monkeypatch):
-    monkeypatch.setattr(story, "time_rounds", lambda models, *_: [() for _ in models])
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     assert basis_sharing.bench(folders, **{**FAST, "precision": "off"}).settings.precision is None
 
 
@@ -184,6 +185,7 @@ def test_names_stay_apart(tmp_path):
         ({"precision": "few"}, "--precision 'few' is neither a fraction nor a percentage"),
         ({"precision": "0%"}, "--precision 0% is no use: give a fraction between 0 and 1, e.g. 2%, or off"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
+        ({"engine": "onnx"}, "unknown engine 'onnx': choose from pytorch, vllm"),
         ({"device": "tpu"}, "unknown device 'tpu': choose from auto, cpu, cuda, mps"),
         (
             {"prompt_tokens": 254},
@@ -208,41 +210,74 @@ def test_a_device_that_is_not_there(folders, monkeypatch):
         basis_sharing.bench(folders, **{**FAST, "device": "cuda"})
 
 
-def test_no_compiler(folders):
+def test_no_compiler(folders, monkeypatch):
     import torch._inductor.config as inductor
 
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
     # Its own patch: what monkeypatch puts back, PyTorch takes for deleted, and nothing compiles in this process again.
-    with (
-        inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
-        pytest.raises(
-            RecipeError, match=r"--compile needs a C\+\+ compiler, and PyTorch finds none: .* or leave out --compile"
-        ),
-    ):
-        basis_sharing.bench(folders, **FAST, compile=True)
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        with pytest.raises(
+            RecipeError, match=r"--compile needs a C\+\+ compiler, and PyTorch finds none: .* or pass --no-compile"
+        ):
+            basis_sharing.bench(folders, **{**FAST, "compile": True})
+        result = basis_sharing.bench(folders, **{**FAST, "compile": None})
+        assert not result.settings.compiled
+        assert result.notes == ("PyTorch finds no C++ compiler, so compiled execution was not measured",)
+        assert basis_sharing.bench(folders, **FAST).notes == ()
+    assert basis_sharing.bench(folders, **{**FAST, "compile": None}).settings.compiled
 
 
 def test_what_does_not_compile_is_told(folders, monkeypatch):
-    def refuse(_):
+    def refuse(*_, **__):
         raise RuntimeError("no such luck\nsecond line")
 
-    monkeypatch.setattr(story, "check_compiler", lambda: None)
+    monkeypatch.setattr(story, "finds_compiler", lambda: True)
     monkeypatch.setattr(torch, "compile", refuse)
-    with pytest.raises(ModelError, match=r"^compiling failed \(no such luck\): leave out --compile.$"):
-        basis_sharing.bench(folders, **FAST, compile=True)
+    with pytest.raises(ModelError, match=r"^compiling failed \(no such luck\): pass --no-compile.$"):
+        basis_sharing.bench(folders, **{**FAST, "compile": True})
 
 
 def test_compiled_execution_stays_compiled(folders, tmp_path, monkeypatch):
     compile_, graphs = torch.compile, []
     backend = lambda module, _: graphs.append(module) or module.forward  # noqa: E731
-    monkeypatch.setattr(torch, "compile", lambda forward: compile_(forward, backend=backend))
-    monkeypatch.setattr(story, "check_compiler", lambda: None)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compile_(forward, backend=backend))
+    monkeypatch.setattr(story, "finds_compiler", lambda: True)
     sliding = save_pico("mistral", tmp_path / "sliding")
-    few = {**FAST, "batch_sizes": (1,), "repeats": 1, "new_tokens": 6}
-    result = basis_sharing.bench([folders[1], sliding], **few, compile=True)
+    few = {**FAST, "batch_sizes": (1,), "repeats": 1, "new_tokens": 6, "compile": None}
+    result = basis_sharing.bench([folders[1], sliding], **few)
+    assert result.settings.compiled
     for model in result.models:
         compiled = [timing for timing in model.timings if timing.execution == "compiled"]
         assert [(timing.workload, timing.batch) for timing in compiled] == [("prefill", 1), ("decode", 1)]
     assert len(graphs) <= 2 * 2 + 2  # one for each model and workload, two more where lengths turn out to change
+
+
+def predicting(folder, new, speed):
+    """Return a copy of a folder whose plan predicted this speed."""
+    shutil.copytree(folder, new)
+    config = json.loads((new / "config.json").read_text())
+    config["quantization_config"]["provenance"]["predicted_speed"] = speed
+    (new / "config.json").write_text(json.dumps(config))
+    return new
+
+
+def test_a_prediction_stands_beside_what_was_measured(folders, tmp_path, monkeypatch):
+    both = {"prefill": {"tokens": 24, "speed": 1.3}, "decode": {"batch": 2, "speed": 1.1}}
+    small = predicting(folders[1], tmp_path / "small", both)
+    result = basis_sharing.bench([folders[0], small], **FAST)
+    model = result.models[1]
+    assert [model.predicted_speed(timing, 24) for timing in model.timings] == [1.3, 1.3, None, 1.1]
+    assert result.models[0].predicted is None
+    assert result.notes == ()
+    monkeypatch.setattr(story, "time_rounds", lambda engine, works, *_: [() for _ in works])
+    other = {"prefill": {"tokens": 2048, "speed": 1.3}, "decode": {"batch": 64, "speed": 1.1}}
+    (note,) = basis_sharing.bench([folders[0], predicting(folders[1], tmp_path / "other", other)], **FAST).notes
+    assert note == (
+        "the plan of other predicted the speed of a prefill of 2048 tokens (--prompt-tokens) and of decoding at batch "
+        "64 (--batch-sizes), which was not measured"
+    )
+    with pytest.raises(ModelError, match=r'damaged prediction \("predicted_speed"\): remove it, or compress again'):
+        basis_sharing.bench([predicting(folders[1], tmp_path / "damaged", {"prefill": 1.3})], **FAST)
 
 
 def test_it_is_lazy():

@@ -1,30 +1,44 @@
 """Compiled execution: check for a compiler, and settings that prevent a fallback to eager execution."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch._dynamo
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
-from basis_sharing.errors import ModelError, RecipeError
+from basis_sharing.errors import ModelError
 
 _MOST_FORMS_OF_ONE_MODEL = 8
 
 
-def check_compiler() -> None:
-    """Make sure that PyTorch finds a C++ compiler, before the models are loaded.
-
-    Raises:
-        RecipeError: There is none.
-    """
+def finds_compiler() -> bool:
+    """Return whether PyTorch finds a C++ compiler."""
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError):
-        raise RecipeError(
-            "--compile needs a C++ compiler, and PyTorch finds none: install one (such as g++), or leave out --compile."
-        ) from None
+        return False
+    return True
+
+
+def compiled_forward(model: Any, device: torch.device) -> Callable[..., Any]:
+    """Return the compiled forward pass of a model, which is compiled when it is first called.
+
+    On CUDA its kernels are recorded in graphs, so that launching them costs next to nothing.
+    """
+    forward: Callable[..., Any] = torch.compile(
+        model.forward, mode="reduce-overhead" if device.type == "cuda" else None
+    )
+    if device.type != "cuda":
+        return forward
+
+    def step(**inputs: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # the outputs of the last step may be overwritten
+        return forward(**inputs)
+
+    return step
 
 
 @contextmanager
@@ -40,7 +54,7 @@ def compiled_models(count: int) -> Iterator[None]:
         ):
             yield
     except Exception as error:  # backends raise errors of any type
-        raise ModelError(f"compiling failed ({_reason(error)}): leave out --compile.") from error
+        raise ModelError(f"compiling failed ({_reason(error)}): pass --no-compile.") from error
     finally:
         torch.compiler.reset()
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from basis_sharing.benchmark.workloads import FirstToken, Prefill, fill
+from basis_sharing.benchmark.workloads import FirstToken, Prefill, cache_input, fill
 from basis_sharing.models.linears import is_matrix_module
 from basis_sharing.results.benchmark import Work
 
@@ -43,7 +43,7 @@ def holds_stacked_experts(model: nn.Module) -> bool:
     return any(parameter.dim() == 3 and "expert" in name for name, parameter in model.named_parameters())
 
 
-def _multiply_adds(run: Callable[[], None]) -> int:
+def _multiply_adds(run: Callable[[], object]) -> int:
     formulas = {op: _attention_formula(position) for op, position in _ATTENTION.items()}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
@@ -78,7 +78,7 @@ def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
         module.register_forward_pre_hook(called) for module in model.modules() if not isinstance(module, nn.Embedding)
     ]
     try:
-        model(input_ids=following, past_key_values=cache, use_cache=True)
+        model(input_ids=following, use_cache=True, **cache_input(model, cache))
     finally:
         for hook in hooks:
             hook.remove()

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from basis_sharing.results.benchmark import Spread
@@ -18,8 +19,22 @@ class Timed(Protocol):
     def prepare(self) -> None:
         """Prepare the turns of one repeat; not timed."""
 
-    def turn(self) -> None:
-        """Do the work once and wait until it is done."""
+    def turn(self) -> float:
+        """Do the work once, wait until it is done, and return the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of one contestant.
+
+    Attributes:
+        seconds: Seconds of one turn, one number per repeat: the median of the turns in it.
+        warm_up: Seconds of the whole first repeat, which does not count: compiling and other one-time costs,
+            preparation, and its turns.
+    """
+
+    seconds: tuple[float, ...]
+    warm_up: float
 
 
 def take_turns(
@@ -31,7 +46,7 @@ def take_turns(
     precision: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
     repeated: Callable[[], None] = lambda: None,
-) -> list[tuple[float, ...]]:
+) -> list[Times]:
     """Time several contestants that alternate after every single turn.
 
     The first repeat is a warm-up. The order of the contestants is reversed in every other repeat, so that none always
@@ -44,44 +59,47 @@ def take_turns(
         most: Repeat more than ``repeats`` times, at most so often, until all speeds have the ``precision``; None: do
             not.
         precision: Largest :func:`uncertainty` of the others' speeds against the first, a fraction.
-        clock: Returns the time in seconds.
+        clock: Returns the time in seconds; only the warm-up is timed by it.
         repeated: Called after every repeat, the warm-up included.
 
     Returns:
-        For each contestant the seconds of one turn, one number per repeat: the median of the turns in it.
+        The times of each contestant.
     """
-    warm_up = _repeat(contestants, turns or _FEWEST_TURNS, clock, backwards=False)
+    first, warm_up = _repeat(contestants, turns or _FEWEST_TURNS, clock, backwards=False)
     repeated()
     if turns is None:
         # The first turn of the warm-up includes one-time costs.
-        slowest = max(min(seconds[1:]) for seconds in warm_up)
+        slowest = max(min(seconds[1:]) for seconds in first)
         turns = min(_MOST_TURNS, max(_FEWEST_TURNS, math.ceil(_SECONDS_PER_REPEAT / max(slowest, 1e-9))))
     medians: list[list[float]] = [[] for _ in contestants]
     for repeat in range(max(repeats, most or 0)):
         if repeat >= repeats and all(uncertainty(medians[0], other) <= precision for other in medians[1:]):
             break
-        times = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
+        times, _ = _repeat(contestants, turns, clock, backwards=repeat % 2 == 1)
         for column, seconds in zip(medians, times, strict=True):
             column.append(statistics.median(seconds))
         repeated()
-    return [tuple(column) for column in medians]
+    return [Times(tuple(column), seconds) for column, seconds in zip(medians, warm_up, strict=True)]
 
 
 def _repeat(
     contestants: Sequence[Timed], turns: int, clock: Callable[[], float], *, backwards: bool
-) -> list[list[float]]:
+) -> tuple[list[list[float]], list[float]]:
+    """Return for each contestant the seconds of every turn, and all the time it took, its preparation included."""
     order = list(enumerate(contestants))
     if backwards:
         order.reverse()
-    for contestant in contestants:
-        contestant.prepare()
-    times: list[list[float]] = [[] for _ in contestants]
-    for _ in range(turns):
+    turned: list[list[float]] = [[] for _ in contestants]
+    passed = [0.0 for _ in contestants]
+    for turn in range(-1, turns):
         for index, contestant in order:
             start = clock()
-            contestant.turn()
-            times[index].append(clock() - start)
-    return times
+            if turn < 0:
+                contestant.prepare()
+            else:
+                turned[index].append(contestant.turn())
+            passed[index] += clock() - start
+    return turned, passed
 
 
 def spread(values: Sequence[float]) -> Spread:

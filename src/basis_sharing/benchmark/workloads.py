@@ -1,7 +1,7 @@
 """The timed workloads: a prefill, a first token, and a decoding step."""
 
-import copy
 import inspect
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +27,12 @@ class Prefill:
         """Nothing to prepare."""
 
     @torch.inference_mode()
-    def turn(self) -> None:
-        """Run the prompt once."""
+    def turn(self) -> float:
+        """Run the prompts once; return the seconds."""
+        start = time.perf_counter()
         self._forward(input_ids=self._ids, use_cache=False)
         synchronize(self._ids.device)
+        return time.perf_counter() - start
 
 
 class FirstToken:
@@ -43,14 +45,16 @@ class FirstToken:
         """Nothing to prepare."""
 
     @torch.inference_mode()
-    def turn(self) -> None:
-        """Choose the first token of the answer."""
+    def turn(self) -> float:
+        """Choose the first token of the answer; return the seconds."""
+        start = time.perf_counter()
         fill(self._model, self._ids)
         synchronize(self._ids.device)
+        return time.perf_counter() - start
 
 
 class Decode:
-    """One more token for every sequence, greedily, from the cache.
+    """One more token for every sequence, greedily, from a static cache.
 
     Every repeat starts right after the prompt, which is read once.
 
@@ -58,46 +62,47 @@ class Decode:
         model: The model.
         ids: The prompts, shape ``[batch, tokens]``, on the model's device.
         new_tokens: Steps in one repeat.
-        forward: The compiled model, which gets a static cache; None: eager, with the cache the model chooses.
+        forward: The function to run, e.g. the compiled model; None: the model.
     """
 
     def __init__(
         self, model: Any, ids: torch.Tensor, new_tokens: int, forward: Callable[..., Any] | None = None
     ) -> None:
-        self._model, self._ids, self._forward = model, ids, forward
-        self._static = (
-            None if forward is None else StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)
-        )
+        self._model, self._ids, self._forward = model, ids, forward or model
+        self._cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)
+        self._inputs = cache_input(model, self._cache)
         self._first: torch.Tensor | None = None
-        self._filled: Any = None
-        self._cache: Any = None
+        self._filled: list[dict[str, Any]] = []
 
     @torch.inference_mode()
     def prepare(self) -> None:
         """Reset the cache to the end of the prompts."""
         if self._first is None:
-            self._first, cache = fill(self._model, self._ids, self._static)
-            self._filled = _state(cache) if self._static is not None else cache
+            self._first, _ = fill(self._model, self._ids, self._cache)
+            self._filled = _state(self._cache)
         self._next = self._first
-        if self._static is None:
-            self._cache = copy.deepcopy(self._filled)
-        else:
-            _restore(self._static, self._filled)
-            self._cache = self._static
+        _restore(self._cache, self._filled)
 
     @torch.inference_mode()
-    def turn(self) -> None:
-        """Decode one token."""
-        output = (self._forward or self._model)(input_ids=self._next, past_key_values=self._cache, use_cache=True)
+    def turn(self) -> float:
+        """Decode one token; return the seconds."""
+        start = time.perf_counter()
+        output = self._forward(input_ids=self._next, use_cache=True, **self._inputs)
         self._next = output.logits[:, -1:].argmax(dim=-1)
         synchronize(self._ids.device)
+        return time.perf_counter() - start
 
 
 def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
     """Fill a cache with prompts; return the next tokens, shape ``[batch, 1]``, and the cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output = model(input_ids=ids, past_key_values=cache, use_cache=True, **last)
+    output = model(input_ids=ids, use_cache=True, **cache_input(model, cache), **last)
     return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
+
+
+def cache_input(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the argument that passes a cache to a model, whose name depends on the version of transformers."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 def _state(cache: Any) -> list[dict[str, Any]]:

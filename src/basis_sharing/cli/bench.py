@@ -13,7 +13,8 @@ def bench(
     batch_sizes: measuring.BatchSizes = "1,8",
     repeats: measuring.Repeats = 5,
     precision: measuring.Precision = "2%",
-    compile: measuring.Compile = False,
+    compile: measuring.Compile = None,
+    engine: measuring.Engine = "pytorch",
     dtype: measuring.Dtype = "auto",
     device: measuring.Device = None,
     threads: measuring.Threads = None,
@@ -42,9 +43,9 @@ def bench(
     if output is not None:
         check_files([output], overwrite=overwrite)
     call = partial(run, models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=sizes, repeats=repeats)
-    call = partial(call, precision=precision, compile=compile, memory=not no_memory, dtype=dtype, device=device)
+    call = partial(call, precision=precision, compile=compile, engine=engine, memory=not no_memory)
     with progress_bars() as progress:
-        result = call(threads=threads, seed=seed, progress=progress)
+        result = call(dtype=dtype, device=device, threads=threads, seed=seed, progress=progress)
     deliver(result, benchmark_tables, output, as_json)
 
 

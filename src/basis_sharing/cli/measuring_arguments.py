@@ -152,7 +152,16 @@ Precision = Annotated[
     ),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Measure torch.compile with a static cache as well; takes minutes more.")
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Measure torch.compile as well, with CUDA graphs on CUDA, or let vLLM compile; takes minutes more "
+        "(default: if PyTorch finds a compiler).",
+        show_default=False,
+    ),
+]
+Engine = Annotated[
+    str, typer.Option(help="What runs the models: pytorch, or vllm where it is installed.", metavar="ENGINE")
 ]
 Threads = Annotated[
     int | None,

@@ -77,11 +77,10 @@ def compressed_index(benchmark: BenchmarkResult, name: str) -> int:
 
 def _speed_tiles(benchmark: BenchmarkResult, name: str) -> list[Tile]:
     original: BenchmarkedModel = benchmark.models[0]
+    compressed = benchmark.models[compressed_index(benchmark, name)]
     shown = []
-    for workload in ("prefill", "decode"):
-        timings = benchmark.models[compressed_index(benchmark, name)].timings
-        timing = next(timing for timing in timings if timing.workload == workload)
-        what = "prompt" if workload == "prefill" else f"decoding, batch {timing.batch}"
+    for timing in (compressed.as_served("prefill", "first token"), compressed.as_served("decode")):
+        what = f"decoding, batch {timing.batch}" if timing.workload == "decode" else "prompt"
         before, after = timing_like(original, timing).time.median, timing.time.median
         shown.append(Tile(f"speed, {what}", times(timing.speed.median), f"{_seconds(before)} -> {_seconds(after)}"))
     return shown

@@ -5,7 +5,8 @@ from typing import Literal
 from basis_sharing.results.base import Frozen, Result
 
 Workload = Literal["prefill", "first token", "decode"]
-Execution = Literal["eager", "compiled"]
+Execution = Literal["eager", "compiled", "vllm"]
+Engine = Literal["pytorch", "vllm"]
 
 
 class BenchmarkSettings(Frozen):
@@ -18,11 +19,12 @@ class BenchmarkSettings(Frozen):
         repeats: Smallest number of repeats, after one warm-up.
         precision: Repeat, at most four times as often, until the uncertainty of all speeds is at most this fraction;
             None: stop after ``repeats``.
-        compiled: Whether compiled execution was measured in addition to eager execution.
+        compiled: Whether compiled execution was measured in addition to eager execution; in vLLM, instead of it.
         memory: Whether peaks of memory were measured.
         dtype: Dtype of the setting; ``"auto"``: as in each checkpoint.
         device: Device the models ran on: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         seed: Seed of the prompts.
+        engine: What ran the models: ``"pytorch"`` (transformers), or ``"vllm"``.
     """
 
     prompt_tokens: int
@@ -35,6 +37,7 @@ class BenchmarkSettings(Frozen):
     dtype: str
     device: str
     seed: int
+    engine: Engine = "pytorch"
 
 
 class Spread(Frozen):
@@ -57,8 +60,8 @@ class Timing(Frozen):
     Attributes:
         workload: ``"prefill"``: one forward pass over a prompt, logits of all tokens, no cache. ``"first token"``: one
             forward pass that fills the cache, logits of the last token, and the choice of the next. ``"decode"``: one
-            more token for every sequence of the batch.
-        execution: Eager, or compiled (decoding then uses a static cache).
+            more token for every sequence of the batch, with a static cache.
+        execution: Eager or compiled (on CUDA with CUDA graphs) in PyTorch, or in vLLM.
         batch: Number of sequences.
         seconds: Seconds of one pass (for decoding: of one token of the batch); one number per repeat, the median of
             its passes.
@@ -69,6 +72,8 @@ class Timing(Frozen):
             weights read for decoding.
         uncertainty: Twice the standard error of the speed, as a fraction of it; None for the first model and for a
             single repeat.
+        warm_up: Seconds of the first repeat, which counts nowhere else: compiling, the start of vLLM, preparation and
+            first touches, with its passes; None in files of earlier versions.
     """
 
     workload: Workload
@@ -79,6 +84,7 @@ class Timing(Frozen):
     speed: Spread
     ideal_speed: float
     uncertainty: float | None = None
+    warm_up: float | None = None
 
 
 class Work(Frozen):
@@ -97,6 +103,42 @@ class Work(Frozen):
     first_token_multiply_adds: int
     weight_bytes_per_step: int
     products_per_step: int
+
+
+class PredictedPrefill(Frozen):
+    """The predicted speed of a prefill.
+
+    Attributes:
+        tokens: Tokens of all prompts together.
+        speed: Speed as a multiple of the original's.
+    """
+
+    tokens: int
+    speed: float
+
+
+class PredictedDecode(Frozen):
+    """The predicted speed of decoding.
+
+    Attributes:
+        batch: Number of sequences.
+        speed: Speed as a multiple of the original's.
+    """
+
+    batch: int
+    speed: float
+
+
+class PredictedSpeed(Frozen):
+    """What the plan of a compressed model predicted, as its ``config.json`` holds it.
+
+    Attributes:
+        prefill: The speed of a prefill; None if it was not predicted.
+        decode: The speed of decoding; None if it was not predicted.
+    """
+
+    prefill: PredictedPrefill | None = None
+    decode: PredictedDecode | None = None
 
 
 class PeakMemory(Frozen):
@@ -128,6 +170,7 @@ class BenchmarkedModel(Frozen):
         work: Its work per prompt and per token.
         memory: Peaks of memory; None if they were not measured.
         timings: The timings of all workloads.
+        predicted: The speeds that its plan predicted; None if it predicted none.
     """
 
     model: str
@@ -139,6 +182,22 @@ class BenchmarkedModel(Frozen):
     work: Work
     memory: PeakMemory | None
     timings: tuple[Timing, ...]
+    predicted: PredictedSpeed | None = None
+
+    def as_served(self, *workloads: Workload) -> Timing:
+        """Return the first timing of one of these workloads that was compiled, or if there is none the first one.
+
+        There is a timing of one of them.
+        """
+        timings = [timing for timing in self.timings if timing.workload in workloads]
+        return next((timing for timing in timings if timing.execution == "compiled"), timings[0])
+
+    def predicted_speed(self, timing: Timing, prompt_tokens: int) -> float | None:
+        """Return the predicted speed of a workload; None if it was not predicted for this size."""
+        prefill, decode = (None, None) if self.predicted is None else (self.predicted.prefill, self.predicted.decode)
+        if timing.workload == "decode":
+            return decode.speed if decode is not None and decode.batch == timing.batch else None
+        return prefill.speed if prefill is not None and prefill.tokens == timing.batch * prompt_tokens else None
 
 
 class BenchmarkResult(Result):

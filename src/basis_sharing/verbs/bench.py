@@ -1,20 +1,26 @@
 """``bench``: measure speed and memory of several models side by side."""
 
+import gc
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
 
 from basis_sharing.benchmark import devices
-from basis_sharing.benchmark.compiling import check_compiler
+from basis_sharing.benchmark.compiling import finds_compiler
 from basis_sharing.benchmark.ideal import holds_stacked_experts, work_of
 from basis_sharing.benchmark.memory import can_measure, peak_memory
+from basis_sharing.benchmark.notes import benchmark_notes
+from basis_sharing.benchmark.prediction import predicted_speed
+from basis_sharing.benchmark.pytorch_engine import PyTorch
 from basis_sharing.benchmark.rounds import time_rounds
+from basis_sharing.benchmark.vllm_engine import Served, Vllm, cache_bytes, check_vllm
 from basis_sharing.checkpoint.loading import load_any
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.measuring import check_least, torch_dtype
@@ -22,13 +28,19 @@ from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.models.source import dtype_name, load_config, resolve, stored_bytes
 from basis_sharing.recipe.amounts import fraction
 from basis_sharing.recipe.model import DtypeName
-from basis_sharing.results.benchmark import BenchmarkedModel, BenchmarkResult, BenchmarkSettings, PeakMemory
+from basis_sharing.results.benchmark import (
+    BenchmarkedModel,
+    BenchmarkResult,
+    BenchmarkSettings,
+    Engine,
+    PeakMemory,
+    Timing,
+)
 from basis_sharing.run.machine import choose
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.versions import software_versions
 
 _DEFAULT_PROMPT = 512
-_BUSY = 0.5  # of all processors
 
 
 def bench(
@@ -39,7 +51,8 @@ def bench(
     batch_sizes: Sequence[int] = (1, 8),
     repeats: int = 5,
     precision: float | str | None = 0.02,
-    compile: bool = False,
+    compile: bool | None = None,
+    engine: Engine = "pytorch",
     memory: bool = True,
     dtype: DtypeName = "auto",
     device: str | None = None,
@@ -59,8 +72,10 @@ def bench(
         repeats: Smallest number of repeats, after a warm-up.
         precision: Repeat, up to four times as often, until twice the standard error of every speed is at most this
             fraction of it (``0.02`` or ``"2%"``); None or ``"off"``: stop after ``repeats``.
-        compile: Measure ``torch.compile`` with a static cache as well; takes minutes more for large models.
-        memory: Measure peaks of memory, in fresh processes.
+        compile: Measure ``torch.compile`` as well, with CUDA graphs on CUDA, or let vLLM compile; takes minutes more.
+            None: if PyTorch finds a compiler.
+        engine: ``"pytorch"``: transformers, eager and compiled. ``"vllm"``: vLLM, each model in a process of its own.
+        memory: Measure peaks of memory, in fresh processes; not with vLLM, which takes its memory in advance.
         dtype: ``"auto"`` (as in each checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` (CUDA, else MPS, else the CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``; None: ``"auto"``.
         threads: Threads of PyTorch on the CPU, fewer are steadier on a busy machine; None: PyTorch's default.
@@ -71,7 +86,7 @@ def bench(
         Times in seconds, quotients, peaks of memory in bytes, and the amount of work.
 
     Raises:
-        BasisSharingError: A setting is wrong, there is no such device or compiler, or a model cannot be loaded.
+        BasisSharingError: A setting is wrong, there is no such device, compiler or engine, or a model cannot be loaded.
 
     Example:
         >>> result = basis_sharing.bench(["./llama", "./llama-20"], repeats=2)
@@ -79,8 +94,8 @@ def bench(
     """
     load_before = psutil.getloadavg()[0]
     shape = _Shape(prompt_tokens, new_tokens, tuple(batch_sizes), repeats)
-    run = _Run([str(model) for model in models], dtype, device, threads, load_before)
-    settings = _settings(run, shape, precision, compile, memory, seed)
+    run = _Run([str(model) for model in models], dtype, device, threads, compile, load_before)
+    settings = _settings(run, shape, _Choices(precision, engine, memory, seed))
     return _benchmark(run, settings, progress)
 
 
@@ -96,79 +111,165 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Run:
-    """The models of a benchmark, and where they run."""
+    """The models of a benchmark, and where and how they run."""
 
     names: list[str]
     dtype: DtypeName
     device: str | None
     threads: int | None
+    compile: bool | None
     load_before: float
 
 
-def _settings(
-    run: _Run, shape: _Shape, precision: float | str | None, compiled: bool, memory: bool, seed: int
-) -> BenchmarkSettings:
+@dataclass(frozen=True)
+class _Choices:
+    """What is measured, and how, as given by the caller."""
+
+    precision: float | str | None
+    engine: Engine
+    memory: bool
+    seed: int
+
+
+def _settings(run: _Run, shape: _Shape, choices: _Choices) -> BenchmarkSettings:
     """Return the settings of the result, checked before any model is loaded.
 
     Raises:
-        RecipeError: A setting is wrong, or there is no compiler.
+        RecipeError: A setting is wrong, or there is no compiler or engine.
         ModelError: The configuration of a model cannot be read.
     """
     _check(run, shape)
-    precision_fraction = _precision(precision)
+    if choices.engine not in get_args(Engine):
+        raise RecipeError(f"unknown engine {choices.engine!r}: choose from {', '.join(get_args(Engine))}.")
+    precision_fraction = _precision(choices.precision)
     settings = BenchmarkSettings(
         prompt_tokens=_prompt_tokens(run.names, _configs(run.names), shape.prompt_tokens, shape.new_tokens),
         new_tokens=shape.new_tokens,
         batch_sizes=shape.batch_sizes,
         repeats=shape.repeats,
         precision=precision_fraction,
-        compiled=compiled,
-        memory=memory,
+        compiled=_compiled(run.compile),
+        memory=choices.memory and choices.engine == "pytorch",
         dtype=run.dtype,
         device=choose(run.device or "auto").type,
-        seed=seed,
+        seed=choices.seed,
+        engine=choices.engine,
     )
-    if compiled:
-        check_compiler()
+    if choices.engine == "vllm":
+        check_vllm(settings.device)
     return settings
+
+
+def _compiled(wanted: bool | None) -> bool:
+    """Return whether compiled execution is measured; None: if there is a compiler.
+
+    Raises:
+        RecipeError: It is wanted, and there is no compiler.
+    """
+    found = wanted is not False and finds_compiler()
+    if wanted and not found:
+        raise RecipeError(
+            "--compile needs a C++ compiler, and PyTorch finds none: install one (such as g++), or pass --no-compile."
+        )
+    return found
 
 
 def _benchmark(run: _Run, settings: BenchmarkSettings, progress: ProgressCallback) -> BenchmarkResult:
     """Return the result: measure memory, load the models, count their work, and time them in turns."""
     target = choose(settings.device)
     peaks = _peaks(run.names, settings, progress)
-    loaded = []
-    for done, name in enumerate(run.names, start=1):
-        loaded.append(load_any(name, torch_dtype(run.dtype), target)[0])
-        progress(Progress("loading", done, len(run.names), "models"))
     prompts = _prompts(run.names, settings).to(target)
-    works = [work_of(model, prompts[:1]) for model in loaded]
+    versions = software_versions()
     with _threads(run.threads) as used:
-        timings = time_rounds(loaded, works, prompts, settings, progress)
+        if settings.engine == "vllm":
+            models, timings, versions["vllm"] = _in_vllm(run, settings, prompts, used, progress)
+        else:
+            models, timings = _in_pytorch(run, settings, prompts, progress)
     measured = tuple(
-        BenchmarkedModel(
-            model=name,
-            label=label,
-            dtype=dtype_name(model.dtype),
-            parameters=parameter_count(model),
-            bytes_in_memory=memory_bytes(model),
-            bytes_on_disk=stored_bytes(resolve(name)),
-            work=work,
-            memory=peak,
-            timings=times,
-        )
-        for name, label, model, work, peak, times in zip(
-            run.names, _labels(run.names), loaded, works, peaks, timings, strict=True
-        )
+        model.described.model_copy(update={"label": label, "memory": peak, "timings": times})
+        for label, model, peak, times in zip(_labels(run.names), models, peaks, timings, strict=True)
+    )
+    notes = benchmark_notes(
+        measured,
+        settings,
+        run.load_before,
+        experts=any(model.experts for model in models),
+        no_compiler=run.compile is None and not settings.compiled,
     )
     return BenchmarkResult(
         settings=settings,
         device_name=devices.describe_device(target),
         threads=used,
         models=measured,
-        notes=tuple(_notes(measured, loaded, settings, run.load_before)),
-        versions=software_versions(),
+        notes=tuple(notes),
+        versions=versions,
     )
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A model without its memory and timings, and whether it stores many experts in one parameter."""
+
+    described: BenchmarkedModel
+    experts: bool
+
+
+_Timings = list[tuple[Timing, ...]]
+
+
+def _in_pytorch(
+    run: _Run, settings: BenchmarkSettings, prompts: torch.Tensor, progress: ProgressCallback
+) -> tuple[list[_Described], _Timings]:
+    """Load all models and time them in this process."""
+    loaded, models = [], []
+    for done, name in enumerate(run.names, start=1):
+        loaded.append(load_any(name, torch_dtype(run.dtype), prompts.device)[0])
+        progress(Progress("loading", done, len(run.names), "models"))
+    models = [_described(name, model, prompts) for name, model in zip(run.names, loaded, strict=True)]
+    works = [model.described.work for model in models]
+    return models, time_rounds(PyTorch(loaded, prompts, settings), works, settings, progress)
+
+
+def _in_vllm(
+    run: _Run, settings: BenchmarkSettings, prompts: torch.Tensor, threads: int, progress: ProgressCallback
+) -> tuple[list[_Described], _Timings, str]:
+    """Load one model after the other to count its work, and time all of them in vLLM; return its version too."""
+    models, served = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for done, name in enumerate(run.names, start=1):
+            model, tokenizer = load_any(name, torch_dtype(run.dtype), prompts.device)
+            models.append(_described(name, model, prompts))
+            path = name
+            if resolve(name).kind == "gguf":  # which vLLM would run in its few bits
+                path = f"{folder}/{done}"
+                for part in (model, tokenizer):
+                    part.save_pretrained(path)
+            served.append(Served(name, path, dtype_name(model.dtype), cache_bytes(model)))
+            del model, tokenizer
+            gc.collect()
+            progress(Progress("loading", done, len(run.names), "models"))
+        if settings.device == "cuda":
+            torch.cuda.empty_cache()
+        works = [model.described.work for model in models]
+        with Vllm(served, prompts, settings, threads, Path(folder)) as engine:
+            timings = time_rounds(engine, works, settings, progress)
+            return models, timings, engine.version
+
+
+def _described(name: str, model: Any, prompts: torch.Tensor) -> _Described:
+    described = BenchmarkedModel(
+        model=name,
+        label=name,
+        dtype=dtype_name(model.dtype),
+        parameters=parameter_count(model),
+        bytes_in_memory=memory_bytes(model),
+        bytes_on_disk=stored_bytes(resolve(name)),
+        work=work_of(model, prompts[:1]),
+        memory=None,
+        timings=(),
+        predicted=predicted_speed(name, model.config),
+    )
+    return _Described(described, holds_stacked_experts(model))
 
 
 def _configs(names: Sequence[str]) -> list[Any]:
@@ -267,43 +368,3 @@ def _labels(names: Sequence[str]) -> list[str]:
         seen[name] += 1
         labels.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
     return labels
-
-
-def _precision_note(measured: Sequence[BenchmarkedModel], settings: BenchmarkSettings) -> str | None:
-    """Return a note if the speeds have not reached the precision of the settings; else None."""
-    timings = [(t.uncertainty, t) for model in measured for t in model.timings if t.uncertainty is not None]
-    if settings.precision is None or not timings:
-        return None
-    largest, worst = max(timings, key=lambda pair: pair[0])
-    if largest <= settings.precision:
-        return None
-    return (
-        f"after {len(worst.seconds)} repeats a speed ({worst.workload}, batch {worst.batch}) is still uncertain by "
-        f"{largest:.1%}, more than the {settings.precision:.1%} asked for: the machine is busy with other "
-        "things"
-    )
-
-
-def _notes(
-    measured: Sequence[BenchmarkedModel], models: Sequence[Any], settings: BenchmarkSettings, load_before: float
-) -> list[str]:
-    notes = []
-    processors = psutil.cpu_count() or 1
-    if load_before > _BUSY * processors:
-        notes.append(
-            f"the machine was busy when this began (load {load_before:.1f} on {processors} processors): trust the "
-            "speeds rather than the times; fewer --threads than processors are steadier"
-        )
-    precision_note = _precision_note(measured, settings)
-    if precision_note is not None:
-        notes.append(precision_note)
-    dtypes = list(dict.fromkeys(model.dtype for model in measured))
-    if len(dtypes) > 1:
-        notes.append(f"the models ran in different dtypes ({', '.join(dtypes)}): pass --dtype to compare them in one")
-    if settings.memory and not can_measure():
-        notes.append("this platform does not report the peak memory of a process, so it was not measured")
-    if settings.memory and settings.device == "mps":
-        notes.append("PyTorch reports no peak of the memory on an MPS device, so only the process was measured")
-    if any(holds_stacked_experts(model) for model in models):
-        notes.append("the ideal of decoding counts all experts as read, though a token uses a few of them")
-    return notes

@@ -172,7 +172,7 @@ class _Steps:
             write_file(compared, comparison.write)
         if settings.benchmark and not benchmarked.exists():
             models: list[str | Path] = [settings.model, compressed]
-            speed = bench(models, batch_sizes=(1,), dtype=dtype, device=device, progress=progress)
+            speed = bench(models, batch_sizes=(1,), compile=False, dtype=dtype, device=device, progress=progress)
             write_file(benchmarked, speed.write)
         return _summary(name, roles, ratio, result, Comparison.read(compared), benchmarked)
 

@@ -1,4 +1,4 @@
-"""Tables of a benchmark: sizes, peaks of memory, and measured and ideal speeds of several models."""
+"""Tables of a benchmark: sizes, peaks of memory, and measured, predicted and ideal speeds of several models."""
 
 from basis_sharing.reports.table import Column, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, noted, size, times
@@ -56,16 +56,23 @@ def memory_table(result: BenchmarkResult) -> Table | None:
 
 def speed_table(result: BenchmarkResult) -> Table:
     """Return the times and speeds of every model, workload by workload, with explanations."""
+    predicted = any(model.predicted is not None for model in result.models)
     rows = [
-        (_workload(timing), *_cells(result, model, timing))
+        (_workload(timing), *_cells(result, model, timing, predicted))
         for timings in zip(*(model.timings for model in result.models), strict=True)
         for model, timing in zip(result.models, timings, strict=True)
     ]
+    names = ("ms", "tokens/s", "speed", *(("predicted",) if predicted else ()), "ideal")
     return Table(
         "Speed",
-        (Column("workload", "left"), Column("model", "left"), *columns("ms", "tokens/s", "speed", "ideal", words=0)),
+        (Column("workload", "left"), Column("model", "left"), *columns(*names, words=0)),
         tuple(rows),
-        (f"{_circumstances(result)} {_explanation(result)}", *conclusions(result), *noted(result.notes)),
+        (
+            f"{_circumstances(result)} {_explanation(result, predicted)}",
+            *conclusions(result),
+            *_warm_up(result),
+            *noted(result.notes),
+        ),
         sections=tuple(range(len(result.models), len(rows), len(result.models))),
     )
 
@@ -76,18 +83,31 @@ def conclusions(result: BenchmarkResult) -> list[str]:
     sentences = []
     for other in others:
         speeds = []
-        for workload, basis in (("prefill", "multiply-adds"), ("decode", "bytes of weights")):
-            timing = next(t for t in other.timings if t.workload == workload)
-            name = "prefill" if workload == "prefill" else f"decoding at batch {timing.batch}"
+        prefill, decode = other.as_served("prefill", "first token"), other.as_served("decode")
+        for timing, basis in ((prefill, "multiply-adds"), (decode, "bytes of weights")):
+            name = timing.workload if timing.workload != "decode" else f"decoding at batch {timing.batch}"
+            compiled = "compiled " if timing.execution == "compiled" else ""
             speeds.append(
-                f"{name}: {1 / timing.ideal_speed:.3f} x the {basis}, ideally {timing.ideal_speed:.2f} x as fast, "
-                f"measured {timing.speed.median:.2f} x"
+                f"{compiled}{name}: {1 / timing.ideal_speed:.3f} x the {basis}, "
+                f"ideally {timing.ideal_speed:.2f} x as fast, measured {timing.speed.median:.2f} x"
             )
         mine, reference = other.work.products_per_step, first.work.products_per_step
         steps = f"{mine:,} matrix products per token instead of {reference:,}, each with a fixed cost"
         why = f" (it makes {steps})" if mine > reference else ""
         sentences.append(f"{other.label} against {first.label}: {'; '.join(speeds)}{why}.")
     return sentences
+
+
+def _warm_up(result: BenchmarkResult) -> list[str]:
+    """Return a sentence on the seconds of the warm-up of each model; none for results of earlier versions."""
+    seconds = []
+    for model in result.models:
+        warm_ups = [timing.warm_up for timing in model.timings if timing.warm_up is not None]
+        if warm_ups:
+            seconds.append(f"{model.label} {sum(warm_ups):.1f} s")
+    if not seconds:
+        return []
+    return [f"Warm-up (compiling, first touches), in none of the times: {', '.join(seconds)}."]
 
 
 def timing_like(model: BenchmarkedModel, timing: Timing) -> Timing:
@@ -106,10 +126,11 @@ def _circumstances(result: BenchmarkResult) -> str:
     settings = result.settings
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     what = f"prompts of {settings.prompt_tokens} random tokens, {settings.new_tokens} new ones"
-    return f"{settings.device} ({result.device_name}), {threads}; {what}."
+    where = " in vLLM" if settings.engine == "vllm" else ""
+    return f"{settings.device} ({result.device_name}){where}, {threads}; {what}."
 
 
-def _explanation(result: BenchmarkResult) -> str:
+def _explanation(result: BenchmarkResult, predicted: bool) -> str:
     repeats = (
         f"Medians of {result.repeats} repeats (quartiles in brackets). Decoding: time of one token of the whole batch."
     )
@@ -119,6 +140,7 @@ def _explanation(result: BenchmarkResult) -> str:
         f"{repeats} Speed: times as fast as {result.models[0].label}, from quotients within each repeat, above 1 is "
         "faster. Ideal: what less work alone would give, multiply-adds for prefill and first token, bytes of weights "
         "for decoding (a shared basis is read at every use)."
+        + (" Predicted: by the plan, against the original." if predicted else "")
     )
 
 
@@ -126,15 +148,17 @@ def _workload(timing: Timing) -> str:
     return f"{timing.workload}, batch {timing.batch}" + (", compiled" if timing.execution == "compiled" else "")
 
 
-def _cells(result: BenchmarkResult, model: BenchmarkedModel, timing: Timing) -> tuple[str, ...]:
+def _cells(result: BenchmarkResult, model: BenchmarkedModel, timing: Timing, predicted: bool) -> tuple[str, ...]:
     time, speed = timing.time, timing.speed
     milliseconds = f"{_digits(time.median)} ({_digits(time.lower)} to {_digits(time.upper)})"
-    tokens = {"prefill": result.settings.prompt_tokens, "decode": timing.batch}.get(timing.workload)
-    rate = NOTHING if tokens is None else f"{tokens / time.median:,.0f}"
+    tokens = timing.batch * (1 if timing.workload == "decode" else result.settings.prompt_tokens)
+    rate = f"{tokens / time.median:,.0f}" if timing.workload != "first token" else NOTHING
+    foreseen = model.predicted_speed(timing, result.settings.prompt_tokens)
+    prediction = (NOTHING if foreseen is None else times(foreseen),) if predicted else ()
     if model is result.models[0]:
-        return model.label, milliseconds, rate, "1", "1"
+        return model.label, milliseconds, rate, "1", *prediction, "1"
     shown = f"{times(speed.median)} ({speed.lower:.2f} to {speed.upper:.2f})"
-    return model.label, milliseconds, rate, shown, times(timing.ideal_speed)
+    return model.label, milliseconds, rate, shown, *prediction, times(timing.ideal_speed)
 
 
 def _digits(seconds: float) -> str:
