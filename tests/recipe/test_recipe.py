@@ -188,7 +188,7 @@ def test_settings_of_fixed_methods_mean_nothing_to_the_planner(settings: dict[st
 
 
 def test_defaults_given_by_name_are_as_good_as_left_out() -> None:
-    named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": 1, "max_bytes": None}
+    named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": "auto", "max_bytes": None}
     assert Recipe.create(ratio=0.2, method="svd", **named) == Recipe.create(ratio=0.2, method="svd")
 
 
