@@ -13,7 +13,8 @@ Key = TypeVar("Key")
 Action = Callable[[], object]
 
 _ROUNDS, _MOST_ROUNDS = 3, 8
-_SECONDS_PER_ROUND = 0.012
+_SECONDS_PER_ROUND = 0.008
+_LONGEST = 120  # seconds after which what is not steady is not measured again
 _FEWEST, _MOST = 3, 64  # runs in a round
 _IN_A_GRAPH = 20  # runs in one CUDA graph
 AGREEMENT = 0.05
@@ -66,7 +67,7 @@ def measure(
     """Return the time of every action, in seconds.
 
     All actions are measured in turns, in at least three rounds; those whose rounds do not agree, or were measured while
-    other programs took the processors, are measured in up to five more.
+    other programs took the processors, are measured in up to five more, for up to two minutes in all.
 
     Args:
         actions: The actions; on a CUDA device each is captured in a graph.
@@ -75,7 +76,7 @@ def measure(
     """
     timers = {key: _timer(action, device) for key, action in actions.items()}
     rounds: dict[Key, list[tuple[float, bool]]] = {key: [] for key in actions}
-    pending = list(actions)
+    pending, begin = list(actions), time.perf_counter()
     for number in range(_MOST_ROUNDS):
         crowding = Crowding()
         found = {}
@@ -87,8 +88,8 @@ def measure(
             rounds[key].append((seconds, quiet))
         if number + 1 >= _ROUNDS:
             pending = [key for key in pending if not _summary(rounds[key]).steady]
-        if not pending:
-            break
+            if not pending or time.perf_counter() - begin > _LONGEST:
+                break
     return {key: _summary(of_key) for key, of_key in rounds.items()}
 
 

@@ -213,10 +213,10 @@ def read_times(file: Path) -> tuple[TimedOn, dict[str, Measured]]:
     """
     try:
         data: Any = json.loads(file.read_text(encoding="utf-8"))
-        if data["version"] > _VERSION:
+        machine, times, version = data["machine"], data["times"], data["version"]
+        if version > _VERSION:
             raise RecipeError(f"the times {file} are of a newer version of basis-sharing: update it.")
-        times = {str(name): Measured(**time) for name, time in data["times"].items()}
-        return TimedOn(**data["machine"]), times
+        return TimedOn(**machine), {str(name): Measured(**time) for name, time in times.items()}
     except OSError as error:
         raise RecipeError(f"the times {file} cannot be read ({error.strerror}): check the path.") from None
     except (ValueError, KeyError, TypeError, AttributeError):

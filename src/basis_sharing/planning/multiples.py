@@ -11,7 +11,7 @@ from basis_sharing.runtime.format_basis_sharing import Factors, Shape
 
 _MULTIPLES = (1, 8, 16, 32, 64, 128)
 _FEWEST_RANKS = 24  # of the smaller side of a projection
-_MOST_TIMED_RANKS = 64
+_MOST_TIMED_RANKS = 40
 _TOLERANCE = 1.04  # of the best time per multiplication
 _TRIED = (0.25, 0.5)  # ranks, as fractions of the smaller side
 
@@ -36,7 +36,7 @@ class Multiples:
         return max(self.of_shape.values()) > 1
 
     def bounded(self) -> "Multiples":
-        """Return multiples so large that every shape has at most 64 ranks, whose times can all be measured."""
+        """Return multiples so large that every shape has at most 40 ranks, whose times can all be measured."""
         return Multiples({shape: _bounded(*shape, multiple) for shape, multiple in self.of_shape.items()})
 
     def __str__(self) -> str:
@@ -45,7 +45,9 @@ class Multiples:
 
 
 def _bounded(d_in: int, d_out: int, multiple: int) -> int:
-    return multiple * -(-min(d_in, d_out) // (multiple * _MOST_TIMED_RANKS))
+    while min(d_in, d_out) > multiple * _MOST_TIMED_RANKS:
+        multiple *= 2
+    return multiple
 
 
 def multiples_for(planning: Planning, decoder: Decoder, times: Sequence[Time]) -> Multiples:

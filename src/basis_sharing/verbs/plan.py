@@ -112,9 +112,8 @@ class _Forecasting:
         if any(spans_blocks(entry, decoder) for entry in plan.entries):
             unshared = self._in_the_same_size(planner.without_sharing_across_depth(), plan)
         plan = self._measured(plan)
-        self._clock.measure(planner.space, self._clock.products)
         points = (*self._curve(planner), *(point for name in baselines for point in self._baseline(name)))
-        speed_points = tuple(self._speed_curve(planner))
+        speed_points = tuple(self._speed_curve())
         return Forecast(
             plan=plan,
             dense_parameters=self._other + dense_parameters(decoder),
@@ -157,9 +156,11 @@ class _Forecasting:
             points.append(self._point(planner.method, plan, _expected(plan), timed=True))
         return points
 
-    def _speed_curve(self, planner: Planner) -> list[Point]:
+    def _speed_curve(self) -> list[Point]:
         """Return the best plans that have a speed in all phases."""
         points, decoder, model = [], self._run.decoder, self._run.model
+        planner = self._make.planner(self._run, self._curves, self._multiples.bounded())
+        self._clock.measure(planner.space, self._clock.products)
         for speed in SPEEDS:
             limits = [(time, time.original / speed - time.outside(model, decoder)) for time in self._clock.times]
             try:
