@@ -11,6 +11,7 @@ from basis_sharing.costs.products import Operation
 from basis_sharing.costs.time_table import TimeTable
 from basis_sharing.models.family import Decoder, Projection
 
+_ROUNDING = 1e-9
 Phase = Literal["prefill", "decode"]
 
 
@@ -86,6 +87,10 @@ class Time(Cost):
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the seconds of the model outside its compressible projections."""
         return self.original - self.dense(decoder.projections)
+
+    def budget(self, limit: float, model: Any, decoder: Decoder) -> float:
+        """Return the seconds of the projections for a limit on the whole model, which its own time does not exceed."""
+        return super().budget(limit, model, decoder) + _ROUNDING * self.original
 
     def needed(self, scope: Scope, options: Iterable[Priced]) -> Iterator[Operation]:
         """Yield the operations whose times the options and the dense projections of a scope need."""

@@ -77,7 +77,7 @@ class TimeLimit:
 
     def budget(self, model: Any, decoder: Decoder) -> float:
         """Return the seconds that the compressible projections may take."""
-        return self.seconds - self.cost.outside(model, decoder)
+        return self.cost.budget(self.seconds, model, decoder)
 
     def best(self, projections: float, model: Any, decoder: Decoder) -> str:
         """Return what a time of the projections means for the whole model, as the limit was given."""

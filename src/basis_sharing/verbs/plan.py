@@ -162,7 +162,7 @@ class _Forecasting:
         planner = self._make.planner(self._run, self._curves, self._multiples.bounded())
         self._clock.measure(planner.space, self._clock.products)
         for speed in SPEEDS:
-            limits = [(time, time.original / speed - time.outside(model, decoder)) for time in self._clock.times]
+            limits = [(time, time.budget(time.original / speed, model, decoder)) for time in self._clock.times]
             try:
                 plan = planner.within(limits)
             except PlanError:
