@@ -322,6 +322,7 @@ def forecast(**changes: Any) -> Forecast:
         dense_parameters=1000,
         dense_multiplications=1000,
         points=points,
+        rank_multiples="8 to 16",
         unrounded_loss=0.05,
         unshared_loss=0.11,
     )

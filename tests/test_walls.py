@@ -18,8 +18,8 @@ FLOORS = (
     ("weightings", "results"),
     ("treatments",),
     ("repair", "checkpoint"),
-    ("evaluation", "exports", "serving"),
-    ("planning", "benchmark", "reports"),
+    ("evaluation", "exports", "serving", "benchmark"),
+    ("planning", "reports"),
     ("verbs",),
     ("cli",),
 )

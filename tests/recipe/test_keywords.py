@@ -14,10 +14,12 @@ from basis_sharing.recipe.recipe import Recipe, RecipeKeywords
 from basis_sharing.recipe.recovery import RecoveryKeywords, RecoverySettings
 from basis_sharing.recipe.repair import Repair, RepairKeywords
 from basis_sharing.recipe.settings import MOVED, Settings, flag_of, value_type
+from basis_sharing.recipe.speed import Speed, SpeedKeywords
 from basis_sharing.recipe.target import Target, TargetKeywords
 
 PARTS: list[tuple[type[Settings], Any]] = [
     (Target, TargetKeywords),
+    (Speed, SpeedKeywords),
     (Planning, PlanningKeywords),
     (ModelSettings, ModelKeywords),
     (Calibration, CalibrationKeywords),

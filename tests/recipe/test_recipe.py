@@ -156,6 +156,46 @@ def test_what_is_no_percentage(written: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("other", [name for name in TARGETS if name != "plan"])
+@pytest.mark.parametrize("limit", [{"min_speedup": "1.3x"}, {"max_latency": "25ms", "phase": "decode"}])
+def test_limits_on_time_go_with_any_other_target(other: str, limit: dict[str, str]) -> None:
+    assert Recipe.create(**{other: TARGETS[other]}, **limit).limits_time
+    assert Recipe.create(**limit).limits_time
+    with pytest.raises(RecipeError, match="and plan are both given"):
+        Recipe.create(plan="plan.json", **limit)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"min_speedup": "0.5"}, "min_speedup 0.5 is out of range: .* from 1 .* to 10"),
+        ({"min_speedup": 20}, "min_speedup 20 is out of range"),
+        ({"min_speedup": "nan"}, "min_speedup nan is out of range"),
+        ({"min_speedup": "fast"}, "'fast' is not a number: give the speed as a multiple"),
+        ({"max_latency": "25", "phase": "decode"}, "'25' is no time: write it with its unit"),
+        ({"max_latency": "soon", "phase": "decode"}, "'soon' is no time"),
+        ({"max_latency": 0, "phase": "decode"}, "max_latency"),
+        ({"max_latency": "25ms"}, "--max-latency needs its phase: add --phase prefill"),
+        ({"min_speedup": 1.2, "phase": "prefill", "batch": 8}, "--batch belongs to decode"),
+        ({"min_speedup": 1.2, "phase": "training"}, "phase"),
+        ({"ratio": 0.2, "batch": 0}, "batch"),
+        ({"ratio": 0.2, "tokens": 0}, "tokens"),
+        ({"ratio": 0.2, "runs_on": "tpu"}, "runs_on"),
+        ({"ratio": 0.2, "rank_multiple": "many"}, "rank_multiple 'many' is no multiple"),
+        ({"ratio": 0.2, "rank_multiple": 0}, "rank_multiple 0 is no multiple"),
+    ],
+)
+def test_what_is_no_limit_on_time(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence) as caught:
+        Recipe.create(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("25ms", 0.025), ("0.2 s", 0.2), ("500us", 0.0005), (0.1, 0.1)])
+def test_times(written: object, seconds: float) -> None:
+    assert Recipe.create(max_latency=written, phase="both").max_latency == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize("method", [name for name, preset in PRESETS.items() if not preset.planned])
 @pytest.mark.parametrize(
     ("settings", "flag"),
@@ -188,7 +228,7 @@ def test_settings_of_fixed_methods_mean_nothing_to_the_planner(settings: dict[st
 
 
 def test_defaults_given_by_name_are_as_good_as_left_out() -> None:
-    named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": 1, "max_bytes": None}
+    named = {"gradients": True, "across_roles": True, "across_depth": True, "rank_multiple": "auto", "max_bytes": None}
     assert Recipe.create(ratio=0.2, method="svd", **named) == Recipe.create(ratio=0.2, method="svd")
 
 

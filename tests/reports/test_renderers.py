@@ -17,7 +17,7 @@ from basis_sharing.reports.tables.benchmark import benchmark_tables
 from basis_sharing.reports.tables.comparison import comparison_summary
 from basis_sharing.reports.tables.compression import compression_summary, origin_table, settings_table
 from basis_sharing.reports.tables.estimate import estimate_table
-from basis_sharing.reports.tables.forecast import forecast_table
+from basis_sharing.reports.tables.forecast import forecast_tables
 from basis_sharing.reports.tables.inspection import inspection_table
 from basis_sharing.reports.tables.perplexity import perplexity_table
 from basis_sharing.reports.tables.plans import plan_difference
@@ -59,7 +59,7 @@ def every_subject() -> dict[str, list[Block]]:
         "tasks": [scores_table(before), pairs],
         "rollout": rollout_summary(rollout()),
         "recovery": [recovery_table(recovery())],
-        "forecast": [forecast_table(forecast())],
+        "forecast": forecast_tables(forecast()),
         "plans": plan_difference(plan(), plan(rank=6), ("a.json", "b.json")),
         "study": [study_table(MIXED_STUDY, "a model", 0.4)],
         "estimate": [estimate_table(estimate(), Path())],

@@ -31,8 +31,8 @@ def plan(
 ) -> None:
     """Plan a compression and show what it will cost, without compressing anything.
 
-    Writes the plan, which `compress --plan` executes, and draws expected perplexity against size. Without a target the
-    plan is for --ratio 0.2; the curve is the same for every target:
+    Writes the plan, which `compress --plan` executes, and draws expected perplexity against size and speed. Without a
+    target the plan is for --ratio 0.2; the curves are the same for every target:
 
         basis-sharing plan ./llama --ratio 0.3 -o llama-30.json
     """
@@ -40,7 +40,7 @@ def plan(
 
     from basis_sharing.cli.console import out, progress_bars
     from basis_sharing.reports.forecast_figure import draw_forecast
-    from basis_sharing.reports.tables.forecast import forecast_table
+    from basis_sharing.reports.tables.forecast import forecast_tables
     from basis_sharing.reports.terminal import printable
     from basis_sharing.run.files import check_files, write_file
     from basis_sharing.verbs.plan import plan as run
@@ -56,7 +56,7 @@ def plan(
     if as_json:
         print(forecast.model_dump_json(indent=2))
         return
-    out.print(printable(forecast_table(forecast)))
+    out.print(printable(*forecast_tables(forecast)))
     out.print(
         f"\n  written to {output} and {picture}; execute it with\n"
         f"  basis-sharing compress {model} -o DIR --plan {output}\n",

@@ -48,12 +48,17 @@ class Cost(ABC):
         """Initialize the cost for a model whose dtype takes ``itemsize`` bytes per number."""
         self.itemsize = itemsize
 
+    @property
+    def key(self) -> str:
+        """Name of the cost and of everything that prices depend on."""
+        return f"{self.name}/{self.itemsize}"
+
     @abstractmethod
     def of(self, scope: Scope, option: Priced) -> Any:
         """Return the cost of an option for the projections of a scope; an array for a sequence of options."""
 
     @abstractmethod
-    def dense(self, scope: Scope) -> int:
+    def dense(self, scope: Scope) -> float:
         """Return the cost of the dense projections of a scope."""
 
     @abstractmethod

@@ -5,11 +5,12 @@ over depth chooses the candidates. Bisection finds the price at which the budget
 spent greedily. Losses need not be convex in costs. This module works on arrays of losses and costs only.
 
 With several limits, each one is first used alone; if every such choice exceeds another limit, the price is paid for
-weighted sums of the costs, with a fixed set of weights.
+weighted sums of the costs, with a fixed set of weights. Costs need not rise with rank: time does not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import inf
 
 import numpy as np
@@ -21,7 +22,8 @@ from basis_sharing.treatments.scopes import Part
 Floats = NDArray[np.float64]
 
 _REST = 1e-4
-_MIXTURES = 12  # number of weights that are tried if several limits bind
+_MIXTURES = {2: 13, 3: 6, 4: 5}
+"""By the number of limits, the parts into which all weights are divided if several limits bind."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,7 @@ def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Al
         PlanError: No weights lead to a choice within all limits.
     """
     choices = []
-    for share in np.linspace(0, 1, _MIXTURES + 2)[1:-1]:
-        weights = np.full(len(limits), share / (len(limits) - 1))
-        weights[0] = 1 - share
+    for weights in _weights(len(limits)):
         mixed = [replace(curve, costs=(weights / limits) @ curve.limits, limited=curve.limits) for curve in curves]
         try:
             choices.append(_allocate(mixed, lanes, limits))
@@ -148,6 +148,13 @@ def _mixed(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats) -> Al
             "no plan was found that meets the limits together, though each alone can be met: raise one of them."
         )
     return min(choices, key=lambda choice: choice.loss)
+
+
+def _weights(count: int) -> Iterator[Floats]:
+    """Yield weights of ``count`` limits, all positive, with the sum 1."""
+    parts = _MIXTURES.get(count, count)
+    for cuts in combinations(range(1, parts), count - 1):
+        yield np.diff([0, *cuts, parts]) / parts
 
 
 def _allocate(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats, only: int | None = None) -> Allocation:
@@ -168,7 +175,7 @@ def _allocate(curves: Sequence[Curve], lanes: Sequence[Lane], limits: Floats, on
         return choice.within(binding)
 
     # Bounds at which only costs (high) or only losses (low) determine the choice, also between candidates.
-    scale = max(curve.losses[0] for curve in curves) / min(curve.costs[0] for curve in curves)
+    scale = max(curve.losses.max() for curve in curves) / min(curve.costs.min() for curve in curves)
     high, low = 1e9 * scale + 1e-275, 1e-25 * scale + 1e-300
     best = _at_price(curves, lanes, high)
     if not fits(best):
@@ -282,15 +289,18 @@ def _spend_rest(curves: Sequence[Curve], choice: Allocation, limits: Floats) -> 
     """Replace options by better ones while the budgets allow it, each time with the largest gain per unit of cost."""
     positions = {choice.candidate: choice.position for choice in choice.choices}
     rest = limits - choice.costs
+    least = 1e-12 * max(curve.costs.max() for curve in curves)
 
     def best_step(candidate: int) -> tuple[float, int]:
         """Return the largest gain per unit of cost for a candidate, and the position of the option with it."""
         curve, now = curves[candidate], positions[candidate]
         more = curve.limits - curve.limits[:, now, None]
-        possible = np.flatnonzero((more <= rest[:, None]).all(0) & (curve.costs > curve.costs[now]))
+        possible = np.flatnonzero((more <= rest[:, None]).all(0) & (curve.losses < curve.losses[now]))
         if not len(possible):
             return 0.0, now
-        rates = (curve.losses[now] - curve.losses[possible]) / (curve.costs[possible] - curve.costs[now])
+        # An option may lose less and cost less under the limit that sets the price: another limit forbade it before.
+        paid = np.maximum(curve.costs[possible] - curve.costs[now], least)
+        rates = (curve.losses[now] - curve.losses[possible]) / paid
         step = int(rates.argmax())
         return float(rates[step]), int(possible[step])
 

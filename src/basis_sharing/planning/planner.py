@@ -49,27 +49,50 @@ class Planner:
 
     def at_ratio(self, ratio: float) -> Plan:
         """Return the plan that removes at least a fraction of the parameters of the compressible projections."""
-        return self.within([(Parameters(), (1 - ratio) * dense_parameters(self.decoder))])
+        return self.within(self._of_ratio(ratio))
+
+    def _of_ratio(self, ratio: float) -> list[tuple[Cost, float]]:
+        return [(Parameters(), (1 - ratio) * dense_parameters(self.decoder))]
+
+    def _least_loss_within(self, limits: Sequence[tuple[Cost, float]], loss: float) -> Plan | None:
+        """Return the plan with the least loss within limits if it is compressed; None if the original is within them.
+
+        Raises:
+            UnreachableError: Even the cheapest options exceed a limit.
+            PlanError: The loss is larger than ``loss``.
+        """
+        plan = self.within(limits)
+        assert plan.prediction is not None
+        if plan.prediction.loss > loss:
+            raise PlanError(
+                f"the targets cannot be met together: within the limit on time, {plan.prediction.loss:.2g} nats per "
+                f"token are the least expected loss, more than the {loss:.2g} that are allowed."
+            )
+        return plan if plan.entries else None
 
     def of_size(self, parameters: int) -> Plan:
         """Return the plan whose compressible projections have at most ``parameters`` parameters."""
         return self.within([(Parameters(), parameters)])
 
-    def within_loss(self, loss: float) -> Plan:
+    def within_loss(self, loss: float, limits: Sequence[tuple[Cost, float]] = ()) -> Plan:
         """Return the smallest plan whose expected loss is at most ``loss``, up to a tolerance of 1e-4 in the ratio.
 
         Args:
             loss: The maximum loss, in nats per token.
+            limits: Further currencies, each with the maximum cost of the compressible projections.
 
         Raises:
-            PlanError: The expected loss of every compression is larger.
+            UnreachableError: Even the cheapest options exceed one of these.
+            PlanError: The expected loss of every compression, or of every one within the limits, is larger.
         """
         low, high = 0.0, 1.0
         best: Plan | None = None
+        if limits:
+            best = self._least_loss_within(limits, loss)
         while high - low > _RATIO_TOLERANCE:
             ratio = (low + high) / 2
             try:
-                plan = self.at_ratio(ratio)
+                plan = self.within([*self._of_ratio(ratio), *limits])
             except PlanError:
                 high = ratio
                 continue
@@ -91,7 +114,7 @@ class Planner:
 
     def _prices(self, costs: Sequence[Cost]) -> list[PricedScope]:
         """Return all scopes priced in some currencies, from the cache if they were priced before."""
-        key = tuple(f"{cost.name}/{cost.itemsize}" for cost in costs)
+        key = tuple(cost.key for cost in costs)
         if key not in self._priced:
             self._priced[key] = [priced(scope, costs) for scope in self.space.scopes]
         return self._priced[key]

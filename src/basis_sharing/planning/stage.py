@@ -7,14 +7,17 @@ from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.costs.base import Cost
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, prepare_text
+from basis_sharing.planning.clock import Clock
 from basis_sharing.planning.curves import stored_curves
+from basis_sharing.planning.multiples import Multiples, multiples_for
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import search_space
 from basis_sharing.planning.targets import costs_of, plan_for, plan_for_increase
 from basis_sharing.planning.trial import measured_prediction
-from basis_sharing.plans.plan import Plan, PlannedFor, structure_of
+from basis_sharing.plans.plan import Plan, PlannedFor, Prediction, structure_of
 from basis_sharing.recipe.evaluation import Evaluation
 from basis_sharing.recipe.planning import Planning
+from basis_sharing.recipe.speed import Speed
 from basis_sharing.recipe.target import Target
 from basis_sharing.run.files import output_errors
 from basis_sharing.run.run import Run
@@ -32,6 +35,7 @@ class MakePlan:
     Args:
         planning: Settings of the planner.
         target: The target.
+        speed: The machine that the model is made for.
         evaluation: Evaluation settings; a target in perplexity is measured on their first text.
         length: Tokens per window of that text; None: the default length.
         collect: The stage that collects the statistics.
@@ -48,6 +52,7 @@ class MakePlan:
         self,
         planning: Planning,
         target: Target,
+        speed: Speed,
         evaluation: Evaluation,
         length: int | None,
         collect: Collect,
@@ -55,7 +60,8 @@ class MakePlan:
         given: Plan | None = None,
         on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> None:
-        self._planning, self._target, self._evaluation, self._length = planning, target, evaluation, length
+        self._planning, self._target, self._speed = planning, target, speed
+        self._evaluation, self._length = evaluation, length
         self._collect, self._given, self._on_plan = collect, given, on_plan
         if given is not None:
             self.plan = given
@@ -76,23 +82,44 @@ class MakePlan:
             return
         text = self._collect.text
         assert text is not None
+        clock = Clock.of(self._speed, run)
+        multiples = self.multiples(run, clock)
         with known_curves(run, self._collect.weighting, text) as curves:
-            planner = planner_for(self._planning, costs_of(self._target, run.model)[0], run, self._collect, curves)
-        self.plan = self.meeting_the_target(planner, run)
+            planner = self.planner(run, curves, multiples)
+            self.plan = self.meeting_the_target(planner, run, clock)
+            if multiples.rounds:
+                every_rank = self.planner(run, curves, None)
+                run.notes.append(cost_of_multiples(self.plan, every_rank, multiples))
+        run.notes.extend([*clock.notes, *slower_than_the_original(self.plan)])
         self._on_plan(self.plan)
 
-    def meeting_the_target(self, planner: Planner, run: Run) -> Plan:
-        """Return the plan that meets the target.
+    def multiples(self, run: Run, clock: Clock) -> Multiples:
+        """Return what ranks are multiples of: as the settings say, and few enough to be timed if time is limited."""
+        multiples = multiples_for(self._planning, run.decoder, clock.products)
+        return multiples.bounded() if self._target.limits_time else multiples
+
+    def planner(self, run: Run, curves: Curves, multiples: Multiples | None) -> Planner:
+        """Return the planner, after measuring the candidates that are not in ``curves``; None: of every rank."""
+        cost = costs_of(self._target, run.model)[0]
+        return planner_for(self._planning, cost, run, self._collect, curves, multiples)
+
+    def meeting_the_target(self, planner: Planner, run: Run, clock: Clock) -> Plan:
+        """Return the plan that meets the target, with its expected speed.
 
         Raises:
             PlanError: No plan meets the target; says what the best possible is.
         """
-        increase = self._target.max_perplexity_increase
-        if increase is None:
-            return plan_for(self._target, run.model, planner)
+        limits = clock.limits(self._target, self._speed)
+        clock.measure(planner.space, [limit.cost for limit in limits])
+        if self._target.max_perplexity_increase is None:
+            return clock.told(plan_for(self._target, run.model, planner, limits))
         text = self._trial_text(run)
         weighting = self._collect.weighting
-        return plan_for_increase(increase, planner, lambda plan: measured_prediction(plan, run, weighting, text))
+
+        def measured(plan: Plan) -> Prediction:
+            return measured_prediction(plan, run, weighting, text)
+
+        return clock.told(plan_for_increase(self._target, run.model, planner, limits, measured))
 
     def _trial_text(self, run: Run) -> EvaluationText:
         evaluation = self._evaluation
@@ -105,8 +132,38 @@ class MakePlan:
         )
 
 
-def planner_for(planning: Planning, cost: Cost, run: Run, collect: Collect, curves: Curves) -> Planner:
+def cost_of_multiples(plan: Plan, every_rank: Planner, multiples: Multiples) -> str:
+    """Return a sentence on what the multiples of ranks cost.
+
+    Args:
+        plan: The plan.
+        every_rank: The planner that may choose any rank.
+        multiples: The multiples.
+    """
+    unrounded = every_rank.of_size(plan.parameters(every_rank.decoder))
+    assert plan.prediction is not None
+    assert unrounded.prediction is not None
+    price = plan.prediction.loss - unrounded.prediction.loss
+    return f"Ranks in multiples of {multiples} cost {price:.4f} nats per token (before scaling) in the same size."
+
+
+def slower_than_the_original(plan: Plan) -> list[str]:
+    """Return a sentence for every phase in which a plan is expected to be slower than the original."""
+    speeds = () if plan.prediction is None else plan.prediction.speeds
+    return [
+        f"{speed.phase} is expected to be slower than the original's, {speed.speed:.2f} x its speed, which the target "
+        f"allows; --min-speedup 1 --phase {speed.phase} beside it does not."
+        for speed in speeds
+        if speed.speed < 1
+    ]
+
+
+def planner_for(
+    planning: Planning, cost: Cost, run: Run, collect: Collect, curves: Curves, multiples: Multiples | None = None
+) -> Planner:
     """Return the planner of a run's model, after measuring the candidates that are not in ``curves``."""
+    if multiples is None:
+        planning = planning.model_copy(update={"rank_multiple": 1})
     search = Search(
         model=run.model,
         decoder=run.decoder,
@@ -116,6 +173,7 @@ def planner_for(planning: Planning, cost: Cost, run: Run, collect: Collect, curv
         curves=curves,
         processes=run.processes,
         progress=run.progress,
+        multiples=multiples,
     )
     return Planner(
         decoder=run.decoder,

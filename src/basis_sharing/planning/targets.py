@@ -1,13 +1,17 @@
-"""Plans for the targets of a recipe: a ratio, limits on costs, or a limit on the rise of perplexity."""
+"""Plans for the targets of a recipe: a ratio, limits on costs and time, or a limit on the rise of perplexity."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from basis_sharing.costs.base import COSTS, Cost
+from basis_sharing.costs.multiplications import Multiplications
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import PlanError
+from basis_sharing.models.family import Decoder
 from basis_sharing.planning.allocation import UnreachableError
+from basis_sharing.planning.clock import TimeLimit
 from basis_sharing.planning.planner import Planner
 from basis_sharing.plans.plan import Plan, Prediction, dense_parameters
 from basis_sharing.recipe.target import Target
@@ -16,66 +20,115 @@ _MOST_EXTRAPOLATION = 3.0
 
 
 def costs_of(target: Target, model: Any) -> list[Cost]:
-    """Return the currencies that a target limits; parameters if it limits none, or only the loss.
+    """Return the currencies that a target limits, except time; parameters if it limits none, or only the loss.
 
-    They come in the order of the settings. Whether sharing pays is asked in the first one: in parameters or bytes, if
-    these are limited, since a shared basis saves them before it saves multiplications.
+    For a limit on time alone it is multiplications, which are known without measuring. They come in the order of the
+    settings. Whether sharing pays is asked in the first one: in parameters or bytes, if these are limited, since a
+    shared basis saves them before it saves multiplications.
     """
     itemsize = model.dtype.itemsize
     by_limit = {cost.limit: cost for cost in COSTS.values()}
     named = [by_limit[limit](itemsize) for limit in target.limits]
-    return named or [Parameters(itemsize)]
+    only_time = target.limits_time and target.ratio is None and target.max_perplexity_increase is None
+    return named or [Multiplications(itemsize) if only_time else Parameters(itemsize)]
 
 
-def plan_for(target: Target, model: Any, planner: Planner) -> Plan:
-    """Return the plan for a ratio or for limits on costs.
+@dataclass(frozen=True)
+class _Budget:
+    """A limit as a budget of the compressible projections.
+
+    Attributes:
+        cost: The currency.
+        budget: What the projections may cost.
+        name: The limit as the user gave it.
+        best: Returns how the limit reads if the projections cost so much.
+    """
+
+    cost: Cost
+    budget: float
+    name: str
+    best: Callable[[float], str]
+
+
+def _budgets(target: Target, model: Any, decoder: Decoder, limits: Sequence[TimeLimit]) -> list[_Budget]:
+    """Return the budgets for a ratio, for limits on costs, and for limits on time."""
+    budgets = []
+    if target.ratio is not None:
+        dense = dense_parameters(decoder)
+        # Keep this expression: its rounding is that of version 0.1.0, so that a ratio gives the same ranks.
+        kept = (1 - target.ratio) / (1 / dense)
+        parameters = Parameters(model.dtype.itemsize)
+        budgets.append(_Budget(parameters, kept, f"--ratio {target.ratio:,}", lambda least: f"{1 - least / dense:.4f}"))
+    for cost in costs_of(target, model) if target.limits else ():
+        assert cost.limit is not None
+        limit = target.limits[cost.limit]
+        name = f"--{cost.limit.replace('_', '-')} {limit:,}"
+
+        def best(least: float, cost: Cost = cost) -> str:
+            return f"{cost.whole(least, model, decoder):,.0f}"
+
+        budgets.append(_Budget(cost, cost.budget(limit, model, decoder), name, best))
+    for time in limits:
+
+        def fastest(least: float, time: TimeLimit = time) -> str:
+            return time.best(least, model, decoder)
+
+        budgets.append(_Budget(time.cost, time.budget(model, decoder), time.name, fastest))
+    return budgets
+
+
+def plan_for(target: Target, model: Any, planner: Planner, limits: Sequence[TimeLimit] = ()) -> Plan:
+    """Return the plan for a ratio, or for limits on costs and time.
 
     Raises:
         PlanError: The target cannot be met, with the best possible value, or is met by the original model.
     """
-    decoder, costs = planner.decoder, costs_of(target, model)
-    if target.ratio is not None:
-        # Keep this expression: its rounding is that of version 0.1.0, so that a ratio gives the same ranks.
-        budgets = [(costs[0], (1 - target.ratio) / (1 / dense_parameters(decoder)))]
-        names = [f"--ratio {target.ratio:,}"]
-    else:
-        limits = [(cost, cost.limit) for cost in costs if cost.limit is not None]
-        budgets = [(cost, cost.budget(target.limits[limit], model, decoder)) for cost, limit in limits]
-        names = [f"--{limit.replace('_', '-')} {target.limits[limit]:,}" for _, limit in limits]
+    budgets = _budgets(target, model, planner.decoder, limits)
+    names = [budget.name for budget in budgets]
     try:
-        plan = planner.within(budgets)
+        plan = planner.within([(budget.cost, budget.budget) for budget in budgets])
     except UnreachableError as error:
-        cost = costs[error.limit]
-        if target.ratio is not None:
-            best = f"{1 - error.least / dense_parameters(decoder):.4f}"
-        else:
-            best = f"{cost.whole(error.least, model, decoder):,.0f}"
-        raise PlanError(
-            f"{names[error.limit]} cannot be met: the best possible, with the cheapest options everywhere, is {best}."
-        ) from None
+        raise _unreachable(budgets[error.limit], error) from None
     if not plan.entries:
         verb = "are" if len(names) > 1 else "is"
         raise PlanError(f"{' and '.join(names)} {verb} met by the original already: there is nothing to compress.")
     return plan
 
 
-def plan_for_increase(increase: float, planner: Planner, measured: Callable[[Plan], Prediction]) -> Plan:
-    """Return the smallest plan whose perplexity is expected to rise by at most the fraction ``increase``.
+def _unreachable(budget: _Budget, error: UnreachableError) -> PlanError:
+    return PlanError(
+        f"{budget.name} cannot be met: the best possible, with the cheapest options everywhere, is "
+        f"{budget.best(error.least)}."
+    )
+
+
+def plan_for_increase(
+    target: Target, model: Any, planner: Planner, limits: Sequence[TimeLimit], measured: Callable[[Plan], Prediction]
+) -> Plan:
+    """Return the smallest plan whose perplexity is expected to rise by at most ``max_perplexity_increase``.
 
     The plan for the allowed loss under the unscaled prediction is measured, to scale the prediction. The expected loss
     of the returned plan is at most three times that of the measured one.
 
     Args:
-        increase: The maximum rise of perplexity, as a fraction.
+        target: The target.
+        model: The model.
         planner: The planner.
+        limits: Limits on time, which the plan keeps as well.
         measured: Measures a plan and returns its scaled prediction.
 
     Raises:
         PlanError: The target cannot be met.
     """
-    allowed = math.log1p(increase)
-    prediction = measured(planner.within_loss(allowed))
-    assert prediction.scale is not None
-    plan = planner.within_loss(min(allowed / prediction.scale, _MOST_EXTRAPOLATION * prediction.loss))
+    assert target.max_perplexity_increase is not None
+    allowed = math.log1p(target.max_perplexity_increase)
+    budgets = _budgets(target, model, planner.decoder, limits)
+    within = [(budget.cost, budget.budget) for budget in budgets]
+    try:
+        prediction = measured(planner.within_loss(allowed, within))
+        assert prediction.scale is not None
+        plan = planner.within_loss(min(allowed / prediction.scale, _MOST_EXTRAPOLATION * prediction.loss), within)
+    except UnreachableError as error:
+        raise _unreachable(budgets[error.limit], error) from None
     assert plan.prediction is not None
     return plan.model_copy(update={"prediction": prediction.model_copy(update={"loss": plan.prediction.loss})})

@@ -44,20 +44,45 @@ class PlannedFor(_Frozen):
     structure: str
 
 
+class PredictedSpeed(_Frozen):
+    """The expected time of one forward pass, from measured times of the products.
+
+    Attributes:
+        phase: Reading a prompt, or decoding one more token per sequence.
+        tokens: Tokens of the prompt.
+        batch: Sequences that are decoded at once.
+        original: Seconds of the original model.
+        seconds: Seconds with the plan.
+    """
+
+    phase: Literal["prefill", "decode"]
+    tokens: int
+    batch: int
+    original: float
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """Speed as a multiple of the original's."""
+        return self.original / self.seconds
+
+
 class Prediction(_Frozen):
-    """The expected loss rise of a plan.
+    """The expected loss rise and the expected speed of a plan.
 
     Attributes:
         loss: Sum of the expected losses of the entries, in nats per token.
         scale: Measured loss rise divided by the expected one, from one measured plan; None: not measured.
         scale_error: Standard error of ``scale`` over the windows; None: not measured, or only one window.
         text: The text that ``scale`` was measured on.
+        speeds: The expected speed in every phase; empty if it was not computed.
     """
 
     loss: float
     scale: float | None = None
     scale_error: float | None = None
     text: str | None = None
+    speeds: tuple[PredictedSpeed, ...] = ()
 
     @property
     def nats_per_token(self) -> float:
@@ -161,26 +186,26 @@ class Plan(_Frozen):
         except FormatError as error:
             raise PlanError(f"the plan does not fit this model: {error}") from None
 
-    def cost(self, decoder: Decoder, cost: Cost) -> int:
+    def cost(self, decoder: Decoder, cost: Cost) -> float:
         """Return the cost of the compressible projections under the plan in one currency."""
         known = decoder.by_name
         used = {name for entry in self.entries for name in entry.members}
         total = cost.dense([p for p in decoder.projections if p.name not in used])
         for entry in self.entries:
-            total += int(cost.of([known[name] for name in entry.members], entry))
+            total += cost.of([known[name] for name in entry.members], entry)
         return total
 
     def bytes(self, decoder: Decoder, itemsize: int) -> int:
         """Return the bytes of the compressible projections under the plan, ``itemsize`` for a number of the model."""
-        return self.cost(decoder, Bytes(itemsize))
+        return int(self.cost(decoder, Bytes(itemsize)))
 
     def parameters(self, decoder: Decoder) -> int:
         """Return the parameters of the compressible projections under the plan."""
-        return self.cost(decoder, Parameters())
+        return int(self.cost(decoder, Parameters()))
 
     def multiplications(self, decoder: Decoder) -> int:
         """Return the multiplications per token of the compressible projections under the plan."""
-        return self.cost(decoder, Multiplications())
+        return int(self.cost(decoder, Multiplications()))
 
     def removed_fraction(self, decoder: Decoder) -> float:
         """Return the fraction of parameters that the plan removes from the compressible projections."""
@@ -189,7 +214,7 @@ class Plan(_Frozen):
 
 def dense_parameters(decoder: Decoder) -> int:
     """Return the parameters of all compressible projections, which are also their multiplications per token."""
-    return Parameters().dense(decoder.projections)
+    return sum(p.d_in * p.d_out for p in decoder.projections)
 
 
 def structure_of(decoder: Decoder) -> str:

@@ -11,6 +11,7 @@ from basis_sharing.recipe.settings import Option, Settings
 
 Form = Literal["plain", "pivoted"]
 FormSetting = Literal["auto", "plain", "pivoted"]
+RankMultiple = int | Literal["auto"]
 
 PLANNER = "Planner (method auto)"
 PUBLISHED = "Published methods"
@@ -41,9 +42,14 @@ class Planning(Settings):
         ),
     ] = True
     rank_multiple: Annotated[
-        int,
-        Option("Ranks are multiples of this, e.g. 8, 16 or 64, as hardware likes them", metavar="N", panel=PLANNER),
-    ] = Field(default=1, ge=1)
+        RankMultiple,
+        Option(
+            "Ranks are multiples of this, e.g. 8, 16 or 64; auto: of what is fast on the device the model is made for",
+            metavar="N",
+            panel=PLANNER,
+            text=True,
+        ),
+    ] = "auto"
     treatments: Annotated[
         tuple[str, ...],
         Option(
@@ -84,6 +90,16 @@ class Planning(Settings):
             raise ValueError(f"unknown method {value!r}: {hint}")
         return value
 
+    @field_validator("rank_multiple", mode="before")
+    @classmethod
+    def _whole_number_or_auto(cls, value: object) -> object:
+        if value == "auto":
+            return value
+        number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"rank_multiple {value!r} is no multiple: give auto, or a whole number from 1, e.g. 16.")
+        return number
+
     @field_validator("share", "treatments", mode="before")
     @classmethod
     def _listed_names(cls, value: object) -> object:
@@ -115,7 +131,7 @@ class PlanningKeywords(TypedDict, total=False):
     gradients: bool
     across_depth: bool
     across_roles: bool
-    rank_multiple: int
+    rank_multiple: RankMultiple | str
     treatments: tuple[str, ...] | str
     group_size: int | None
     share: tuple[str, ...] | str | None

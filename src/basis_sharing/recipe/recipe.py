@@ -14,14 +14,24 @@ from basis_sharing.recipe.model import ModelKeywords, ModelSettings
 from basis_sharing.recipe.planning import PLANNER, PUBLISHED, Planning, PlanningKeywords
 from basis_sharing.recipe.repair import Repair, RepairKeywords
 from basis_sharing.recipe.settings import flag_of
-from basis_sharing.recipe.target import LIMITS, Target, TargetKeywords
+from basis_sharing.recipe.speed import SPEED, Speed, SpeedKeywords
+from basis_sharing.recipe.target import LIMITS, TIME_LIMITS, Target, TargetKeywords
 
-_PLANNER_ONLY = (*LIMITS, "max_perplexity_increase", *Planning.in_panel(PLANNER))
+_PLANNER_ONLY = (
+    *LIMITS,
+    "max_perplexity_increase",
+    *TIME_LIMITS,
+    *Speed.in_panel(SPEED),
+    *Planning.in_panel(PLANNER),
+)
+_SAME: dict[str, tuple[object, ...]] = {"rank_multiple": (1,)}
+"""Values of the planner's settings that say what published methods do anyway."""
 _PUBLISHED_ONLY = Planning.in_panel(PUBLISHED)
 
 
 class RecipeKeywords(
     TargetKeywords,
+    SpeedKeywords,
     PlanningKeywords,
     ModelKeywords,
     CalibrationKeywords,
@@ -32,7 +42,7 @@ class RecipeKeywords(
     """All settings of a :class:`Recipe` as Python keywords."""
 
 
-class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
+class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Target):
     """The settings of one compression.
 
     Example:
@@ -46,9 +56,16 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Target):
     def _fits_together(self) -> Self:
         if self.plan is not None and self.roles is not None:
             raise ValueError("--roles has no meaning for a plan, which names its projections: leave it out.")
+        if self.max_latency is not None and self.phase is None:
+            raise ValueError(
+                "--max-latency needs its phase: add --phase prefill (a prompt of --tokens) or --phase decode (a token "
+                "at --batch)."
+            )
         fields, options = type(self).model_fields, type(self).options()
         foreign = _PUBLISHED_ONLY if self.preset.planned else _PLANNER_ONLY
-        wrong = next((name for name in foreign if getattr(self, name) != fields[name].default), None)
+        wrong = next(
+            (name for name in foreign if getattr(self, name) not in (fields[name].default, *_SAME.get(name, ()))), None
+        )
         if wrong is not None:
             other = "method basis-sharing" if self.preset.planned else "method auto"
             flag = flag_of(wrong, options[wrong])

@@ -25,6 +25,7 @@ MOVED: dict[str, str] = {
     "joint_roles": "it is called `across_roles`",
     "groups": "groups and their ranks are entries of a plan: write `plan: FILE`",
     "rank": "ranks are in the entries of a plan: write `plan: FILE`",
+    "for": "it is called `runs_on`",
     "minutes": "minutes of training belong to `refine` here, and to the command `recover`",
     "text": "the calibration text is `calibration`, texts to measure on are `evaluate`",
     **dict.fromkeys(("output", "overwrite", "work", "device", "max_memory", "progress"), _OF_THE_COMMAND),
@@ -44,6 +45,7 @@ class Option:
         panel: Heading under which ``--help`` lists it.
         text: Whether it is given as text and parsed by a validator, e.g. ``"90M"`` or ``"5%"``.
         repeated: Whether the flag may be given several times.
+        name: Its flag, if that is not ``--`` and its name.
     """
 
     help: str
@@ -53,6 +55,7 @@ class Option:
     panel: str | None = None
     text: bool = False
     repeated: bool = False
+    name: str | None = None
 
 
 class Settings(BaseModel):
@@ -131,7 +134,7 @@ class Settings(BaseModel):
 
 def flag_of(name: str, option: Option) -> str:
     """Return the flag of a setting on the command line."""
-    return option.flag or "--" + name.replace("_", "-")
+    return option.flag or option.name or "--" + name.replace("_", "-")
 
 
 def value_type(field: FieldInfo) -> type:

@@ -6,7 +6,7 @@ from typing import Annotated, Self, TypedDict
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from basis_sharing.recipe.amounts import amount, fraction
+from basis_sharing.recipe.amounts import amount, duration, fraction, multiple
 from basis_sharing.recipe.settings import Option, Settings
 
 _PANEL = "Target"
@@ -15,7 +15,7 @@ Limit = Annotated[int | None, BeforeValidator(amount)]
 
 
 class Target(Settings):
-    """One target, or several limits on costs that all have to be held."""
+    """One target, or several limits on costs that all have to be held; limits on time go with any of them."""
 
     ratio: Annotated[
         float | None,
@@ -52,6 +52,25 @@ class Target(Settings):
             text=True,
         ),
     ] = Field(default=None, gt=0)
+    min_speedup: Annotated[
+        float | None,
+        Option(
+            "Speed the model must have, as a multiple of the original's, e.g. 1.3; alone or with any other limit",
+            metavar="X",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = None
+    max_latency: Annotated[
+        float | None,
+        Option(
+            "Time that reading a prompt or decoding a token (--phase) may take, e.g. 25ms; alone or with any other "
+            "limit",
+            metavar="T",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = Field(default=None, gt=0)
     plan: Annotated[
         Path | None,
         Option("Execute this plan, from `basis-sharing plan`, also one edited by hand", metavar="FILE", panel=_PANEL),
@@ -79,12 +98,31 @@ class Target(Settings):
     def _fraction(cls, value: object) -> object:
         return fraction(value)
 
+    @field_validator("min_speedup", mode="before")
+    @classmethod
+    def _speedup_above_one(cls, value: object) -> object:
+        speedup = multiple(value)
+        if isinstance(speedup, (int, float)) and not 1 <= speedup <= _MOST_SPEEDUP:
+            raise ValueError(
+                f"min_speedup {speedup:g} is out of range: give the speed as a multiple of the original's, from 1 "
+                f"(not slower) to {_MOST_SPEEDUP}."
+            )
+        return speedup
+
+    @field_validator("max_latency", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        return duration(value)
+
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = [name for name in TARGETS if getattr(self, name) is not None]
-        if len(given) > 1 and not set(given) <= set(LIMITS):
+        if self.plan is not None and len(given) > 1:
+            raise ValueError(f"{given[0]} and plan are both given: choose one target; a plan is carried out as it is.")
+        others = [name for name in given if name not in TIME_LIMITS]
+        if len(others) > 1 and not set(others) <= set(LIMITS):
             raise ValueError(
-                f"{given[0]} and {given[1]} are both given: choose one target; only {', '.join(LIMITS)} can be "
+                f"{others[0]} and {others[1]} are both given: choose one target; only {', '.join(LIMITS)} can be "
                 "combined."
             )
         if not given:
@@ -100,11 +138,19 @@ class Target(Settings):
         return None if self.ratio is None else Fraction(str(self.ratio))
 
     @property
+    def limits_time(self) -> bool:
+        """Whether the time of the compressed model is limited."""
+        return self.min_speedup is not None or self.max_latency is not None
+
+    @property
     def limits(self) -> dict[str, int]:
         """The limits on costs that are set, by name."""
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
 
+_MOST_SPEEDUP = 10
+TIME_LIMITS = ("min_speedup", "max_latency")
+"""The settings that are limits on time, which can be given beside any other target."""
 LIMITS = tuple(name for name, field in Target.model_fields.items() if BeforeValidator(amount) in field.metadata)
 """The settings that are limits on a cost."""
 TARGETS = tuple(Target.model_fields)
@@ -118,4 +164,6 @@ class TargetKeywords(TypedDict, total=False):
     max_bytes: int | str | None
     max_flops: int | str | None
     max_perplexity_increase: float | str | None
+    min_speedup: float | str | None
+    max_latency: float | str | None
     plan: Path | str | None

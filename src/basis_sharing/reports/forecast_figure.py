@@ -1,4 +1,4 @@
-"""The picture of a forecast: expected perplexity against size for every method."""
+"""The picture of a forecast: expected perplexity against size for every method, and against speed."""
 
 from math import exp
 from pathlib import Path
@@ -8,11 +8,13 @@ from basis_sharing.results.forecast import Forecast
 
 _STYLES: dict[str, dict[str, Any]] = {"auto": {"color": "#0b5fa5", "linewidth": 2.5, "marker": "o", "zorder": 5}}
 _OTHERS = ["#e69f00", "#009e73", "#cc79a7", "#8c564b", "#7f7f7f"]
+_BY_SPEED, _CHOSEN = "#d1495b", "#c23b22"
 _MOST_SHOWN = 20.0
+_LINES = {"prefill": "-", "decode": "--"}
 
 
 def draw_forecast(forecast: Forecast, path: Path) -> None:
-    """Draw expected perplexity as a multiple of the original's against the size of the model, as PNG.
+    """Draw expected perplexity as a multiple of the original's against the size and the speed of the model, as PNG.
 
     Raises:
         OSError: The file cannot be written.
@@ -22,9 +24,38 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
 
     prediction = forecast.plan.prediction
     assert prediction is not None
-    scale = 1.0 if prediction.scale is None else prediction.scale
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
-    axes = figure.add_subplot()
+    timed = bool(prediction.speeds)
+    figure = Figure(figsize=(13.5 if timed else 8.5, 5.2), layout="constrained")
+    by_size, *others = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    _draw_sizes(forecast, by_size)
+    for axes in others:
+        _draw_speeds(forecast, axes)
+    by_size.set_yscale("log")
+    by_size.set_ylim(0.93, _MOST_SHOWN)
+    by_size.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
+    by_size.set_yticks([1, 1.2, 1.5, 2, 3, 5, 10, 20])
+    for axes in (by_size, *others):
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9)
+    by_size.set_ylabel("expected perplexity, multiple of the original's")
+    how = (
+        "not scaled by a measurement"
+        if prediction.scale is None
+        else f"scaled by one plan measured on {prediction.text}"
+    )
+    by_size.set_title(f"{_name(forecast)}: expected cost of compression ({how})", fontsize=10, loc="left")
+    figure.savefig(path, dpi=150)
+
+
+def _scale(forecast: Forecast) -> float:
+    prediction = forecast.plan.prediction
+    return 1.0 if prediction is None or prediction.scale is None else prediction.scale
+
+
+def _draw_sizes(forecast: Forecast, axes: Any) -> None:
+    prediction, scale = forecast.plan.prediction, _scale(forecast)
+    assert prediction is not None
     axes.set_prop_cycle(color=_OTHERS)
     for method in dict.fromkeys(point.method for point in forecast.points):
         points = [p for p in forecast.points if p.method == method and p.loss * scale < 7]
@@ -45,24 +76,40 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
         textcoords="offset points",
         fontsize=9,
     )
-    axes.plot([_parameters(forecast) / 1e6], [exp(prediction.nats_per_token)], "*", color="#c23b22", markersize=14)
+    axes.plot([_parameters(forecast) / 1e6], [exp(prediction.nats_per_token)], "*", color=_CHOSEN, markersize=14)
     axes.plot([forecast.dense_parameters / 1e6], [1.0], "s", color="black", label="original")
-    axes.set_yscale("log")
-    axes.set_ylim(0.93, _MOST_SHOWN)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
-    axes.set_yticks([1, 1.2, 1.5, 2, 3, 5, 10, 20])
-    axes.minorticks_off()
     axes.set_xlabel("parameters of the whole model, millions")
-    how = (
-        "not scaled by a measurement"
-        if prediction.scale is None
-        else f"scaled by one plan measured on {prediction.text}"
-    )
-    axes.set_ylabel("expected perplexity, multiple of the original's")
-    axes.set_title(f"{_name(forecast)}: expected cost of compression ({how})", fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=9)
-    figure.savefig(path, dpi=150)
+
+
+def _draw_speeds(forecast: Forecast, axes: Any) -> None:
+    """Draw a curve per phase for plans of sizes and for plans of speeds, and the plan in every phase."""
+    prediction, scale = forecast.plan.prediction, _scale(forecast)
+    assert prediction is not None
+    curves = (("planned for size", forecast.points, "#0b5fa5"), ("planned for speed", forecast.speed_points, _BY_SPEED))
+    shown = []
+    for name, points, color in curves:
+        timed = [point for point in points if point.speeds and exp(min(point.loss * scale, 7)) <= _MOST_SHOWN]
+        for found in prediction.speeds if timed else ():
+            speeds = [point.speeds[found.phase] for point in timed]
+            shown += speeds
+            losses = [exp(point.loss * scale) for point in timed]
+            label = f"{found.phase}, {name}"
+            axes.plot(speeds, losses, _LINES[found.phase], label=label, color=color, marker=".", linewidth=1.8)
+    for found in prediction.speeds:
+        shown.append(found.speed)
+        axes.plot([found.speed], [exp(prediction.nats_per_token)], "*", color=_CHOSEN, markersize=14)
+    axes.plot([1.0], [1.0], "s", color="black")
+    axes.axvline(1.0, color="0.6", linewidth=0.8, linestyle=":")
+    axes.set_xlim(min(0.95, min(shown) - 0.05), max(1.2, max(shown) + 0.05))
+    axes.set_xlabel("expected speed, multiple of the original's")
+    axes.set_title(_what_is_timed(forecast), fontsize=10, loc="left")
+
+
+def _what_is_timed(forecast: Forecast) -> str:
+    prediction = forecast.plan.prediction
+    assert prediction is not None
+    first = prediction.speeds[0]
+    return f"prefill of {first.tokens} tokens, decode at batch {first.batch}; the stars are the plan"
 
 
 def _parameters(forecast: Forecast) -> int:

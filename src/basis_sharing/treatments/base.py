@@ -5,7 +5,7 @@ of its entries (a :class:`~basis_sharing.runtime.layers_basis_sharing.Kind`) hav
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -65,6 +65,7 @@ class Search:
         curves: Cache of measured losses by treatment and scope; new ones are added.
         processes: The processes that divide the measurements among them; all of them get the same candidates.
         progress: Receives progress events.
+        multiples: Returns what the ranks of a group are multiples of; None: the number in the settings, or 1.
     """
 
     model: Any
@@ -75,6 +76,14 @@ class Search:
     curves: Curves = field(default_factory=dict)
     processes: Processes = field(default_factory=Processes)
     progress: ProgressCallback = silent
+    multiples: Callable[[Sequence[Projection]], int] | None = None
+
+    def multiple(self, scope: Sequence[Projection]) -> int:
+        """Return what the ranks of a group are multiples of."""
+        if self.multiples is not None:
+            return self.multiples(scope)
+        given = self.planning.rank_multiple
+        return 1 if given == "auto" else given
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from basis_sharing.models.family import Decoder
 from basis_sharing.models.multimodal import auto_class_of_model
 from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_file_bytes
 from basis_sharing.models.source import ModelSource, stored_bytes
+from basis_sharing.planning.clock import check_machine
 from basis_sharing.planning.published import shared_roles_of
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
@@ -81,6 +82,7 @@ def compress(
         True
     """
     recipe, given = with_plan(as_recipe(recipe, settings))
+    check_machine(recipe)
     source, machine = source_of(model, tokenizer), machine_for(device, max_memory, model)
     own_work = work_beside(Path(output)) if output is not None and work is None and source is not None else None
     inputs, kept = [*_input_paths(recipe, source), *([] if work is None else [Path(work)])], own_work or work
@@ -158,9 +160,10 @@ class _Compression:
         plan.check(self.run.whole)
         self._check_space(plan.bytes(self.run.decoder, self.run.model.dtype.itemsize))
         count = len(plan.entries)
-        self.run.progress(
-            Progress(f"planned, {plan.removed_fraction(self.run.decoder):.2%} less", count, count, "groups")
-        )
+        speeds = () if plan.prediction is None else plan.prediction.speeds
+        less = f"{plan.removed_fraction(self.run.decoder):.2%} less"
+        expected = ", ".join([less, *(f"{speed.phase} {speed.speed:.2f} x" for speed in speeds)])
+        self.run.progress(Progress(f"planned, {expected}", count, count, "groups"))
         if self.on_plan is not None:
             self.on_plan(plan)
 

@@ -7,18 +7,19 @@ from typing import Any, Unpack
 
 from basis_sharing.calibration.corpora import parse_texts
 from basis_sharing.calibration.text import calibration_text
+from basis_sharing.costs.base import shapes_of
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import prepare_text
 from basis_sharing.models.sizes import parameter_count
+from basis_sharing.planning.clock import Clock, check_machine
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.published import published_plan
-from basis_sharing.planning.stage import MakePlan, known_curves, planner_for
-from basis_sharing.planning.targets import costs_of
+from basis_sharing.planning.stage import MakePlan, known_curves, slower_than_the_original
 from basis_sharing.planning.trial import measured_prediction
 from basis_sharing.plans.plan import Plan, dense_parameters, spans_blocks
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
-from basis_sharing.results.forecast import Forecast, Point
+from basis_sharing.results.forecast import Forecast, Point, RoleForecast
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.run import Run, opened, source_of
@@ -29,6 +30,7 @@ from basis_sharing.verbs.stages import shapes_of_run
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
 
+SPEEDS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 RATIOS = tuple(Fraction(step, 20) for step in range(1, 20, 2))
 BASELINES = ("basis-sharing", "svd-llm", "asvd", "fwsvd", "svd")
 
@@ -75,6 +77,7 @@ def plan(
     if not recipe.preset.planned or recipe.plan is not None:
         raise PlanError("only method auto is planned: leave out --method and --plan.")
     parse_texts(recipe.calibration, recipe.evaluate)
+    check_machine(recipe)
     source = source_of(model, tokenizer)
     machine = machine_for(device, max_memory, model)
     with opened(
@@ -82,7 +85,7 @@ def plan(
     ) as run:
         text = calibration_text(recipe, run)
         collect = Collect(WEIGHTINGS[recipe.weighting], text)
-        make = MakePlan(recipe, recipe, recipe, recipe.length, collect)
+        make = MakePlan(recipe, recipe, recipe, recipe, recipe.length, collect)
         run = run.within(least_memory(needs_of([collect, make], shapes_of_run(recipe, run, text))))
         collect.run(run)
         with known_curves(run, collect.weighting, text) as curves:
@@ -95,35 +98,38 @@ class _Forecasting:
     def __init__(self, recipe: Recipe, run: Run, collect: Collect, make: MakePlan, curves: Curves) -> None:
         self._recipe, self._run, self._collect, self._make, self._curves = recipe, run, collect, make, curves
         self._other = parameter_count(run.model) - dense_parameters(run.decoder)
+        self._clock = Clock.of(recipe, run)
+        self._multiples = make.multiples(run, self._clock)
 
     def forecast(self, baselines: Sequence[str]) -> Forecast:
         """Return the plan for the target, and the curves of the planner and of published methods."""
         decoder = self._run.decoder
-        planner = self._planner(self._recipe)
-        plan = self._make.meeting_the_target(planner, self._run)
-        unrounded = None if self._recipe.rank_multiple == 1 else self._unrounded(plan)
+        planner = self._make.planner(self._run, self._curves, self._multiples)
+        plan = self._make.meeting_the_target(planner, self._run, self._clock)
+        rounded = self._multiples.rounds
+        unrounded = self._unrounded(plan) if rounded else None
         unshared = None
         if any(spans_blocks(entry, decoder) for entry in plan.entries):
             unshared = self._in_the_same_size(planner.without_sharing_across_depth(), plan)
         plan = self._measured(plan)
+        points = (*self._curve(planner), *(point for name in baselines for point in self._baseline(name)))
+        speed_points = tuple(self._speed_curve())
         return Forecast(
             plan=plan,
             dense_parameters=self._other + dense_parameters(decoder),
             dense_multiplications=dense_parameters(decoder),
-            points=(*self._curve(planner), *(point for name in baselines for point in self._baseline(name))),
+            points=points,
+            speed_points=speed_points,
+            roles=tuple(self._roles(plan)),
+            rank_multiples=str(self._multiples) if rounded else None,
             unrounded_loss=unrounded,
             unshared_loss=unshared,
-            notes=tuple(self._run.notes),
+            notes=(*self._run.notes, *self._clock.notes, *slower_than_the_original(plan)),
         )
-
-    def _planner(self, planning: Planning) -> Planner:
-        cost = costs_of(self._recipe, self._run.model)[0]
-        return planner_for(planning, cost, self._run, self._collect, self._curves)
 
     def _unrounded(self, plan: Plan) -> float:
         """Return the expected loss of the best plan of the same size without rank multiples."""
-        every_rank = self._recipe.model_copy(update={"rank_multiple": 1})
-        return self._in_the_same_size(self._planner(every_rank), plan)
+        return self._in_the_same_size(self._make.planner(self._run, self._curves, None), plan)
 
     def _in_the_same_size(self, planner: Planner, plan: Plan) -> float:
         """Return the expected loss of a planner's plan with as many parameters as ``plan``."""
@@ -147,8 +153,49 @@ class _Forecasting:
                 plan = planner.at_ratio(float(ratio))
             except PlanError:
                 break  # the smallest plan is larger: the curve ends here
-            points.append(self._point(planner.method, plan, _expected(plan)))
+            points.append(self._point(planner.method, plan, _expected(plan), timed=True))
         return points
+
+    def _speed_curve(self) -> list[Point]:
+        """Return the best plans that have a speed in all phases."""
+        points, decoder, model = [], self._run.decoder, self._run.model
+        planner = self._make.planner(self._run, self._curves, self._multiples.bounded())
+        self._clock.measure(planner.space, self._clock.products)
+        for speed in SPEEDS:
+            limits = [(time, time.budget(time.original / speed, model, decoder)) for time in self._clock.times]
+            try:
+                plan = planner.within(limits)
+            except PlanError:
+                break  # the fastest plan is slower: the curve ends here
+            points.append(self._point(planner.method, plan, _expected(plan), timed=True))
+        return points
+
+    def _roles(self, plan: Plan) -> list[RoleForecast]:
+        """Return what a plan does to the projections of every role."""
+        decoder = self._run.decoder
+        entries = {name: entry for entry in plan.entries for name in entry.members}
+        found = []
+        for role in dict.fromkeys(p.role for p in decoder.projections):
+            own = [p for p in decoder.projections if p.role == role]
+            changed = [(p, entries[p.name]) for p in own if p.name in entries]
+            known = decoder.by_name
+            kept = [entry.kept(shapes_of([known[name] for name in entry.members])) for _, entry in changed]
+            found.append(
+                RoleForecast(
+                    role=role,
+                    projections=len(own),
+                    dense=len(own) - len(changed),
+                    kept=(len(own) - len(changed) + sum(kept)) / len(own),
+                    loss=sum((entry.loss or 0.0) / len(entry.members) for _, entry in changed),
+                    original={time.workload.phase: time.dense(own) for time in self._clock.products},
+                    seconds={
+                        time.workload.phase: time.dense([p for p in own if p.name not in entries])
+                        + sum(time.share(p, [known[name] for name in entry.members], entry) for p, entry in changed)
+                        for time in self._clock.products
+                    },
+                )
+            )
+        return found
 
     def _baseline(self, method: str) -> list[Point]:
         run, plans = self._run, dict[Fraction, Plan]()
@@ -162,7 +209,7 @@ class _Forecasting:
         )
         return [self._point(method, plans[ratio], loss) for ratio, loss in losses.items()]
 
-    def _point(self, method: str, plan: Plan, loss: float) -> Point:
+    def _point(self, method: str, plan: Plan, loss: float, *, timed: bool = False) -> Point:
         decoder = self._run.decoder
         return Point(
             method=method,
@@ -170,6 +217,7 @@ class _Forecasting:
             parameters=self._other + plan.parameters(decoder),
             multiplications=plan.multiplications(decoder),
             loss=loss,
+            speeds={found.phase: found.speed for found in self._clock.speeds(plan)} if timed else {},
         )
 
 

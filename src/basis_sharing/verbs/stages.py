@@ -54,7 +54,7 @@ class CompressionStages:
         windows = None if text is None else text.windows
         self.original_window = RunWindow(windows, "running the original")
         self.collect = Collect(WEIGHTINGS[asked.weighting], text)
-        self.plan = MakePlan(asked, asked, asked, asked.length, self.collect, given=given, on_plan=announce)
+        self.plan = MakePlan(asked, asked, asked, asked, asked.length, self.collect, given=given, on_plan=announce)
         self.original = KeepOriginal(asked, asked.chosen_refit, asked.seed, text, self.plan)
         self.execute = Execute(self.plan, self.collect, asked, in_nats=in_nats, about=self.original.about)
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []

@@ -68,8 +68,7 @@ def factor_candidates(search: Search) -> list[Candidate]:
 
 
 def _candidate(group: Group, search: Search) -> Candidate:
-    planning = search.planning
-    options = worthwhile(group.scope, planning.stored_form, planning.rank_multiple)
+    options = worthwhile(group.scope, search.planning.stored_form, search.multiple(group.scope))
     return Candidate(group.scope, options, group.losses[options.ranks])
 
 

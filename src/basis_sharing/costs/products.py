@@ -1,0 +1,168 @@
+"""The measured operations of a projection: one product with a weight, and the rest of a pivoted factorized one."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from basis_sharing.costs.stopwatch import Action, Measured, measure
+from basis_sharing.run.progress import Progress, ProgressCallback
+from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+
+_CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+_USUAL_CACHE = 32 * 2**20
+_TIMES_THE_CACHE = 3
+_MOST_MODULES = 48
+_NOISE = 2**20  # different numbers in the weights, repeated
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation on the features of some tokens.
+
+    Attributes:
+        rows: Number of tokens.
+        d_in: Number of input features.
+        d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs, that is
+            ordering its inputs, adding the pivots, and calling its modules.
+    """
+
+    rows: int
+    d_in: int
+    d_out: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of the operation in a file of times."""
+        return f"{self.rows} x {self.d_in} -> {self.d_out}" if self.d_out else f"{self.rows} x {self.d_in}: rest"
+
+    @property
+    def halves(self) -> tuple["Operation", "Operation"]:
+        """The products of the factorized projection on which the rest is measured."""
+        rank = max(1, self.d_in // 2)
+        return Operation(self.rows, self.d_in - rank, rank), Operation(self.rows, rank, rank)
+
+
+def measured_operations(
+    operations: Iterable[Operation],
+    device: torch.device,
+    dtype: torch.dtype,
+    working_set: int,
+    progress: ProgressCallback,
+) -> dict[Operation, Measured]:
+    """Return the time of operations on a device, with weights that are read in turns, as those of a model are.
+
+    Args:
+        operations: The operations.
+        device: The device.
+        dtype: Dtype of features and weights.
+        working_set: Bytes of the weights that are read in turns.
+        progress: Receives one event per operation and round.
+    """
+    wanted = list(dict.fromkeys(operations))
+    products = dict.fromkeys(product for one in wanted for product in ((one,) if one.d_out else one.halves))
+    largest = max(product.d_in * product.d_out for product in products)
+    pool = _Pool(device, dtype, max(working_set // dtype.itemsize, 2 * largest))
+    actions: dict[tuple[Operation, bool], Action] = {}
+    for product in products:
+        actions[product, True] = _product(product, pool)
+    for one in wanted:
+        if not one.d_out:
+            actions[one, False] = _factorized(one, pool)
+    done, total = 0, 3 * len(actions)
+
+    def ran(left: int) -> None:
+        nonlocal done
+        done += 1
+        progress(Progress("timing products", done, max(total, done + left), "runs"))
+
+    found = measure(actions, device, ran)
+    times = {one: found[one, True] for one in wanted if one.d_out}
+    for one in wanted:
+        if not one.d_out:
+            times[one] = _rest(found[one, False], [found[half, True] for half in one.halves])
+    return times
+
+
+def _rest(whole: Measured, products: list[Measured]) -> Measured:
+    """Return what a factorized projection takes beyond its products."""
+    seconds = max(0.0, whole.seconds - sum(product.seconds for product in products))
+    return Measured(seconds, whole.spread, whole.steady and all(product.steady for product in products))
+
+
+class _Pool:
+    """Numbers from which weights are cut.
+
+    Args:
+        device: The device.
+        dtype: Dtype of the numbers.
+        count: How many there are at least.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, count: int) -> None:
+        noise = torch.randn(min(count, _NOISE), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        self._numbers = noise.repeat(-(-count // len(noise)))
+        self.like = noise
+
+    def weights(self, d_out: int, d_in: int) -> list[Tensor]:
+        """Return weights of a shape that do not overlap."""
+        size = d_in * d_out
+        count = len(self._numbers) // size
+        return [self._numbers[place * size :][:size].view(d_out, d_in) for place in range(min(count, 512))]
+
+    def features(self, rows: int, width: int) -> Tensor:
+        """Return features of some tokens, shape ``[rows, width]``."""
+        return self.like.repeat(-(-rows * width // len(self.like)))[: rows * width].view(rows, width)
+
+
+def beyond_caches(device: torch.device) -> int:
+    """Return the bytes of weights that are read in turns from the memory of a device, and not from its caches."""
+    return _TIMES_THE_CACHE * _cache_bytes(device)
+
+
+def _cache_bytes(device: torch.device) -> int:
+    """Return the bytes of the last cache before the memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    if _CACHE_FILE.is_file():
+        text = _CACHE_FILE.read_text(encoding="ascii").strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            return int(text[:-1]) * 1024
+    return _USUAL_CACHE
+
+
+def _product(product: Operation, pool: _Pool) -> Action:
+    x, weights = pool.features(product.rows, product.d_in), cycle(pool.weights(product.d_out, product.d_in))
+    return lambda: linear(x, next(weights))
+
+
+def _factorized(rest: Operation, pool: _Pool) -> Action:
+    x, modules = pool.features(rest.rows, rest.d_in), cycle(_modules(rest, pool))
+    return lambda: next(modules)(x)
+
+
+def _modules(rest: Operation, pool: _Pool) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield factorized projections whose pivots are every other input."""
+    basis, coefficients = rest.halves
+    device = pool.like.device
+    pivots = torch.arange(1, rest.d_in, 2, dtype=torch.int32, device=device)[: basis.d_out]
+    others = torch.ones(rest.d_in, dtype=torch.bool, device=device)
+    others[pivots.long()] = False
+    remaining = others.nonzero()[:, 0].int()
+    both = zip(
+        pool.weights(basis.d_out, basis.d_in),
+        reversed(pool.weights(coefficients.d_out, coefficients.d_in)),
+        strict=False,
+    )
+    for number, (first, second) in enumerate(both):
+        if number == _MOST_MODULES:
+            return
+        module = FactorizedLinear(rest.d_in, basis.d_out, coefficients.d_out, False, pivoted=True, device="meta")
+        module.basis.weight = nn.Parameter(first, requires_grad=False)
+        module.coeff.weight = nn.Parameter(second, requires_grad=False)
+        module.set_pivots(pivots, remaining)
+        yield module

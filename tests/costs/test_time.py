@@ -1,0 +1,72 @@
+"""The cost ``time``: looked up in a table of measured times, never computed from multiplications."""
+
+import numpy as np
+import pytest
+import torch
+
+from basis_sharing.costs.products import Operation, measured_operations
+from basis_sharing.costs.stopwatch import Measured
+from basis_sharing.costs.time import Time, Workload
+from basis_sharing.costs.time_table import TimedOn, TimeTable
+from basis_sharing.models.decoder import describe
+from basis_sharing.run.progress import Progress
+from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.treatments.factors.options import worthwhile
+from conftest import seconds_of
+from pico import PICO
+
+MACHINE = TimedOn("cpu", "a processor", 1, "float32", "2", 2**20)
+PREFILL = Workload("prefill", 16, 1)
+
+
+def time_of(workload: Workload = PREFILL) -> Time:
+    return Time(TimeTable(MACHINE, torch.device("cpu")), workload, 1.0)
+
+
+@pytest.mark.parametrize("workload", [PREFILL, Workload("decode", 16, 4)])
+def test_an_option_takes_as_long_as_its_products_and_the_order_of_its_inputs(workload: Workload) -> None:
+    q, k = describe(PICO["llama"]()).projections[:2]
+    rows = {"prefill": 16, "decode": 4}[workload.phase]
+    cost = time_of(workload)
+    parts = [Operation(rows, q.d_in - 5, 5)] * 2 + [Operation(rows, 5, q.d_out), Operation(rows, 5, k.d_out)]
+    plain = [Operation(rows, q.d_in, 5)] * 2 + parts[2:]
+    rests = [Operation(rows, q.d_in)] * 2
+    option = Factors(members=(q.name, k.name), rank=5, form="pivoted")
+    assert cost.of([q, k], option) == pytest.approx(sum(map(seconds_of, parts + rests)))
+    option = Factors(members=(q.name, k.name), rank=5, form="plain")
+    assert cost.of([q, k], option) == pytest.approx(sum(map(seconds_of, plain)))
+    assert cost.dense([q, k]) == sum(seconds_of(Operation(rows, p.d_in, p.d_out)) for p in (q, k))
+
+
+@pytest.mark.parametrize("form", ["plain", "pivoted"])
+def test_many_options_at_once_take_what_each_of_them_takes(form: str) -> None:
+    q = describe(PICO["llama"]()).projections[:1]
+    options, cost = worthwhile(q, "pivoted" if form == "pivoted" else "plain"), time_of()
+    together = cost.of(q, options)
+    assert np.allclose(together, [cost.of(q, option) for option in options])
+    needed = set(cost.needed(q, [options]))
+    assert needed == {one for option in options for one in cost.needed(q, [option])}
+
+
+def test_parts_of_a_group_take_together_what_it_takes() -> None:
+    scope = describe(PICO["llama"]()).projections[:3]
+    option, cost = Factors(members=tuple(p.name for p in scope), rank=7, form="pivoted"), time_of()
+    assert sum(cost.share(p, scope, option) for p in scope) == pytest.approx(cost.of(scope, option))
+
+
+def test_the_projections_and_the_rest_make_the_whole_model() -> None:
+    model = PICO["llama"]()
+    decoder, cost = describe(model), time_of()
+    assert cost.whole(cost.dense(decoder.projections), model, decoder) == pytest.approx(1.0)
+    assert cost.key != time_of(Workload("decode", 16, 1)).key
+
+
+@pytest.mark.real_times
+def test_a_real_table_has_a_time_for_everything_that_was_asked() -> None:
+    events: list[Progress] = []
+    wanted = [Operation(4, 64, 32), Operation(4, 32, 96), Operation(1, 64, 32), Operation(4, 64)]
+    found = measured_operations(wanted, torch.device("cpu"), torch.float32, 2**18, events.append)
+    assert list(found) == wanted
+    assert all(isinstance(time, Measured) and 0 < time.seconds < 1 for time in list(found.values())[:3])
+    assert found[wanted[3]].seconds >= 0
+    assert events[-1].done == events[-1].total
