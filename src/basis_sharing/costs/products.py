@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from basis_sharing.costs.stopwatch import Action, Measured, measure
 from basis_sharing.run.progress import Progress, ProgressCallback
-from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 
 _CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _USUAL_CACHE = 32 * 2**20
@@ -27,8 +27,8 @@ class Operation:
     Attributes:
         rows: Number of tokens.
         d_in: Number of input features.
-        d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs, that is
-            ordering its inputs, adding the pivots, and calling its modules.
+        d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs in order,
+            that is adding the pivots, and calling its modules.
     """
 
     rows: int
@@ -146,13 +146,8 @@ def _factorized(rest: Operation, pool: _Pool) -> Action:
 
 
 def _modules(rest: Operation, pool: _Pool) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield factorized projections whose pivots are every other input."""
+    """Yield factorized projections whose pivots are the first half of their inputs."""
     basis, coefficients = rest.halves
-    device = pool.like.device
-    pivots = torch.arange(1, rest.d_in, 2, dtype=torch.int32, device=device)[: basis.d_out]
-    others = torch.ones(rest.d_in, dtype=torch.bool, device=device)
-    others[pivots.long()] = False
-    remaining = others.nonzero()[:, 0].int()
     both = zip(
         pool.weights(basis.d_out, basis.d_in),
         reversed(pool.weights(coefficients.d_out, coefficients.d_in)),
@@ -164,5 +159,4 @@ def _modules(rest: Operation, pool: _Pool) -> Iterator[Callable[[Tensor], Tensor
         module = FactorizedLinear(rest.d_in, basis.d_out, coefficients.d_out, False, pivoted=True, device="meta")
         module.basis.weight = nn.Parameter(first, requires_grad=False)
         module.coeff.weight = nn.Parameter(second, requires_grad=False)
-        module.set_pivots(pivots, remaining)
         yield module

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from basis_sharing.costs.base import Cost, Priced, Scope, shapes_of
+from basis_sharing.costs.base import Cost, Priced, Scope, inputs_of, shapes_of
 from basis_sharing.costs.products import Operation
 from basis_sharing.costs.time_table import TimeTable
 from basis_sharing.models.family import Decoder, Projection
@@ -107,13 +107,13 @@ class Time(Cost):
     def _parts(self, scope: Scope, option: Priced) -> Iterator[tuple[list[Operation], int]]:
         """Yield the operations of an option, a list over the options of a sequence, and how often each is done."""
         shapes = shapes_of(scope)
-        for product in option.products(shapes):
+        for product in option.products(shapes, inputs_of(scope)):
             d_in, d_out = np.broadcast_arrays(product.d_in, product.d_out)
             sizes = zip(d_in.ravel().tolist(), d_out.ravel().tolist(), strict=True)
             yield [self._product(*size) for size in sizes], product.times
         for tensor in option.stored(shapes):
-            if tensor.buffer:  # the order of the inputs, by which every projection of the scope parts them
-                yield [Operation(self.workload.rows, int(tensor.shape[0]))], len(scope)
+            if tensor.buffer:  # the order of the inputs, in which every input of the scope is parted
+                yield [Operation(self.workload.rows, int(tensor.shape[0]))], inputs_of(scope)
 
     def _product(self, d_in: int, d_out: int) -> Operation:
         return Operation(self.workload.rows, d_in, d_out)

@@ -103,7 +103,7 @@ def _fast_enough(p: Projection, trials: dict[int, tuple[int, ...]], form: Form, 
     for multiple, ranks in trials.items():
         slowness[multiple] = [
             time.of((p,), option)
-            / sum(product.d_in * product.d_out for product in option.products([(p.d_in, p.d_out)]))
+            / sum(product.d_in * product.d_out for product in option.products([(p.d_in, p.d_out)], 1))
             for time in times
             for option in (_option(p, rank, form) for rank in ranks)
         ]
