@@ -34,6 +34,14 @@ class Fork:
 
     def __init__(self, pid: int, printed: Sequence[Path], poll: Callable[[int], int | None]) -> None:
         self.pid, self._printed, self._poll = pid, printed, poll
+        self._code: int | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process has not ended."""
+        if self._code is None:
+            self._code = self._poll(self.pid)
+        return self._code is None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -41,13 +49,14 @@ class Fork:
     def wait(self, seconds: float = 300) -> Ended:
         """Return how the process ended; kill it after ``seconds``."""
         deadline = time.monotonic() + seconds
-        while (code := self._poll(self.pid)) is None:
+        while self.runs:
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.02)
         stdout, stderr = (path.read_text(encoding="utf-8", errors="replace") for path in self._printed)
         shutil.rmtree(self._printed[0].parent)
-        return Ended(code, stdout, stderr)
+        assert self._code is not None
+        return Ended(self._code, stdout, stderr)
 
 
 def forked(action: Callable[[], object], **environment: str) -> Fork:
@@ -144,7 +153,7 @@ def _asked(verb: str, what: Any) -> int | None:
 
 
 def serve() -> None:
-    """Import what takes long, then answer the lines of the input until it ends: a program to start, or how one ended."""
+    """Import what takes long, then answer lines of the input: start a program, or tell whether and how it ended."""
     import pytest  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from basis_sharing.runtime.layers_basis_sharing import FactorizedLinear
 from basis_sharing.treatments.base import TREATMENTS, install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.none import Unweighted
+from forks import fresh
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
@@ -262,17 +260,7 @@ def test_remote_code_without_the_package_and_a_loud_failure_without_both(
 ) -> None:
     keys = [key for key in CASES if key[1] in FORMS or key[1] == "auto"]
     cases = [compressed(key, tmp_path_factory) for key in keys]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment["OMP_NUM_THREADS"] = "1"  # as here: sums of experts depend on the number of threads
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path), *(str(case.folder) for case in cases)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = fresh(REMOTE, tmp_path, *(case.folder for case in cases), cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     for case in cases:
         assert torch.equal(torch.load(tmp_path / f"{case.folder.name}.pt"), case.logits), case.folder.name

@@ -31,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "basis-sharing": {"ratio": 0.4, "method": "basis-sharing"},
     "fwsvd": {"ratio": 0.3, "method": "fwsvd"},
 }
+
+
 def worker(command: list[str], dies_at: int) -> None:
     """Run a command; the second process of a job dies when it runs a block for the ``dies_at``-th time."""
     run_block, calls = backward.run_block, 0

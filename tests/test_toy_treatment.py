@@ -1,9 +1,6 @@
 """A treatment from outside the package, ``tests/toy``, does all that factors do, with nothing else touched."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import basis_sharing
-import toy
 from basis_sharing.checkpoint.folder import check_folder, entries_in
 from basis_sharing.cli.main import main
 from basis_sharing.costs.base import COSTS, shapes_of
@@ -28,6 +24,7 @@ from basis_sharing.results.compression import CompressionResult
 from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.format_basis_sharing import FormatError, entry_from, register_entry
 from basis_sharing.treatments.base import TREATMENTS, register
+from forks import Ended, fresh
 from pico import PICO, save_with_texts, weight_bytes
 from toy.entry import TENSORS, Toy
 from toy.layers import ToyLinear
@@ -161,18 +158,10 @@ with torch.no_grad():
 """
 
 
-def load_elsewhere(
-    folder: Path, target: Path, imports: str, *, remote: bool = False
-) -> "subprocess.CompletedProcess[str]":
-    paths = [str(Path(basis_sharing.__file__).parents[1]), str(Path(toy.__file__).parents[1])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "HF_MODULES_CACHE": str(target.parent / "modules"),
-    }
+def load_elsewhere(folder: Path, target: Path, imports: str, *, remote: bool = False) -> Ended:
+    path = [Path(basis_sharing.__file__).parents[1]]
     code = LOADER.format(imports=imports, remote=remote)
-    command = [sys.executable, "-c", code, str(folder), str(target)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return fresh(code, folder, target, cwd=target.parent, path=path).wait()
 
 
 def test_a_process_that_imports_it_loads_it(space: Path, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """What a run will need, told before: the numbers bound what it really takes."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import basis_sharing
 from basis_sharing.cli.main import app
 from basis_sharing.errors import MemoryBudgetError
 from basis_sharing.models.source import read_in_place, resolve
@@ -23,6 +22,7 @@ from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Stage
 from basis_sharing.verbs.compress import compress
 from basis_sharing.verbs.estimate import estimate
+from forks import fresh
 from pico import PICO, TEXT, build, pico_tokenizer, real_model, save_pico, save_with_texts, weight_bytes
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "windows": 6, "length": 64}
@@ -143,12 +143,9 @@ def test_memory_stays_below_what_was_told(method: dict[str, Any], tmp_path: Path
     text = wide_model(tmp_path) / "text.txt"
     settings: dict[str, Any] = {"ratio": 0.3, "calibration": str(text), "windows": 6, "length": 256, **method}
     told = estimate(str(tmp_path / "model"), **settings)
-    found = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path / "model"), str(tmp_path / "out"), json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    arguments = (tmp_path / "model", tmp_path / "out", json.dumps(settings))
+    found = fresh(PEAK, *arguments, cwd=tmp_path, path=[Path(basis_sharing.__file__).parents[1]]).wait()
+    assert found.returncode == 0, found.stderr
     # Of this process only the tests know what it has; the other one has just the libraries.
     peak, stages = int(found.stdout.splitlines()[-1]), max(stage.memory for stage in told.stages)
     libraries = 500 * 2**20
