@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from basis_sharing.results.comparison import Limits
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.run.progress import Progress
+from basis_sharing.verbs import rollout as story
+from basis_sharing.verbs.bench import bench
 from basis_sharing.verbs.rollout import rollout
 from forks import forked
 from pico import save_with_texts, weight_bytes
@@ -24,12 +27,13 @@ GENEROUS = Limits(max_kl=100)
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_with_texts(tmp_path_factory.mktemp("rollout"))
+    return save_with_texts(tmp_path_factory.mktemp("rollout"), blocks=3)
 
 
 def run(space: Path, output: Path, limits: Limits, **options: Any) -> Rollout:
     text = str(space / "text.txt")
-    arguments = {"ratios": (0.1, 0.3), "benchmark": False, "text": text, "calibration": text, **SETTINGS, **options}
+    texts = {"text": text, "evaluation_windows": 8, "calibration": text}
+    arguments = {"ratios": (0.1, 0.3), "benchmark": False, **texts, **SETTINGS, **options}
     return rollout(space / "model", output, limits, **arguments)
 
 
@@ -102,7 +106,12 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     assert weight_bytes(output / "best") == weight_bytes(space / "whole" / "best")
 
 
-def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(space: Path, tmp_path: Path) -> None:
+def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick: dict[str, Any] = {"prompt_tokens": 24, "new_tokens": 3, "repeats": 2, "precision": None, "memory": False}
+    monkeypatch.setattr("basis_sharing.benchmark.turns._SECONDS_PER_REPEAT", 0.0)
+    monkeypatch.setattr(story, "bench", partial(bench, **quick))
     output, stage = tmp_path / "out", "01-gate-up-down-0.3: measuring speed"
     assert killed_at(stage, space, output, ratios=(0.3,), benchmark=True) == -signal.SIGKILL
     assert not Rollout.read(output / "rollout.json").steps
