@@ -5,12 +5,16 @@ VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs format vllm benchmarks clean
+.PHONY: demo test suite lint docs format vllm benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev lint docs
+# Types and pages keep one core busy, so the tests begin beside them.
+test: $(VENV)/.dev
+	$(MAKE) --no-print-directory --jobs 2 lint docs suite
+
+suite: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev

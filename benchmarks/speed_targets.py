@@ -37,7 +37,7 @@ from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.run import Run
 from basis_sharing.runtime.format_basis_sharing import Factors
-from basis_sharing.runtime.layers_basis_sharing import encode_pivots
+from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
 from basis_sharing.treatments.base import Candidate, Outcome, install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.treatments.factors.options import worthwhile
@@ -68,7 +68,7 @@ def measured_speed(dense: Any, compressed: Any, time: Time) -> dict[str, float]:
     else:
         runs = [Decode(model, ids, STEPS) for model in (dense, compressed)]
     turns = STEPS if workload.phase == "decode" else 3
-    first, second = take_turns(runs, REPEATS, turns)
+    first, second = (times.seconds for times in take_turns(runs, REPEATS, turns))
     return {"dense": min(first), "plan": min(second), "speed": paired_speed(first, second).median}
 
 

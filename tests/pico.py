@@ -130,7 +130,11 @@ def pico_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_pico(
-    name: str, folder: Path, dtype: torch.dtype | None = None, max_shard_size: int | str | None = None
+    name: str,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | str | None = None,
+    blocks: int | None = None,
 ) -> Path:
     """Save a pico model with its tokenizer, as a Hugging Face folder.
 
@@ -139,11 +143,12 @@ def save_pico(
         folder: Where to; created if needed.
         dtype: Type to store the weights in; None for float32.
         max_shard_size: Bytes (or ``"100KB"``) per safetensors file; None for one file.
+        blocks: How many of its blocks are kept, for tests that compress many times; None for all.
 
     Returns:
         The folder.
     """
-    model = PICO[name]()
+    model = shortened(PICO[name](), blocks)
     if dtype is not None:
         model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size=max_shard_size or "1GB")
@@ -151,9 +156,17 @@ def save_pico(
     return folder
 
 
-def save_with_texts(root: Path) -> Path:
+def shortened(model: PreTrainedModel, blocks: int | None) -> PreTrainedModel:
+    """Return a model of the LLaMA kind with its first blocks alone; None leaves all of them."""
+    if blocks is not None:
+        model.model.layers = model.model.layers[:blocks]
+        model.config.num_hidden_layers = blocks
+    return model
+
+
+def save_with_texts(root: Path, blocks: int | None = None) -> Path:
     """Save a pico LLaMA as ``root/model`` beside two texts, ``text.txt`` and ``other.txt``; return ``root``."""
-    save_pico("llama", root / "model")
+    save_pico("llama", root / "model", blocks=blocks)
     (root / "text.txt").write_text(TEXT)
     (root / "other.txt").write_text(TEXT.upper())
     return root

@@ -1,10 +1,7 @@
 """What 0.1.0 wrote goes on working, and what a newer version wrote is refused in a sentence."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.rollout import Rollout
 from basis_sharing.results.study import StudyResult
 from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from forks import fresh
 
 OLD = Path(__file__).parent / "fixtures" / "0.1.0"
 CHECKPOINTS = ("auto", "basis-sharing")
@@ -142,16 +140,7 @@ def test_the_files_they_carry_load_them_without_the_package(tmp_path: Path) -> N
         shutil.copytree(OLD / name, tmp_path / name)
         AutoModelForCausalLM.from_pretrained(OLD / name).save_pretrained(tmp_path / f"{name}-2")
         folders[tmp_path / f"{name}-2"] = name
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, *map(str, folders)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = fresh(REMOTE, *folders, cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "auto").glob("*.py"))) == 1
     assert len(list((tmp_path / "auto-2").glob("*_basis_sharing.py"))) == 3

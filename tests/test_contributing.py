@@ -9,8 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,18 @@ from typing import Any
 
 import pytest
 
+from forks import fresh
 from pico import save_with_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.stem for path in DOCS.glob("adding-*.md"))
 RUNNER = """
-import json, sys
+import json, pathlib, sys
 sys.argv[0] = "basis-sharing"
+import basis_sharing
 from basis_sharing.cli.main import main
+assert pathlib.Path(basis_sharing.__file__).parent == pathlib.Path("basis_sharing").absolute()
 
 def run(arguments):
     try:
@@ -115,12 +116,12 @@ def written(page: str, root: Path) -> list[str]:
     return tests
 
 
-def python(root: Path, *arguments: str) -> str:
-    """Run Python with the copy of the package, and return what it prints."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(ROOT / "tests")])}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
+def python(root: Path, code: str, *arguments: str) -> str:
+    """Run a program with the copy of the package, and return what it prints."""
+    path = [root, ROOT / "tests"]
+    done = fresh(
+        code, *arguments, cwd=root, path=path, environment={"PYTHONPATH": os.pathsep.join(map(str, path))}
+    ).wait()
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -130,10 +131,10 @@ def followed(page: str, root: Path, *further: list[str]) -> str:
     tests = written(page, root)
     save_with_texts(root)
     ours = [command[1:] for command in commands(page) if command[0] == "basis-sharing"]
-    printed = python(root, "-c", RUNNER, json.dumps([*ours, *further]), json.dumps(tests))
+    printed = python(root, RUNNER, json.dumps([*ours, *further]), json.dumps(tests))
     for command in commands(page):
         if command[0] == "python":
-            printed += python(root, *command[1:])
+            printed += python(root, command[2])
     return printed
 
 
@@ -166,13 +167,13 @@ def test_a_treatment(tmp_path: Path) -> None:
         "a, b = (M.from_pretrained(name)(ids).logits for name in ('./smaller', './dense'))\n"
         "print(torch.allclose(a, b, atol=1e-4))\n"
     )
-    assert python(tmp_path, "-c", code).split()[-1] == "True"
+    assert python(tmp_path, code).split()[-1] == "True"
 
 
 def test_a_family(tmp_path: Path) -> None:
     followed("adding-a-family", tmp_path)
     known = "from basis_sharing.models.families import FAMILIES; print([family.name for family in FAMILIES])"
-    assert "'starcoder2'" in python(tmp_path, "-c", known)
+    assert "'starcoder2'" in python(tmp_path, known)
 
 
 def test_an_export(tmp_path: Path) -> None:

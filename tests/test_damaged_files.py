@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from basis_sharing.checkpoint.folder import check_folder, entries_in
 from basis_sharing.errors import BasisSharingError
 from basis_sharing.models.decoder import describe
+from basis_sharing.models.family import Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.results.benchmark import BenchmarkResult
@@ -33,10 +35,15 @@ FIXTURES = Path(__file__).parent / "fixtures" / "0.1.0"
 RECIPE = {"ratio": 0.3, "method": "svd-llm", "calibration": "text.txt", "windows": 8, "roles": ["q", "k"], "seed": 1}
 
 
+@cache
+def decoder() -> Decoder:
+    return describe(PICO["llama"]())
+
+
 def checked_plan(path: Path) -> None:
-    plan, decoder = Plan.read(path), describe(PICO["llama"]())
-    plan.check(decoder)
-    assert plan.bytes(decoder, 4) > 0
+    plan = Plan.read(path)
+    plan.check(decoder())
+    assert plan.bytes(decoder(), 4) > 0
     plan.write(path)
     assert Plan.read(path) == plan
 

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from basis_sharing.runtime.format_basis_sharing import FORMS, Factors
 from basis_sharing.treatments.base import TREATMENTS, install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.none import Unweighted
+from forks import fresh
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
@@ -74,23 +72,19 @@ class Compressed:
         return [entry.members for entry in self.result.entries if entry.entry.kind == "factors"]
 
 
+BARE = [*[(name, form) for name in PICO for form in FORMS], ("llama", "auto")]
+"""Cases that load without the package."""
 CASES = [
-    *[(name, form) for name in PICO for form in FORMS],
-    *[("llama", name) for name in WAYS if name in PRESETS],
+    *BARE,
+    *[("llama", name) for name in WAYS if name in PRESETS and name != "auto"],
     *[(name, way) for name in ("llama", "gpt2") for way in WAYS if "treatments" in WAYS[way]],
 ]
-_CACHE: dict[tuple[str, str], Compressed] = {}
 
 
-def compressed(key: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Compressed:
-    if key not in _CACHE:
-        _CACHE[key] = Compressed(*key, tmp_path_factory.mktemp("matrix"))
-    return _CACHE[key]
-
-
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
-    return compressed(request.param, tmp_path_factory)
+    """Every case; of the module, so that all tests of a case follow each other and it is compressed once."""
+    return Compressed(*request.param, tmp_path_factory.mktemp("matrix"))
 
 
 def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
@@ -166,9 +160,13 @@ def test_generation_with_dynamic_and_static_cache(case: Compressed) -> None:
 
 def test_compiles_as_one_graph(case: Compressed) -> None:
     loaded = case.load()
+    if case.way in FORMS:  # one pair of blocks that share, and in Gemma the first one that attends to everything
+        blocks: Any = loaded.get_submodule(describe(PICO[case.name]()).blocks[0].rpartition(".")[0])
+        del blocks[3 if case.name == "gemma3" else 2 :]
+    expected = logits(loaded)
     torch._dynamo.reset()
     compiled = torch.compile(loaded, fullgraph=case.name != "mixtral", backend="eager")
-    assert torch.allclose(logits(compiled), case.logits, atol=1e-4)
+    assert torch.allclose(logits(compiled), expected, atol=1e-4)
 
 
 def test_full_rank_is_lossless(case: Compressed) -> None:
@@ -226,7 +224,7 @@ def test_the_result_file_repeats_the_result(case: Compressed) -> None:
 
 
 REMOTE = """
-import sys, json, pathlib, torch
+import sys, torch
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
 sys.path = [path for path in sys.path if not path.endswith("/src")]
 try:
@@ -235,47 +233,30 @@ try:
 except ImportError:
     pass
 from transformers import AutoModelForCausalLM
-root, folders = pathlib.Path(sys.argv[1]), [pathlib.Path(folder) for folder in sys.argv[2:]]
-for folder in folders:
-    try:
-        AutoModelForCausalLM.from_pretrained(folder)
-    except Exception:
-        pass
-    else:
-        sys.exit(f"{folder}: loaded without the code that understands it")
-for folder in folders:
-    name = folder.name
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    ids = torch.arange(24)[None]
-    with torch.no_grad():
-        expected = model(input_ids=ids, use_cache=False).logits
-    torch.save(expected, root / f"{name}.pt")
-    model.save_pretrained(root / f"{name}-again", max_shard_size="50KB")
-    again = AutoModelForCausalLM.from_pretrained(root / f"{name}-again", trust_remote_code=True)
-    with torch.no_grad():
-        assert torch.equal(again(input_ids=ids, use_cache=False).logits, expected), name
+folder = sys.argv[1]
+try:
+    AutoModelForCausalLM.from_pretrained(folder)
+except Exception:
+    pass
+else:
+    sys.exit("loaded without the code that understands it")
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+ids = torch.arange(24)[None]
+with torch.no_grad():
+    expected = model(input_ids=ids, use_cache=False).logits
+torch.save(expected, "logits.pt")
+model.save_pretrained("again", max_shard_size="50KB")
+again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(again(input_ids=ids, use_cache=False).logits, expected)
 """
 
 
-def test_remote_code_without_the_package_and_a_loud_failure_without_both(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    keys = [key for key in CASES if key[1] in FORMS or key[1] == "auto"]
-    cases = [compressed(key, tmp_path_factory) for key in keys]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    environment["OMP_NUM_THREADS"] = "1"  # as here: sums of experts depend on the number of threads
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path), *(str(case.folder) for case in cases)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
+@pytest.mark.parametrize("case", BARE, indirect=True, ids="-".join)
+def test_remote_code_without_the_package_and_a_loud_failure_without_both(case: Compressed, tmp_path: Path) -> None:
+    done = fresh(REMOTE, case.folder, cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
-    for case in cases:
-        assert torch.equal(torch.load(tmp_path / f"{case.folder.name}.pt"), case.logits), case.folder.name
-        again = AutoModelForCausalLM.from_pretrained(tmp_path / f"{case.folder.name}-again")
-        assert torch.equal(logits(again), case.logits)
-        assert_shared(again, case.shared)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), case.logits)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(logits(again), case.logits)
+    assert_shared(again, case.shared)

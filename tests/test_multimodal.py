@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from basis_sharing.runtime.modeling_basis_sharing import mend
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.none import Unweighted
+from forks import fresh
 from pico import TEXT
 from pico_multimodal import CONFIGS, build_multimodal, picture, save_multimodal
 
@@ -252,26 +250,18 @@ with torch.no_grad():
 """
 
 
-def started(code: str, *arguments: Path, tmp_path: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path)
-
-
 def test_fresh_processes_with_and_without_the_package(root: Path, tmp_path: Path) -> None:
     case = compressed("gemma3", "svd-llm", root)
     expected = logits(case.model, picture("gemma3"))
     arguments = (case.folder, tmp_path / "dense", case.text, tmp_path / "seen.pt")
-    processes = [
-        started(FRESH, *arguments, tmp_path=tmp_path),
-        started(REMOTE, case.folder, tmp_path / "remote.pt", tmp_path=tmp_path),
+    started = [
+        fresh(FRESH, *arguments, cwd=tmp_path, path=[Path(basis_sharing.__file__).parents[1]]),
+        fresh(REMOTE, case.folder, tmp_path / "remote.pt", cwd=tmp_path),
     ]
-    for process in processes:
-        printed, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-        assert process is not processes[0] or float(printed) > 1
+    ours, remote = (process.wait() for process in started)
+    assert ours.returncode == 0, ours.stderr[-3000:]
+    assert float(ours.stdout) > 1
+    assert remote.returncode == 0, remote.stderr[-3000:]
     seen, multiplied = torch.load(tmp_path / "seen.pt")
     assert torch.equal(seen, expected)
     assert torch.allclose(multiplied, expected, atol=1e-4 * expected.abs().max().item())

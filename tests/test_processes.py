@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from basis_sharing.calibration import backward
+from basis_sharing.cli.main import main
 from basis_sharing.errors import OutputError
 from basis_sharing.models.family import Projection
 from basis_sharing.results.compression import RESULT_FILE
@@ -18,6 +21,7 @@ from basis_sharing.run.processes import Processes
 from basis_sharing.runtime.format_basis_sharing import entry_from
 from basis_sharing.treatments.execute import _owners
 from basis_sharing.verbs.compress import compress
+from forks import Ended, forked
 from pico import save_with_texts, weight_bytes
 
 SETTINGS = {"windows": 17, "length": 32, "calibration_dtype": "float32"}
@@ -27,24 +31,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "basis-sharing": {"ratio": 0.4, "method": "basis-sharing"},
     "fwsvd": {"ratio": 0.3, "method": "fwsvd"},
 }
-WORKER = """
-import os, sys
-from basis_sharing.calibration import backward
-from basis_sharing.cli.main import main
 
-fatal = int(os.environ.get("DIES_AT_BLOCK", "-1"))
-run_block, calls = backward.run_block, [0]
 
-def dying(*arguments):
-    calls[0] += 1
-    if os.environ["RANK"] == "1" and calls[0] == fatal:
-        raise RuntimeError("this process was meant to die")
-    return run_block(*arguments)
+def worker(command: list[str], dies_at: int) -> None:
+    """Run a command; the second process of a job dies when it runs a block for the ``dies_at``-th time."""
+    run_block, calls = backward.run_block, 0
 
-if fatal >= 0:
-    backward.run_block = dying
-main(sys.argv[1:])
-"""
+    def dying(*passed: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if os.environ["RANK"] == "1" and calls == dies_at:
+            raise RuntimeError("this process was meant to die")
+        return run_block(*passed)
+
+    backward.run_block = dying  # of this fork alone
+    main(command)
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +60,38 @@ def arguments(space: Path, output: Path, **settings: Any) -> list[str]:
     return found
 
 
-def launch(space: Path, command: list[str], processes: int = 2, dies_at: int = -1) -> subprocess.CompletedProcess[str]:
-    """Run a command in several processes; the second may die when it runs a block for the ``dies_at``-th time."""
-    worker = space / "worker.py"
-    worker.write_text(WORKER, encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [*launcher, str(worker), *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DIES_AT_BLOCK": str(dies_at)},
-    )
+def launch(command: list[str], processes: int = 2, dies_at: int = -1) -> Ended:
+    """Run a command in forks of this process, with the environment that torchrun gives; when one fails, end all."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    job = [
+        forked(lambda: worker(command, dies_at), **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+    ended: list[Ended] = []
+    for fork in reversed(job):
+        if any(done.returncode for done in ended):
+            fork.kill()
+        ended.insert(0, fork.wait())
+    failed = [done.returncode for done in reversed(ended) if done.returncode]
+    return Ended([*failed, 0][0], *("".join(getattr(done, name) for done in ended) for name in ("stdout", "stderr")))
+
+
+def torchrun(command: list[str]) -> Ended:
+    """Run a command in two processes that torchrun starts."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launcher, "-m", "basis_sharing", *command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def together(space: Path, method: str) -> Path:
     """Return what two processes make."""
     output = space / f"two-{method}"
     if not output.exists():
-        done = launch(space, arguments(space, output, **METHODS[method]))
+        command = arguments(space, output, **METHODS[method])
+        done = torchrun(command) if method == "auto" else launch(command)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("written to") == 1, "only the first process speaks"
     return output
@@ -105,7 +118,7 @@ def test_two_processes_make_what_one_makes(method: str, space: Path) -> None:
 
 
 def test_three_processes_share_seventeen_windows(space: Path) -> None:
-    done = launch(space, arguments(space, space / "three", ratio=0.3), processes=3)
+    done = launch(arguments(space, space / "three", ratio=0.3), processes=3)
     assert done.returncode == 0, done.stderr
     assert (space / "three" / "model.safetensors").is_file()
 
@@ -114,27 +127,27 @@ def test_three_processes_share_seventeen_windows(space: Path) -> None:
 def test_a_process_that_dies_ends_the_job_and_the_next_start_goes_on(dies_at: int, space: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = arguments(space, output, **METHODS["auto"])
-    done = launch(space, command, dies_at=dies_at)
+    done = launch(command, dies_at=dies_at)
     assert done.returncode != 0
     assert "this process was meant to die" in done.stderr
     assert not output.exists()
     assert (tmp_path / "out.work").is_dir()
     with pytest.raises(OutputError, match="setting processes = 2, now it is 1: give the same again"):
         compress(str(space / "model"), output=output, calibration=str(space / "text.txt"), **SETTINGS, ratio=0.3)
-    done = launch(space, command)
+    done = launch(command)
     assert done.returncode == 0, done.stderr
     assert weight_bytes(output) == weight_bytes(together(space, "auto"))
     assert not (tmp_path / "out.work").exists()
 
 
 def test_more_processes_than_windows_are_refused(space: Path, tmp_path: Path) -> None:
-    done = launch(space, arguments(space, tmp_path / "out", ratio=0.3, windows=1))
+    done = launch(arguments(space, tmp_path / "out", ratio=0.3, windows=1))
     assert done.returncode != 0
     assert "1 calibration windows cannot be divided among 2 processes" in done.stderr
 
 
 def test_only_compress_is_shared(space: Path) -> None:
-    done = launch(space, ["inspect", str(space / "model")])
+    done = launch(["inspect", str(space / "model")])
     assert done.returncode != 0
     assert "only compress shares its work among processes: run inspect alone." in done.stderr
 

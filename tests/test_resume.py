@@ -2,8 +2,7 @@
 
 import errno
 import os
-import subprocess
-import sys
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from basis_sharing.run import resume
 from basis_sharing.run.durable import flush
 from basis_sharing.run.progress import Progress
 from basis_sharing.verbs.compress import compress
+from forks import forked
 from pico import TEXT, save_pico, save_with_texts, weight_bytes
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = save_with_texts(tmp_path_factory.mktemp("resume"))
+    root = save_with_texts(tmp_path_factory.mktemp("resume"), blocks=3)
     for name in METHODS:
         run(root, root / name, name)
     return root
@@ -112,25 +112,21 @@ def test_what_a_stage_has_done_is_not_done_again(stage: str, space: Path, tmp_pa
     assert seen[-1].done == seen[-1].total
 
 
-KILLER = """
-import os, signal, sys
-from basis_sharing.verbs.compress import compress
+def killed_for_good(stage: str) -> Ended:
+    """Return what ends this process, which is a fork, in the middle of a stage."""
 
-def kill(event):
-    if event.stage == sys.argv[3] and 2 * event.done >= event.total:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def killing(event: Progress) -> None:
+        if event.stage == stage and 2 * event.done >= event.total:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-text = sys.argv[1] + "/text.txt"
-compress(sys.argv[1] + "/model", 0.3, output=sys.argv[2], progress=kill, calibration=text, windows=16, length=32,
-         evaluate=(text,), evaluation_windows=2)
-"""
+    return killing
 
 
 @pytest.mark.parametrize("stage", ["measuring gradients", "factorizing", "refitting to the compressed flow"])
 def test_killed_for_good_it_ends_with_the_same_bytes(stage: str, space: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", KILLER, str(space), str(output), stage], capture_output=True)
-    assert killed.returncode == -9
+    killed = forked(lambda: run(space, output, "auto", killing=killed_for_good(stage))).wait()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not output.exists()
     run(space, output, "auto")
     assert weight_bytes(output) == weight_bytes(space / "auto")
@@ -189,7 +185,7 @@ def test_an_interrupted_run_is_not_mixed_with_another(
     root = space
     if "model" in changes:
         root, changes = tmp_path / "changed", {}
-        save_pico("llama", root / "model", dtype=torch.bfloat16)
+        save_pico("llama", root / "model", dtype=torch.bfloat16, blocks=3)
         (root / "text.txt").write_text(TEXT)
     for _ in range(2):
         with pytest.raises(OutputError, match=sentence):

@@ -1,7 +1,6 @@
 """A model folder is complete or not there."""
 
 import errno
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ from basis_sharing.checkpoint import writer
 from basis_sharing.checkpoint.writer import check_space, publish, reserve
 from basis_sharing.errors import OutputError
 from basis_sharing.run.files import output_errors
+from forks import forked
 
 
 def test_a_finished_folder_replaces_nothing_else(tmp_path: Path) -> None:
@@ -86,23 +86,21 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     refuse(tmp_path / "out", "is a file", overwrite=True)
 
 
-def _hold(out: Path, ready: "multiprocessing.synchronize.Event") -> None:
-    with reserve(out, overwrite=False, inputs=[]) as staging:
-        (staging / "model.safetensors").write_text("half")
-        ready.set()
-        time.sleep(60)
-
-
 def test_two_runs_at_once_and_a_killed_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "out", ready))
-    process.start()
-    assert ready.wait(60)
+    def hold() -> None:
+        with reserve(tmp_path / "out", overwrite=False, inputs=[]) as staging:
+            (staging / "model.safetensors").write_text("half")
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    process = forked(hold)
+    while not (tmp_path / "ready").exists():
+        assert process.runs
+        time.sleep(0.01)
     refuse(tmp_path / "out", "another run is writing")
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL
+    (tmp_path / "ready").unlink()
     assert not (tmp_path / "out").exists()
     with reserve(tmp_path / "out", overwrite=False, inputs=[]) as staging:
         assert list(staging.iterdir()) == []

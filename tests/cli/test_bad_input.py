@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from basis_sharing import compress
-from pico import pico_tokenizer
+from pico import TEXT, pico_tokenizer, save_pico
 from workspace import Workspace
 
 
@@ -24,7 +24,7 @@ def space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Workspace:
 
 def test_good_input_is_accepted(space: Workspace) -> None:
     arguments = ("compress", space.model, "-o", space.out, "--ratio=0.2", "--calibration", space.text, "--length=64")
-    assert space.run(*arguments) == 0
+    assert space.run(*arguments, "--windows=8") == 0
     assert (space.out / "config.json").is_file()
     shown = space.capsys.readouterr().out
     assert "ratio asked 0.2, reached 0.2" in shown
@@ -154,10 +154,22 @@ def test_weights_with_nan(space: Workspace) -> None:
     assert name in space.compress()
 
 
-def compressed(space: Workspace, form: str = "plain") -> Path:
-    folder = space.root / f"compressed-{form}"
-    compress(space.model, 0.3, calibration=str(space.text), windows=4, length=64, form=form, output=folder)
-    return folder
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a compression of the model of every workspace in each form."""
+    root = tmp_path_factory.mktemp("made")
+    model, text = save_pico("llama", root / "model"), root / "text.txt"
+    text.write_text(TEXT)
+    for form in ("plain", "pivoted"):
+        settings = {"method": "basis-sharing", "windows": 4, "length": 64, "form": form}
+        compress(model, 0.3, calibration=str(text), output=root / form, **settings)
+    return root
+
+
+@pytest.fixture
+def folder(space: Workspace, made: Path) -> Path:
+    """A compressed folder that a test may damage."""
+    return Path(shutil.copytree(made / "plain", space.root / "compressed"))
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -166,12 +178,11 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_already_compressed(space: Workspace) -> None:
-    assert "already compressed" in space.compress(model=compressed(space))
+def test_already_compressed(space: Workspace, folder: Path) -> None:
+    assert "already compressed" in space.compress(model=folder)
 
 
-def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace) -> None:
-    folder = compressed(space)
+def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace, folder: Path) -> None:
     assert space.run("inspect", folder) == 0
     assert "ratio asked 0.3, reached 0.3" in space.capsys.readouterr().out
     assert space.run("inspect", folder, "--json") == 0
@@ -182,22 +193,19 @@ def test_inspecting_a_compressed_folder_shows_what_was_done(space: Workspace) ->
     assert "already compressed" in space.refused("inspect", folder)
 
 
-def test_newer_format_version(space: Workspace) -> None:
-    folder = compressed(space)
+def test_newer_format_version(space: Workspace, folder: Path) -> None:
     change_config(folder, lambda config: config.update(format_version=3))
     assert "newer" in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
 
 
-def test_rank_that_disagrees_with_the_tensors(space: Workspace) -> None:
-    folder = compressed(space)
+def test_rank_that_disagrees_with_the_tensors(space: Workspace, folder: Path) -> None:
     change_config(folder, lambda config: config["entries"][0].update(rank=7))
     message = space.refused("evaluate", folder, "--text", space.text, "--length", 64)
     assert "rank 7" in message
     assert "has shape" in message
 
 
-def test_compressed_folder_without_a_factor(space: Workspace) -> None:
-    folder = compressed(space)
+def test_compressed_folder_without_a_factor(space: Workspace, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     gone = next(name for name in tensors if name.endswith("basis.weight"))
     del tensors[gone]
@@ -205,8 +213,7 @@ def test_compressed_folder_without_a_factor(space: Workspace) -> None:
     assert gone in space.refused("evaluate", folder, "--text", space.text, "--length", 64)
 
 
-def test_malformed_entries(space: Workspace) -> None:
-    folder = compressed(space)
+def test_malformed_entries(space: Workspace, folder: Path) -> None:
     for change, sentence in (
         (lambda config: config["entries"].append(config["entries"][0]), "belongs to two entries"),
         (lambda config: config.update(entries=[]), "no entries are listed"),
@@ -220,8 +227,8 @@ def test_malformed_entries(space: Workspace) -> None:
         (folder / "config.json").write_text(original)
 
 
-def test_damaged_pivots(space: Workspace) -> None:
-    folder = compressed(space, "pivoted")
+def test_damaged_pivots(space: Workspace, made: Path) -> None:
+    folder = Path(shutil.copytree(made / "pivoted", space.root / "compressed"))
     original = (folder / "config.json").read_text()
     for pivots, sentence in (("AAAAAAAAAAA=", "marks 0 pivots"), ("AAAA", "base64 form of"), ("?", "base64 form of")):
         change_config(folder, lambda config, pivots=pivots: config["entries"][0].update(pivots=pivots))

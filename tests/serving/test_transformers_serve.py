@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import basis_sharing
+from forks import fresh
 from pico import PICO, TEXT, VOCAB, pico_tokenizer
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
@@ -126,7 +127,8 @@ def test_it_answers_what_generate_writes(way: str, folder: Path, tmp_path: Path)
     assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == expected[0][1]
 
 
-def test_without_package_and_remote_code_nothing_is_served(folder: Path) -> None:
-    done = subprocess.run([*COMMAND, str(folder), "--device", "cpu"], capture_output=True, text=True, timeout=SECONDS)
+def test_without_package_and_remote_code_nothing_is_served(folder: Path, tmp_path: Path) -> None:
+    program = "from transformers.cli.transformers import main; main()"
+    done = fresh(program, "serve", folder, "--device", "cpu", cwd=tmp_path).wait(SECONDS)
     assert done.returncode != 0
     assert "ignore_mismatched_sizes" in done.stderr

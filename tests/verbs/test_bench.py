@@ -237,14 +237,15 @@ def test_what_does_not_compile_is_told(folders, monkeypatch):
         basis_sharing.bench(folders, **{**FAST, "compile": True})
 
 
-def test_compiled_execution_stays_compiled(folders, tmp_path, monkeypatch):
+def test_compiled_execution_stays_compiled(tmp_path, monkeypatch):
     compile_, graphs = torch.compile, []
     backend = lambda module, _: graphs.append(module) or module.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda forward, **_: compile_(forward, backend=backend))
     monkeypatch.setattr(story, "finds_compiler", lambda: True)
-    sliding = save_pico("mistral", tmp_path / "sliding")
+    dense, sliding = (save_pico(name, tmp_path / name, blocks=2) for name in ("llama", "mistral"))
+    basis_sharing.compress(dense, 0.3, method="svd", output=tmp_path / "small")
     few = {**FAST, "batch_sizes": (1,), "repeats": 1, "new_tokens": 6, "compile": None}
-    result = basis_sharing.bench([folders[1], sliding], **few)
+    result = basis_sharing.bench([tmp_path / "small", sliding], **few)
     assert result.settings.compiled
     for model in result.models:
         compiled = [timing for timing in model.timings if timing.execution == "compiled"]

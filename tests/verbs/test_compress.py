@@ -191,6 +191,7 @@ def test_compile_with_inductor(text: str) -> None:
     if not shutil.which("g++"):
         pytest.skip("the inductor backend needs a C++ compiler")
     model, _ = run("llama", text)
+    del model.model.layers[2:]  # all are alike
     torch._dynamo.reset()
     with torch.no_grad():
         expected = model(input_ids=IDS, use_cache=False).logits

@@ -32,7 +32,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a model, two texts, and the model compressed."""
-    root = save_with_texts(tmp_path_factory.mktemp("recovery"))
+    root = save_with_texts(tmp_path_factory.mktemp("recovery"), blocks=3)
     text = str(root / "text.txt")
     compress(
         root / "model",
@@ -48,7 +48,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recovered(space: Path, output: Path, **changes: Any) -> CompressionResult:
-    settings = {"calibration": str(space / "text.txt"), "length": 64, "epochs": 2, **changes}
+    settings = {"calibration": str(space / "text.txt"), "length": 64, "windows": 24, "epochs": 2, **changes}
     return recover(space / "small", output, **settings)
 
 
@@ -167,7 +167,7 @@ def test_bad_input_is_one_sentence(space: Path, tmp_path: Path) -> None:
         recovered(space, tmp_path / "out", preset="magic")
     with pytest.raises(RecipeError, match="either the minutes or the epochs"):
         recovered(space, tmp_path / "out", minutes=3)
-    other = save_with_texts(tmp_path / "elsewhere") / "model"
+    other = save_with_texts(tmp_path / "elsewhere", blocks=3) / "model"
     AutoModelForCausalLM.from_pretrained(other).half().save_pretrained(other)
     with pytest.raises(ModelError, match=r"is not the model that .* was when it was compressed"):
         recovered(space, tmp_path / "out", original=other)
@@ -180,9 +180,19 @@ def test_settings_name_what_is_wrong() -> None:
 
 
 def test_the_verb_prints_what_was_gained(space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["recover", str(space / "small"), "-o", str(tmp_path / "out"), "--length", "64", "--epochs", "1"]
+    arguments = ["recover", str(space / "small"), "-o", str(tmp_path / "out"), "--length", "64", "--windows", "24"]
     with pytest.raises(SystemExit) as ended:
-        main([*arguments, "--calibration", str(space / "text.txt"), "--evaluate", str(space / "text.txt")])
+        main(
+            [
+                *arguments,
+                "--epochs",
+                "1",
+                "--calibration",
+                str(space / "text.txt"),
+                "--evaluate",
+                str(space / "text.txt"),
+            ]
+        )
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "KL divergence from the original" in printed

@@ -1,8 +1,9 @@
 """The staged way in: limits decide what is kept, and an interruption changes nothing but the time."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from basis_sharing.errors import BasisSharingError
 from basis_sharing.results.comparison import Limits
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.rollout import Rollout
+from basis_sharing.run.progress import Progress
+from basis_sharing.verbs import rollout as story
+from basis_sharing.verbs.bench import bench
 from basis_sharing.verbs.rollout import rollout
+from forks import forked
 from pico import save_with_texts, weight_bytes
 
 SETTINGS: dict[str, Any] = {"windows": 4, "length": 64, "method": "svd-llm", "form": "pivoted"}
@@ -22,12 +27,13 @@ GENEROUS = Limits(max_kl=100)
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_with_texts(tmp_path_factory.mktemp("rollout"))
+    return save_with_texts(tmp_path_factory.mktemp("rollout"), blocks=3)
 
 
 def run(space: Path, output: Path, limits: Limits, **options: Any) -> Rollout:
     text = str(space / "text.txt")
-    arguments = {"ratios": (0.1, 0.3), "benchmark": False, "text": text, "calibration": text, **SETTINGS, **options}
+    texts = {"text": text, "evaluation_windows": 8, "calibration": text}
+    arguments = {"ratios": (0.1, 0.3), "benchmark": False, **texts, **SETTINGS, **options}
     return rollout(space / "model", output, limits, **arguments)
 
 
@@ -76,21 +82,14 @@ def test_limits_that_the_first_step_breaks_keep_nothing(
     assert not list((tmp_path / "out" / "steps").glob("*/model"))
 
 
-KILLER = """
-import os, signal, sys
-from basis_sharing.results.comparison import Limits
-from basis_sharing.verbs.rollout import rollout
+def killed_at(stage: str, space: Path, output: Path, **options: Any) -> int:
+    """Run in a fork that kills itself at the end of a stage; return its exit code."""
 
-def kill(event):
-    if sys.argv[3] in event.stage and event.done == event.total:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def kill(event: Progress) -> None:
+        if stage in event.stage and event.done == event.total:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-text = sys.argv[1] + "/text.txt"
-benchmark = "speed" in sys.argv[3]
-rollout(sys.argv[1] + "/model", sys.argv[2], Limits(max_kl=100), ratios=(0.3,) if benchmark else (0.1, 0.3), text=text,
-        benchmark=benchmark, calibration=text, windows=4, length=64, method="svd-llm", form="pivoted",
-        progress=kill)
-"""
+    return forked(lambda: run(space, output, GENEROUS, progress=kill, **options)).wait().returncode
 
 
 @pytest.mark.parametrize(
@@ -100,18 +99,21 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     stage: str, space: Path, whole: Rollout, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    killed = subprocess.run([sys.executable, "-c", KILLER, str(space), str(output), stage], capture_output=True)
-    assert killed.returncode == -9
+    assert killed_at(stage, space, output) == -signal.SIGKILL
     assert not (output / "best").exists()
     found = run(space, output, GENEROUS)
     assert found.steps == whole.steps
     assert weight_bytes(output / "best") == weight_bytes(space / "whole" / "best")
 
 
-def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(space: Path, tmp_path: Path) -> None:
+def test_every_step_is_benchmarked_and_a_kill_there_changes_no_byte(
+    space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick: dict[str, Any] = {"prompt_tokens": 24, "new_tokens": 3, "repeats": 2, "precision": None, "memory": False}
+    monkeypatch.setattr("basis_sharing.benchmark.turns._SECONDS_PER_REPEAT", 0.0)
+    monkeypatch.setattr(story, "bench", partial(bench, **quick))
     output, stage = tmp_path / "out", "01-gate-up-down-0.3: measuring speed"
-    killed = subprocess.run([sys.executable, "-c", KILLER, str(space), str(output), stage], capture_output=True)
-    assert killed.returncode == -9
+    assert killed_at(stage, space, output, ratios=(0.3,), benchmark=True) == -signal.SIGKILL
     assert not Rollout.read(output / "rollout.json").steps
     found = run(space, output, GENEROUS, ratios=(0.3,), benchmark=True)
     assert all(step.prefill_speed and step.decode_speed for step in found.steps)

@@ -56,7 +56,7 @@ def _measured(runs: list["_Shortened"], workload: Workload, device: torch.device
     repeats = _REPEATS
     while True:
         crowding = Crowding()
-        seconds = [sorted(times) for times in take_turns(runs, repeats, turns)]
+        seconds = [sorted(times.seconds) for times in take_turns(runs, repeats, turns)]
         quiet = device.type != "cpu" or not crowding.crowded()
         spreads = [(times[1] - times[0]) / times[0] for times in seconds]
         steady = quiet and max(spreads) <= AGREEMENT
@@ -93,10 +93,10 @@ class _Shortened:
         with _first_blocks(self._model, self._decoder, self._length):
             self._timed.prepare()
 
-    def turn(self) -> None:
-        """Run the blocks once, with everything around them."""
+    def turn(self) -> float:
+        """Run the blocks once, with everything around them, and return the seconds it took."""
         with _first_blocks(self._model, self._decoder, self._length):
-            self._timed.turn()
+            return self._timed.turn()
 
 
 @contextmanager
