@@ -27,7 +27,7 @@ from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.evaluation.perplexity import measure
-from basis_sharing.linalg.truncation import losses
+from basis_sharing.linalg.group_losses import losses
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import known_curves, planner_for

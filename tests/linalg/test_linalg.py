@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from basis_sharing.errors import NumericalError
+from basis_sharing.linalg.group_losses import GroupLosses, losses
 from basis_sharing.linalg.least_squares import refit_coefficients
 from basis_sharing.linalg.truncation import (
     Truncation,
     Weighted,
-    left_product,
     loss_of,
-    losses,
-    losses_of_product,
     losses_under,
     truncate,
 )
@@ -184,10 +182,20 @@ def test_losses_without_factors_agree(shape: tuple[int, list[int]], seed: int, o
     members = group_of(shape, seed, one_input=one_input, weighted=weighted)
     expected = truncate(members).losses
     assert torch.allclose(losses(members), expected, rtol=1e-6, atol=1e-10 * expected[0])
-    if one_input:
-        product = torch.stack([left_product(member) for member in members]).sum(0)
-        most = most_vectors(members)
-        assert torch.allclose(losses_of_product(product, most), expected, rtol=1e-6, atol=1e-10 * expected[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(shape=groups, seed=seeds, one_input=st.booleans(), most_bytes=st.sampled_from([0, 4000, 2**20]))
+def test_losses_do_not_depend_on_the_groups_before(
+    shape: tuple[int, list[int]], seed: int, one_input: bool, most_bytes: int
+) -> None:
+    members = group_of(shape, seed, one_input=one_input)
+    kept, rough = GroupLosses(most_bytes), GroupLosses(most_bytes, products=torch.float32)
+    for start in range(len(members)):
+        for stop in range(start + 1, len(members) + 1):
+            expected = truncate(members[start:stop]).losses
+            assert torch.allclose(kept.measured(members[start:stop]), expected, rtol=1e-6, atol=1e-9 * expected[0])
+            assert torch.allclose(rough.measured(members[start:stop]), expected, rtol=1e-3, atol=1e-5 * expected[0])
 
 
 @settings(deadline=None, max_examples=40)

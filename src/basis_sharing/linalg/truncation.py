@@ -38,8 +38,18 @@ class Member(Protocol):
         ...
 
     @property
+    def G(self) -> Tensor:  # noqa: N802 - the mathematics' name
+        """S^T S, shape ``[d_in, d_in]``, fp64."""
+        ...
+
+    @property
     def H(self) -> Tensor | None:  # noqa: N802 - the mathematics' name
         """Weighting of the output side, symmetric positive definite, ``[d_out, d_out]``, fp64; None: the identity."""
+        ...
+
+    @property
+    def key(self) -> object:
+        """A key that is equal for members with the same W and H."""
         ...
 
     @property
@@ -72,6 +82,18 @@ class Weighted:
         """``(d_in, d_out)``."""
         d_in, d_out = self.W.shape
         return d_in, d_out
+
+    @property
+    def G(self) -> Tensor:  # noqa: N802 - the mathematics' name
+        """S^T S, shape ``[d_in, d_in]``."""
+        if isinstance(self.S, CholeskyWhitening):
+            return self.S.moment
+        return self.S.apply_transposed(self.S.apply(torch.eye(len(self.W)).to(self.W)))
+
+    @property
+    def key(self) -> object:
+        """Identity of the object."""
+        return id(self)
 
     @property
     def input_key(self) -> object:
@@ -173,27 +195,7 @@ def truncate(members: Sequence[Member]) -> Truncation:
         parts = tuple(coefficients) if alike else None
     if not alike:
         energy = sum((_kept_energy(member, basis, unit) for member in members), torch.zeros_like(energy))
-    return Truncation(basis, (unit * _tails(energy)).cpu(), members, left, parts)
-
-
-def losses(members: Sequence[Member]) -> Tensor:
-    """Return :attr:`Truncation.losses`; if all members have the same S, no eigenvectors are computed."""
-    if not _alike(members):
-        return truncate(members).losses
-    unit = _unit(members)
-    S, scales = _common(members)
-    product = _left_product(members, S, scales, unit) if _wide(members) else _right_product(members, S, scales, unit)[0]
-    return (unit * _tails(torch.linalg.eigvalsh(product).flip(0).clamp_min(0))).cpu()
-
-
-def left_product(member: Member) -> Tensor:
-    """Return S W H W^T S^T, shape ``[d_in, d_in]``; the sum over members with the same S is that of their group."""
-    return _left_product([member], member.S, [1.0], 1.0)
-
-
-def losses_of_product(product: Tensor, most: int) -> Tensor:
-    """Return the losses of a group at ranks 0 to ``most``, from the sum of its members' left products."""
-    return _tails(torch.linalg.eigvalsh(product).flip(0)[:most].clamp_min(0)).cpu()
+    return Truncation(basis, (unit * tails(energy)).cpu(), members, left, parts)
 
 
 def _alike(members: Sequence[Member]) -> bool:
@@ -229,16 +231,10 @@ def _common(members: Sequence[Member]) -> tuple[Whitening, list[float]]:
         return members[0].S, [1.0] * len(members)
     mean, traces = torch.zeros(()), []
     for member in members:
-        gram = _gram(member)
+        gram = member.G
         traces.append(gram.trace().item())
         mean = mean.to(gram.device) + gram / (traces[-1] * len(members))
     return cholesky_whitening(mean), [(trace * len(traces) / sum(traces)) ** 0.5 for trace in traces]
-
-
-def _gram(member: Member) -> Tensor:
-    S = member.S
-    assert isinstance(S, CholeskyWhitening)
-    return S.moment
 
 
 def _left_product(members: Sequence[Member], S: Whitening, scales: Sequence[float], unit: float) -> Tensor:
@@ -267,7 +263,7 @@ def _right_product(
 
 def _projected(member: Member, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return L and P = L^-1 B^T G W, with L L^T = B^T G B; the optimal coefficients are L^-T P."""
-    GB = _gram(member) @ basis
+    GB = member.G @ basis
     L, _ = positive_cholesky(basis.T @ GB)
     return L, torch.linalg.solve_triangular(L, GB.T @ member.W, upper=False)
 
@@ -279,7 +275,7 @@ def _kept_energy(member: Member, basis: Tensor, unit: float) -> Tensor:
     return (projected * (projected if H is None else projected @ H)).sum(1)
 
 
-def _tails(energy: Tensor) -> Tensor:
+def tails(energy: Tensor) -> Tensor:
     """Return the losses at ranks 0 to K: the sums of the energies of the columns that are cut off."""
     return torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
 
@@ -289,19 +285,13 @@ def losses_under(members: Sequence[Member], factors: Truncation) -> Tensor:
 
     Args:
         members: The matrices with the weighting to evaluate under.
-        factors: The factors; their coefficients must be nested (one S for all members).
+        factors: The factors; their coefficients must be nested (one S for all members), and lose nothing at rank K.
     """
     K = factors.basis.shape[1]
-    change = torch.zeros(K, dtype=torch.float64)
-    total = 0.0
+    total = torch.zeros(K, K, dtype=torch.float64)
     for member, C in zip(members, factors.coefficients(K), strict=True):
-        S, H = member.S, member.H
-        target = S.apply(member.W)
-        X = S.apply(factors.basis)
-        weighted = target if H is None else target @ H
-        total += (target * weighted).sum().item()
-        CH = C if H is None else C @ H
-        inner = ((X.T @ weighted) * C).sum(1).cumsum(0)
-        squares = ((X.T @ X) * (CH @ C.T)).cumsum(0).cumsum(1).diagonal()
-        change += (squares - 2 * inner).cpu()
-    return torch.cat([change.new_zeros(1), change]) + total
+        X, H = member.S.apply(factors.basis), member.H
+        total = total.to(X.device) + (X.T @ X) * ((C if H is None else C @ H) @ C.T)
+    # What rank k loses is the product of the columns that are cut off: the sum of the entries below and right of k.
+    lost = total.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)
+    return torch.cat([lost, lost.new_zeros(1)]).cpu()

@@ -15,7 +15,7 @@ from basis_sharing.errors import NumericalError
 
 _FIRST_RIDGE = 1e-12
 _LAST_RIDGE = 1.0
-_LEAST_SCALE = 1e-30  # of inputs that are always zero, e.g. of the output projection where attention is switched off
+LEAST_SCALE = 1e-30  # of inputs that are always zero, e.g. of the output projection where attention is switched off
 
 
 class Whitening(Protocol):
@@ -132,7 +132,7 @@ def positive_cholesky(G: Tensor) -> tuple[Tensor, float]:
     factor, info = torch.linalg.cholesky_ex(G)
     if info.item() == 0:
         return factor, 0.0
-    scale = G.diagonal().mean().clamp_min(_LEAST_SCALE)
+    scale = G.diagonal().mean().clamp_min(LEAST_SCALE)
     ridge = _FIRST_RIDGE
     while ridge <= _LAST_RIDGE:
         shifted = G.clone()

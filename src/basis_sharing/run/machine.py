@@ -8,6 +8,8 @@ package, are not counted, because the system drops their pages when it needs mem
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,23 @@ class Machine:
     @property
     def _spare(self) -> int:
         return self.memory if self.spare is None else self.spare
+
+
+@contextmanager
+def decomposing_on(device: torch.device) -> Iterator[None]:
+    """Let PyTorch decompose matrices with cuSOLVER in the context, if the device is a CUDA device.
+
+    Its own choice is MAGMA for some of them, which is slower for one large matrix and prints warnings.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.preferred_linalg_library()
+    torch.backends.cuda.preferred_linalg_library("cusolver")
+    try:
+        yield
+    finally:
+        torch.backends.cuda.preferred_linalg_library(before)
 
 
 def machine_for(device: str | None, max_memory: int | str | None, model: Any) -> Machine:

@@ -20,7 +20,7 @@ from basis_sharing.models.source import (
     resolve,
 )
 from basis_sharing.recipe.model import ModelSettings
-from basis_sharing.run.machine import Machine
+from basis_sharing.run.machine import Machine, decomposing_on
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.stages import Stage, carry_out
@@ -159,7 +159,7 @@ def opened(
     training = model.training
     model.eval()
     try:
-        with ExitStack() as stack:
+        with ExitStack() as stack, decomposing_on(machine.algebra):
             yield Run(model, tokenizer, whole, decoder, source, digest, kept, machine, progress, notes, stack)
     finally:
         model.train(training)

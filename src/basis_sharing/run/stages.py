@@ -219,6 +219,14 @@ class Shapes:
         rate = self.speeds.eigenvectors if vectors else self.speeds.eigenvalues
         return products / self.speeds.algebra + small**3 / rate
 
+    def sharing_seconds(self, p: Projection) -> float:
+        """Return the seconds to measure what a projection and that of the next block lose with one basis."""
+        if self.speeds is None:
+            return 0.0
+        order = min(p.d_in, 2 * p.d_out)
+        crossed = 4 * p.d_in**2 * p.d_out if order < p.d_in else 0
+        return (crossed + 18 * order**3) / self.speeds.algebra + order**3 / self.speeds.eigenvectors
+
     def refitting_seconds(self, p: Projection) -> float:
         """Return the seconds of the products in the refit of one projection's coefficients."""
         return 0.0 if self.speeds is None else 2 * p.d_in * p.d_out * (p.d_in + p.d_out) / self.speeds.algebra

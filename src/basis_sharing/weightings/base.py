@@ -105,6 +105,13 @@ class Weighting:
             self._remember(key, self._from_moments(self.moments.total(key)))
         return self._remembered[key]
 
+    def second_moment(self, inputs: Sequence[Projection]) -> Tensor:
+        """Return S^T S, shape ``[d_in, d_in]``, fp64."""
+        S = self.whitening(inputs)
+        if isinstance(S, CholeskyWhitening):
+            return S.moment
+        return S.apply_transposed(S.apply(torch.eye(inputs[0].d_in, dtype=torch.float64, device=self.device)))
+
     def output_weighting(self, projection: Projection) -> Tensor | None:
         """Return H, shape ``[d_out, d_out]``, fp64; None: the identity."""
         return None
@@ -153,6 +160,16 @@ class WeightedProjection:
     def S(self) -> Whitening:  # noqa: N802 - the mathematics' name
         """Weighting of the input side."""
         return self.weighting.whitening(self.inputs)
+
+    @property
+    def G(self) -> Tensor:  # noqa: N802 - the mathematics' name
+        """S^T S, shape ``[d_in, d_in]``, fp64."""
+        return self.weighting.second_moment(self.inputs)
+
+    @property
+    def key(self) -> object:
+        """Name of the projection."""
+        return self.projection.name
 
     @property
     def H(self) -> Tensor | None:  # noqa: N802 - the mathematics' name

@@ -5,6 +5,7 @@ the output: a Kronecker-factored second-order estimate. Both matrices are shrunk
 the sampling error of a finite calibration text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.calibration.moments import Moments, Statistics
-from basis_sharing.linalg.whitening import Whitening, cholesky_whitening
+from basis_sharing.linalg.whitening import LEAST_SCALE, Whitening, cholesky_whitening
 from basis_sharing.models.family import Projection
 from basis_sharing.weightings.base import Weighting, register, shrink_
 
@@ -27,10 +28,20 @@ class InNats(Weighting):
     statistics: ClassVar[Statistics] = Statistics(gram=True, abs_sum=True)
     in_nats: ClassVar[bool] = True
 
+    def second_moment(self, inputs: Sequence[Projection]) -> Tensor:
+        """Return G, which shrinking has made positive definite; that of an input that is always zero is tiny."""
+        assert self.moments is not None
+        G = self._shrunk(self.moments.total((p.block, p.input) for p in inputs))
+        G.diagonal().clamp_min_(LEAST_SCALE)
+        return G
+
     def _from_moments(self, moments: Moments) -> Whitening:
+        return cholesky_whitening(self._shrunk(moments))
+
+    def _shrunk(self, moments: Moments) -> Tensor:
         assert moments.gram is not None
         G = moments.gram.to(self.device, torch.float64, copy=True)
-        return cholesky_whitening(shrink_(G.div_(moments.tokens), INPUT_SHRINKAGE))
+        return shrink_(G.div_(moments.tokens), INPUT_SHRINKAGE)
 
 
 @register

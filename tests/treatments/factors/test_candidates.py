@@ -15,6 +15,8 @@ from basis_sharing.costs.parameters import Parameters
 from basis_sharing.linalg.truncation import truncate
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
+from basis_sharing.planning.planner import Planner
+from basis_sharing.planning.space import arranged
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.format_basis_sharing import most_rank
@@ -24,7 +26,7 @@ from basis_sharing.treatments.factors.candidates import Group, factor_candidates
 from basis_sharing.treatments.factors.options import all_ranks
 from basis_sharing.weightings.loss import Loss
 from measured import loss_weighting, repeated
-from pico import PICO
+from pico import PICO, build
 
 
 @cache
@@ -63,7 +65,7 @@ def test_losses_are_those_of_the_factors(name: str) -> None:
     for group in measured(name):
         expected = truncate(weighting.problem(model, group.scope)).losses.numpy()
         assert len(group.losses) == most_rank(shapes_of(group.scope)) + 1 == len(expected)
-        assert np.allclose(group.losses, expected, rtol=1e-5, atol=1e-9 * expected[0])
+        assert np.allclose(group.losses, expected, rtol=1e-4, atol=1e-6 * expected[0])
         assert group.losses[-1] == 0
         assert (np.diff(group.losses) <= 1e-12 * expected[0]).all()
 
@@ -201,6 +203,46 @@ def test_a_group_with_everything_in_common_pays_and_one_with_nothing_does_not() 
     everything = np.append(a.losses + b.losses, np.zeros(len(nothing) - len(a.losses)))
     assert pays(group_of(scope, everything, Parameters(), options), [a, b], prices)
     assert not pays(group_of(scope, nothing, Parameters(), options), [a, b], prices)
+
+
+def deep(blocks: int = 16) -> tuple[Any, Decoder, Loss]:
+    """Return a model with many blocks: neighbours have similar k and v, and different inputs matter for the rest."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = build("llama", **sizes, num_hidden_layers=blocks, vocab_size=260)
+    for index, block in enumerate(model.model.layers):
+        for linear in (block.self_attn.q_proj, block.self_attn.o_proj, *block.mlp.children()):
+            if isinstance(linear, torch.nn.Linear):
+                width = linear.in_features
+                Q, _ = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(index)))
+                linear.weight.data @= 2 * Q * torch.logspace(0, -2, width) @ Q.T
+    for before, after in pairwise(model.model.layers):
+        for name in ("k_proj", "v_proj"):
+            old, new = before.self_attn.get_submodule(name).weight, after.self_attn.get_submodule(name).weight
+            new.data.mul_(0.4).add_(old.data, alpha=0.9)
+    decoder = describe(model)
+    return model, decoder, loss_weighting(model, decoder)
+
+
+def test_the_plan_is_that_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role is given up only where sharing it changes the expected loss of no plan by more than a thousandth."""
+    model, decoder, weighting = deep()
+    every: dict[tuple[str, ...], Any] = {}
+    screened: dict[tuple[str, ...], Any] = {}
+    spaces = []
+    for curves in (screened, every):
+        with monkeypatch.context() as patch:
+            if curves is every:
+                patch.setattr(candidates, "_PROBES", 100)
+            asked = Search(model, decoder, weighting, Parameters(), curves=curves)
+            spaces.append(arranged(decoder, factor_candidates(asked)))
+    gates = [[key for key in curves if len(key) == 3 and key[2].endswith("gate_proj")] for curves in (screened, every)]
+    assert len(gates[0]) < len(gates[1]) == len(decoder.blocks) - 1
+    assert screened.keys() < every.keys()
+    for ratio in (0.1, 0.2, 0.3, 0.5, 0.7):
+        quick, best = (Planner(decoder, space, "auto", True).at_ratio(ratio).prediction for space in spaces)
+        assert quick is not None
+        assert best is not None
+        assert quick.loss <= 1.001 * best.loss
 
 
 def test_prices_span_the_targets_people_ask_for() -> None:

@@ -2,23 +2,22 @@
 
 A group is a single projection, several roles that read one input, the same role in consecutive blocks, or a combination
 of both. Groups across blocks are built up from pairs: a longer group is measured only if the shorter ones it consists
-of are better than separate bases, in the currency of the target, at one of the prices that common targets lead to.
+of are better than separate bases, in the currency of the target, at one of the prices that common targets lead to. A
+role of which none of a few pairs pays, taken from all depths, is given up.
 """
 
-import functools
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from basis_sharing.costs.base import Cost, shapes_of
-from basis_sharing.linalg.truncation import Member, left_product, losses, losses_of_product
+from basis_sharing.costs.base import Cost
+from basis_sharing.linalg.group_losses import GroupLosses
 from basis_sharing.models.family import Projection
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.format_basis_sharing import Factors, most_rank
+from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, CurveKey, Curves, Floats, Search
 from basis_sharing.treatments.factors.options import FactorOptions, all_ranks, worthwhile
 from basis_sharing.treatments.scopes import Blocks, Part, lanes_of, parts_in, scope_of, ways_to_divide
@@ -26,6 +25,8 @@ from basis_sharing.treatments.scopes import Blocks, Part, lanes_of, parts_in, sc
 _KEPT = (0.95, 0.25)
 _PRICES = 32
 _LEAST_GAIN = 2e-3
+_PROBES = 7
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -83,49 +84,53 @@ def find_groups(search: Search) -> list[Group]:
         _Lane(blocks, parts_in(ways_to_divide(blocks[0], search.decoder, across_roles=planning.across_roles)))
         for blocks in lanes_of(search.decoder)
     ]
-    groups = _within_blocks(search, lanes)
+    found = GroupLosses(search.weighting.remembered_bytes, products=torch.float32)
+    groups = _within_blocks(search, lanes, found)
     if planning.across_depth:
-        groups += _across_blocks(search, lanes, prices_of(groups))
+        groups += _across_blocks(search, lanes, prices_of(groups), found)
     return groups
 
 
-def _within_blocks(search: Search, lanes: Sequence[_Lane]) -> list[Group]:
+def _within_blocks(search: Search, lanes: Sequence[_Lane], found: GroupLosses) -> list[Group]:
     """Measure the groups within single blocks, add them to their lanes, and return them."""
-    inputs = [(block, lane.parts) for lane in lanes for block in lane.blocks]
+    inputs = [(lane, position) for lane in lanes for position in range(len(lane.blocks))]
 
-    def measure(position: int, curves: Curves) -> None:
-        for _ in _within_block(search, *inputs[position], curves):
+    def groups_of(lane: _Lane, position: int, curves: Curves) -> Iterator[tuple[Part, Group]]:
+        for part in lane.parts:
+            scope = scope_of(part, lane.blocks[position : position + 1], search.decoder)
+            yield part, _group(scope, search, curves, found)
+
+    def measure(number: int, curves: Curves) -> None:
+        for _ in groups_of(*inputs[number], curves):
             pass
 
     _measure_ahead(measure, len(inputs), search, "measuring candidates", "inputs")
     groups: list[Group] = []
-    done = 0
     for lane in lanes:
         lane.groups = {part: {} for part in lane.parts}
-        for position, block in enumerate(lane.blocks):
-            known = len(search.curves)
-            for part, group in _within_block(search, block, lane.parts, search.curves):
-                lane.groups[part][position, position + 1] = group
-                groups.append(group)
-            done += 1
-            if len(search.curves) > known:
-                search.progress(Progress("measuring candidates", done, len(inputs), "inputs"))
+    for done, (lane, position) in enumerate(inputs, start=1):
+        known = len(search.curves)
+        for part, group in groups_of(lane, position, search.curves):
+            lane.groups[part][position, position + 1] = group
+            groups.append(group)
+        if len(search.curves) > known:
+            search.progress(Progress("measuring candidates", done, len(inputs), "inputs"))
     return groups
 
 
-def _across_blocks(search: Search, lanes: Sequence[_Lane], prices: Floats) -> list[Group]:
-    """Measure the groups across blocks, and return those that pay."""
+def _across_blocks(search: Search, lanes: Sequence[_Lane], prices: Floats, found: GroupLosses) -> list[Group]:
+    """Measure the groups across blocks that may pay, and return those that do."""
     shared = [(lane, part) for lane in lanes for part in _worth_sharing(lane, prices)]
 
     def measure(position: int, curves: Curves) -> None:
         lane, part = shared[position]
-        _grow(search, lane.blocks, part, dict(lane.groups[part]), prices, curves)
+        _grow(search, lane.blocks, part, dict(lane.groups[part]), prices, curves, found)
 
     _measure_ahead(measure, len(shared), search, "measuring shared candidates", "roles")
     groups: list[Group] = []
     for done, (lane, part) in enumerate(shared, start=1):
         known = len(search.curves)
-        groups += _grow(search, lane.blocks, part, lane.groups[part], prices, search.curves)
+        groups += _grow(search, lane.blocks, part, lane.groups[part], prices, search.curves, found)
         if len(search.curves) > known:
             search.progress(Progress("measuring shared candidates", done, len(shared), "roles"))
     return groups
@@ -199,37 +204,12 @@ def prices_of(groups: Sequence[Group]) -> Floats:
     return prices
 
 
-def _within_block(
-    search: Search, block: Sequence[Projection], parts: Sequence[Part], curves: Curves
-) -> Iterator[tuple[Part, Group]]:
-    """Yield the groups of one block; the left products of projections with the same S are computed once and summed."""
-    problem: dict[Projection, Member] = {}
-    products: dict[Projection, Tensor] = {}
-
-    def measure(members: Sequence[Projection]) -> Tensor:
-        if not problem:
-            problem.update(zip(block, search.weighting.problem(search.model, block), strict=True))
-        alike = all(problem[p].input_key == problem[members[0]].input_key for p in members)
-        if not alike or sum(p.d_out for p in members) < members[0].d_in:
-            return losses([problem[p] for p in members])
-        for p in members:
-            if p not in products:
-                products[p] = left_product(problem[p])
-        total = functools.reduce(torch.add, (products[p] for p in members))
-        return losses_of_product(total, most_rank(shapes_of(members)))
-
-    for part in parts:
-        yield part, _group(scope_of(part, [block], search.decoder), search, curves, measure)
-
-
-def _group(
-    scope: tuple[Projection, ...], search: Search, curves: Curves, measure: Callable[[Sequence[Projection]], Tensor]
-) -> Group:
+def _group(scope: tuple[Projection, ...], search: Search, curves: Curves, found: GroupLosses) -> Group:
     """Return a group, with its losses from ``curves`` or else measured and added to them."""
     key = (Factors.kind, *(p.name for p in scope))
     curve = curves.get(key)
     if curve is None:
-        curve = curves[key] = measure(scope).numpy()
+        curve = curves[key] = found.measured(search.weighting.problem(search.model, scope)).numpy()
     return group_of(scope, curve, search.cost, all_ranks(scope, search.planning.stored_form))
 
 
@@ -246,22 +226,37 @@ def _grow(
     groups: dict[tuple[int, int], Group],
     prices: Floats,
     curves: Curves,
+    found: GroupLosses,
 ) -> list[Group]:
     """Add the groups of a part across blocks that pay to ``groups``, and return them.
 
-    Pairs of blocks are measured first; a longer group is measured if its two halves are in ``groups``.
+    A few pairs of blocks, spread over the depth, are measured first: if none of them pays, the part is given up. A
+    longer group is measured if its two halves are in ``groups``.
     """
-    added = []
-    for length in _lengths(len(blocks)):
-        for start in range(len(blocks) - length + 1):
-            cut, stop = start + (length + 1) // 2, start + length
-            if (start, cut) not in groups or (cut, stop) not in groups:
-                continue
-            scope = scope_of(part, blocks[start:stop], search.decoder)
-            shared = _group(scope, search, curves, lambda s: losses(search.weighting.problem(search.model, s)))
-            if pays(shared, [groups[start, cut], groups[cut, stop]], prices):
-                groups[start, stop] = shared
-                added.append(shared)
+    added: list[Group] = []
+
+    def measure(start: int, stop: int) -> None:
+        """Measure a group, and add it if it pays."""
+        cut = start + (stop - start + 1) // 2
+        scope = scope_of(part, blocks[start:stop], search.decoder)
+        shared = _group(scope, search, curves, found)
+        if pays(shared, [groups[start, cut], groups[cut, stop]], prices):
+            groups[start, stop] = shared
+            added.append(shared)
+
+    spread = sorted(range(len(blocks) - 1), key=lambda start: start * _GOLDEN % 1)
+    for start in spread[:_PROBES]:
+        measure(start, start + 2)
+    if not added:
+        return []
+    for start in spread[_PROBES:]:
+        measure(start, start + 2)
+    for stop in range(3, len(blocks) + 1):
+        for length in _lengths(stop)[1:]:
+            start = stop - length
+            cut = start + (length + 1) // 2
+            if (start, cut) in groups and (cut, stop) in groups:
+                measure(start, stop)
     return added
 
 

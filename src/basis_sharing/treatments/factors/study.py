@@ -17,7 +17,7 @@ import torch
 
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import ModelError, NumericalError, PlanError
-from basis_sharing.linalg.truncation import losses
+from basis_sharing.linalg.group_losses import losses
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.results.study import Matrix, RoleAtRatio, RoleStudy, SharingStudy
 from basis_sharing.run.progress import Progress, ProgressCallback, silent

@@ -13,8 +13,9 @@ from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from basis_sharing.treatments.factors.candidates import factor_candidates
 from basis_sharing.treatments.factors.solve import solve_factors
 
-# Time to measure the candidates across roles and across blocks, relative to single projections, on SmolLM2-135M.
-_JOINT_CANDIDATES, _SHARED_CANDIDATES = 0.7, 12.0
+_JOINT_CANDIDATES = 0.7  # time to measure the candidates across roles, relative to single projections
+# Groups across blocks that are measured: of a role that is given up; of one that shares, per block. Narrow roles share.
+_GIVEN_UP, _SHARING = 7, 3.0
 
 
 class FactorsTreatment(Treatment):
@@ -49,8 +50,13 @@ class FactorsTreatment(Treatment):
 
     def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return the expected time to measure all candidates, in seconds."""
-        more = _JOINT_CANDIDATES * planning.across_roles + _SHARED_CANDIDATES * planning.across_depth
-        return super().planning_seconds(shapes, planning) * (1 + more)
+        seconds = super().planning_seconds(shapes, planning)
+        if planning.across_depth:
+            blocks = len(shapes.decoder.blocks)
+            for p in shapes.decoder.projections:
+                groups = min(1.0, _GIVEN_UP / blocks) if p.d_out > p.d_in / 2 else _SHARING
+                seconds += groups * shapes.sharing_seconds(p) / shapes.processes
+        return seconds * (1 + _JOINT_CANDIDATES * planning.across_roles)
 
     def solving_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return how long all decompositions take, and finding pivots, which takes as long."""
