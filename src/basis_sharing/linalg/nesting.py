@@ -1,21 +1,22 @@
 """One order of the inputs for several bases, in which the first k inputs are good pivots for the basis of rank k."""
 
 from collections.abc import Sequence
+from math import log
 
 import torch
 from torch import Tensor
 
 _BLOCK = 16
+_SLACK = log(1.1)
 _TINY = 1e-300
 
 
 def nested_order(bases: Sequence[Tensor]) -> Tensor:
     """Return the inputs in an order whose first k are pivots of every basis of rank k.
 
-    Inputs are chosen one after the other: the next one maximizes the product of the volumes of the chosen rows over all
-    bases of higher rank (QR with column pivoting of B^T, for all bases together). A block of choices is made on few
-    rows and then taken from all rows at once; the choices are the same as without blocks, since what a row adds to a
-    volume only falls.
+    Inputs are chosen one after the other: the next one maximizes the product of the squared volumes of the chosen rows
+    over all bases of higher rank (QR with column pivoting of B^T, for all bases together). A block of choices is made on
+    few rows, as long as no other row can enlarge the product by a tenth more, and then taken from all rows at once.
 
     Args:
         bases: Bases with orthonormal columns, shape ``[d_in, k_i]`` each, by rising rank.
@@ -31,7 +32,8 @@ def nested_order(bases: Sequence[Tensor]) -> Tensor:
         while len(chosen) < rank:
             scores = _scores([residuals[i] for i in active]).masked_fill(~free, -torch.inf)
             few = scores.topk(min(4 * _BLOCK, int(free.sum()))).indices
-            others = scores.index_fill(0, few, -torch.inf).max().item()
+            # What a row adds to a volume only falls, so that scores of before the block are upper bounds.
+            others = scores.index_fill(0, few, -torch.inf).max().item() - _SLACK
             rows = [residuals[i][few] for i in active]
             picked, directions = _block(rows, min(_BLOCK, rank - len(chosen)), others)
             chosen += few[picked].tolist()
@@ -47,7 +49,7 @@ def _scores(residuals: Sequence[Tensor]) -> Tensor:
 
 
 def _block(rows: Sequence[Tensor], most: int, others: float) -> tuple[list[int], list[Tensor]]:
-    """Choose up to ``most`` rows, as long as they score better than the best of the others.
+    """Choose up to ``most`` rows, as long as their scores are at least ``others``.
 
     Returns:
         Positions of the chosen rows, at least one, and for every basis the orthonormal directions that they span, shape

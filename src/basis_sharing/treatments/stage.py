@@ -112,6 +112,15 @@ def errors_of(folder: Path | None) -> AbstractContextManager[None]:
     return nullcontext() if folder is None else output_errors(folder)
 
 
+def _predicted_speed(plan: Plan) -> dict[str, Any]:
+    """Return the predicted speed of a plan for the provenance of a checkpoint; nothing if it was not predicted."""
+    speeds = () if plan.prediction is None else plan.prediction.speeds
+    sizes = {speed.phase: {"tokens": speed.tokens, "batch": speed.batch} for speed in speeds}
+    read = {"prefill": "tokens", "decode": "batch"}
+    found = {s.phase: {read[s.phase]: sizes[s.phase][read[s.phase]], "speed": round(s.speed, 4)} for s in speeds}
+    return {"predicted_speed": found} if found else {}
+
+
 def replaced_entries(executed: Sequence[Executed], entries: Mapping[str, Entry]) -> list[Executed]:
     """Return the records with other entries, given by their owners."""
     return [replace(record, entry=entries[record.entry.owner]) for record in executed]
@@ -135,5 +144,6 @@ class Declare:
 
     def run(self, run: Run) -> None:
         """Write the entries into the model's configuration."""
-        provenance = {**self._provenance, "ratio": self._planned.plan.ratio}
+        plan = self._planned.plan
+        provenance = {**self._provenance, "ratio": plan.ratio, **_predicted_speed(plan)}
         declare_compressed(run.model, [done.entry for done in self._execute.executed], provenance)
