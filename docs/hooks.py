@@ -80,7 +80,7 @@ def _page(verb: str, command: Any) -> str:
 
 
 def _row(option: Any) -> str:
-    name = ", ".join(f"`{opt}`" for opt in option.opts)
+    name = ", ".join(f"`{opt}`" for opt in (*option.opts, *option.secondary_opts))
     if not option.is_flag:
         name += f" `{option.metavar or option.name.upper()}`"
     shown = option.show_default and not option.is_flag and not option.required and option.default is not None

@@ -87,9 +87,9 @@ def test_every_stage_of_a_recipe_is_named(space: Path) -> None:
         assert "running the original" in names[:2]
         return [name for name in names if name not in ("running the original", "checking the result")]
 
-    assert stages() == ["calibration, with gradients", "planning", "factorization"]
-    assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit"]
-    assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization"]
+    assert stages() == ["calibration, with gradients", "planning", "factorization", "ordering"]
+    assert stages(windows=16) == ["calibration, with gradients", "planning", "factorization", "refit", "ordering"]
+    assert stages(gradients=False) == ["calibration", "sensitivities", "planning", "factorization", "ordering"]
     assert stages(method="basis-sharing", ratio=0.4) == ["calibration", "factorization", "refit"]
     assert stages(method="svd", evaluate=("python-docs:heldout",)) == [
         "evaluating the original",
@@ -200,7 +200,7 @@ def test_seconds_are_within_a_factor_of_two(tmp_path: Path, monkeypatch: pytest.
         "across_depth": False,
         "roles": ("o", "gate"),
     }
-    windows = ("running the original", "checking the result")  # one window each: too short to be timed
+    windows = ("running the original", "ordering", "checking the result")  # too short to be timed
     estimated = estimate(str(tmp_path / "model"), **settings).stages
     told = {stage.name: stage.seconds for stage in estimated if stage.name not in windows}
     compress(str(tmp_path / "model"), **settings)

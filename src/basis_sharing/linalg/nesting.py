@@ -15,8 +15,8 @@ def nested_order(bases: Sequence[Tensor]) -> Tensor:
     """Return the inputs in an order whose first k are pivots of every basis of rank k.
 
     Inputs are chosen one after the other: the next one maximizes the product of the squared volumes of the chosen rows
-    over all bases of higher rank (QR with column pivoting of B^T, for all bases together). A block of choices is made on
-    few rows, as long as no other row can enlarge the product by a tenth more, and then taken from all rows at once.
+    over all bases of higher rank (QR with column pivoting of B^T, for all bases together). A block of choices is made
+    on few rows, as long as no other row can enlarge the product by a tenth more, and then taken from all rows at once.
 
     Args:
         bases: Bases with orthonormal columns, shape ``[d_in, k_i]`` each, by rising rank.

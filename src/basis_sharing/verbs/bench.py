@@ -89,7 +89,7 @@ def bench(
         BasisSharingError: A setting is wrong, there is no such device, compiler or engine, or a model cannot be loaded.
 
     Example:
-        >>> result = basis_sharing.bench(["./llama", "./llama-20"], repeats=2)
+        >>> result = basis_sharing.bench(["./llama", "./llama-20"], repeats=2, compile=False)
         >>> print({timing.workload: timing.speed.median for timing in result.models[1].timings})
     """
     load_before = psutil.getloadavg()[0]

@@ -28,6 +28,7 @@ from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.planning import PlanningKeywords
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.recipe.repair import RepairKeywords
+from basis_sharing.recipe.speed import SpeedKeywords
 from basis_sharing.recipe.target import TARGETS
 from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.comparison import Comparison, Limits
@@ -49,7 +50,7 @@ class _OwnKeywords(TypedDict, total=False):
     dtype: DtypeName
 
 
-class RolloutKeywords(PlanningKeywords, CalibrationKeywords, RepairKeywords, _OwnKeywords, total=False):
+class RolloutKeywords(SpeedKeywords, PlanningKeywords, CalibrationKeywords, RepairKeywords, _OwnKeywords, total=False):
     """The settings of a recipe that a rollout accepts: all except targets, roles and texts, which it sets itself."""
 
 

@@ -59,7 +59,7 @@ class CompressionStages:
         self.execute = Execute(self.plan, self.collect, asked, in_nats=in_nats, about=self.original.about)
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
         self.repair = RepairBlocks(self.original, self.execute)
-        self.order = OrderInputs(self.execute, join=in_nats)
+        self.order = OrderInputs(self.execute, pivoted=asked.stored_form == "pivoted", join=in_nats)
         self.declare = Declare(self.execute, self.plan, provenance)
         self.result_window = RunWindow(windows, "checking the result")
         self.check = CheckResult(self.original_window, self.result_window)

@@ -54,7 +54,7 @@ def logits(model: Any) -> torch.Tensor:
 def in_order(run: Run, stage: Execute) -> dict[str, Factors]:
     """Bring the inputs in order, and return the entry of every projection; the model must compute the same."""
     before = logits(run.model)
-    OrderInputs(stage, join=True).run(run)
+    OrderInputs(stage, pivoted=True, join=True).run(run)
     torch.testing.assert_close(logits(run.model), before, atol=1e-9, rtol=1e-7)
     return {name: cast(Factors, done.entry) for done in stage.executed for name in done.entry.members}
 

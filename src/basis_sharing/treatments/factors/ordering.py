@@ -14,7 +14,7 @@ from basis_sharing.run.durable import write_whole
 from basis_sharing.run.progress import Progress
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.layers_basis_sharing import kind_of
 from basis_sharing.runtime.modeling_basis_sharing import declare_ties
 from basis_sharing.treatments.factors.common_order import Reordered, common_orders
@@ -30,15 +30,19 @@ class OrderInputs:
 
     Args:
         execute: The stage that carries out the plan; its records get the new entries.
+        pivoted: Whether factors are pivoted; plain ones read their inputs in any order.
         join: Whether bases that multiply one input are stored side by side. Adapters cannot be put on such bases, which
             is why those of published methods are left as they are.
     """
 
-    def __init__(self, execute: Execute, *, join: bool) -> None:
-        self._execute, self._join = execute, join
+    def __init__(self, execute: Execute, *, pivoted: bool, join: bool) -> None:
+        self._execute = execute
+        self._finders = [*([_common_orders, _neurons_in_order] if pivoted else []), *([_side_by_side] if join else [])]
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Yield the needs of choosing the orders, and of the factors in these orders."""
+        if not self._finders:
+            return
         readers: dict[tuple[int, str], list[Projection]] = {}
         for p in shapes.decoder.projections:
             readers.setdefault((p.block, p.input), []).append(p)
@@ -46,7 +50,8 @@ class OrderInputs:
         operations = sum(4 * found[0].d_in ** 2 * sum(min(p.d_in, p.d_out) for p in found) for found in several)
         memory = max((32 * sum(p.d_in * (p.d_in + p.d_out) for p in found) for found in several), default=0)
         kept = sum(p.d_in * p.d_out for p in shapes.decoder.projections) * shapes.dtype.itemsize
-        seconds = 0.0 if shapes.speeds is None else operations / shapes.speeds.algebra
+        seconds = shapes.seconds(4 * shapes.forward_over(_TOKENS, _TOKENS))
+        seconds += 0.0 if shapes.speeds is None else operations / shapes.speeds.algebra
         yield Needs("ordering", seconds, memory, kept)
 
     def run(self, run: Run) -> None:
@@ -55,7 +60,7 @@ class OrderInputs:
         entries = {record.entry.owner: record.entry for record in execute.executed}
         done = 0
         with errors_of(execute.folder):
-            for find in (_common_orders, _neurons_in_order, *([_side_by_side] if self._join else [])):
+            for find in self._finders:
                 for change in find(run, list(entries.values())):
                     file = None if execute.folder is None else execute.folder / f"order-{done:05d}.safetensors"
                     _install(run.model, change, file)
@@ -71,8 +76,6 @@ def _common_orders(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
 
 def _neurons_in_order(run: Run, entries: Sequence[Entry]) -> Iterator[Reordered]:
     model, decoder = run.model, run.whole
-    if not any(isinstance(entry, Factors) and entry.form == "pivoted" for entry in entries):
-        return iter(())
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
     states = torch.empty(states_shape(model, decoder, ids).all, dtype=model.dtype)
