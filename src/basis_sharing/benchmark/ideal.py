@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from basis_sharing.benchmark.workloads import FirstToken, Prefill, cache_input, fill
+from basis_sharing.benchmark.workloads import FirstToken, Prefill, fill
+from basis_sharing.models.caches import cache_input
 from basis_sharing.models.linears import is_matrix_module
 from basis_sharing.results.benchmark import Work
 

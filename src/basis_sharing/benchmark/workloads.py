@@ -9,6 +9,7 @@ import torch
 from transformers import StaticCache
 
 from basis_sharing.benchmark.devices import synchronize
+from basis_sharing.models.caches import cache_input, cache_of
 
 
 class Prefill:
@@ -97,12 +98,7 @@ def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor
     """Fill a cache with prompts; return the next tokens, shape ``[batch, 1]``, and the cache."""
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     output = model(input_ids=ids, use_cache=True, **cache_input(model, cache), **last)
-    return output.logits[:, -1:].argmax(dim=-1), output.past_key_values
-
-
-def cache_input(model: Any, cache: Any) -> dict[str, Any]:
-    """Return the argument that passes a cache to a model, whose name depends on the version of transformers."""
-    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
+    return output.logits[:, -1:].argmax(dim=-1), cache_of(output)
 
 
 def _state(cache: Any) -> list[dict[str, Any]]:

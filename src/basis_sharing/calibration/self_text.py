@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.errors import CorpusError, NumericalError
+from basis_sharing.models.caches import cache_input, cache_of
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 
 _BATCH = 8
@@ -49,8 +50,8 @@ def write_windows(
         cache = None
         for position in range(1, length):
             last = batch[:, position - 1 : position].to(model.device)
-            output = model(input_ids=last, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(input_ids=last, use_cache=True, **cache_input(model, cache))
+            cache = cache_of(output)
             probabilities = output.logits[:, -1].float().softmax(-1).cpu()
             if not probabilities.isfinite().all():
                 raise NumericalError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from basis_sharing.errors import RecipeError
+from basis_sharing.models.caches import cache_input, cache_of
 from basis_sharing.results.comparison import Continuation
 
 DEFAULT_PROMPTS = (
@@ -75,8 +76,8 @@ def continue_prompt(model: Any, tokenizer: Any, prompt: Tensor, new_tokens: int)
     ends = _end_tokens(model, tokenizer)
     ids, cache, written, ended = prompt[None].to(model.device), None, list[int](), False
     while len(written) < new_tokens and not ended:
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=ids, use_cache=True, **cache_input(model, cache))
+        cache, ids = cache_of(output), output.logits[:, -1:].argmax(-1)
         written.append(int(ids))
         ended = written[-1] in ends
     special = ends | set(tokenizer.all_special_ids)
