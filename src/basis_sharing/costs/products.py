@@ -141,7 +141,7 @@ def _product(product: Operation, pool: _Pool) -> Action:
 
 
 def _factorized(rest: Operation, pool: _Pool) -> Action:
-    x, modules = pool.features(rest.rows, rest.d_in), cycle(_modules(rest, pool))
+    x, modules = pool.features(rest.rows, rest.d_in), cycle(list(_modules(rest, pool)))
     return lambda: next(modules)(x)
 
 
