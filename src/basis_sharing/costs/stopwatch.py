@@ -17,7 +17,7 @@ _SECONDS_PER_ROUND = 0.008
 _LONGEST = 120  # seconds after which what is not steady is not measured again
 _FEWEST, _MOST = 3, 64  # runs in a round
 _IN_A_GRAPH = 20  # runs in one CUDA graph
-AGREEMENT = 0.05
+AGREEMENT = 0.1
 """Largest relative difference of the two shortest rounds of a steady measurement."""
 _ROOM = 0.3  # of a processor, that other programs may take from the threads of this one
 _SHORTEST_CHECK = 0.25  # seconds; the system counts processor time in hundredths of a second
