@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
     text = root / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     dense, small = save_pico("llama", root / "dense"), root / "small"
-    basis_sharing.compress(dense, 0.3, output=small, calibration=str(text), windows=4, length=64)
+    basis_sharing.compress(dense, 0.3, method="svd-llm", output=small, calibration=str(text), windows=4, length=64)
     return dense, small
 
 
