@@ -131,10 +131,10 @@ class BasisSharingQuantizer(HfQuantizer):  # type: ignore[misc]
         adopt(model)
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
-        """Return all conversions between disk and memory."""
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
+        """Return all conversions between disk and memory; older releases of transformers 5 do not pass the model."""
         native = conversions_beside(self.quantization_config.entries, weight_conversions)
-        updated: list[Any] = super().update_weight_conversions(native, model)
+        updated: list[Any] = super().update_weight_conversions(native, *model)
         return updated
 
     def get_weight_conversions(self) -> list[Any]:
