@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import StaticCache
 
-from basis_sharing.benchmark.devices import synchronize
 from basis_sharing.models.caches import cache_input, cache_of
+from basis_sharing.run.devices import synchronize
 
 
 class Prefill:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import psutil
 import torch
 
+from basis_sharing.run.devices import synchronize
+
 Key = TypeVar("Key")
 Action = Callable[[], object]
 
@@ -110,8 +112,7 @@ def _timer(action: Action, device: torch.device) -> Callable[[], float]:
     def once() -> float:
         start = time.perf_counter()
         action()
-        if device.type == "mps":
-            torch.mps.synchronize()
+        synchronize(device)
         return time.perf_counter() - start
 
     def timer() -> float:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from basis_sharing.costs.products import Operation
 from basis_sharing.costs.stopwatch import Measured
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.source import dtype_name
+from basis_sharing.run.devices import describe_device
 from basis_sharing.run.durable import write_text
 from basis_sharing.run.files import write_file
 from basis_sharing.run.processes import Processes
@@ -53,22 +53,11 @@ class TimedOn:
         """Return this machine with a device and the present number of threads, for a model of so many bytes."""
         threads = torch.get_num_threads() if device.type == "cpu" else 0
         working_set = min(products.beyond_caches(device), 1 << (weights - 1).bit_length())
-        return cls(device.type, _name_of(device), threads, dtype_name(dtype), torch.__version__, working_set)
+        return cls(device.type, describe_device(device), threads, dtype_name(dtype), torch.__version__, working_set)
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.threads else ""
         return f"{self.name} ({self.device}{threads}, {self.dtype}, torch {self.version})"
-
-
-def _name_of(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def default_file(machine: TimedOn) -> Path:

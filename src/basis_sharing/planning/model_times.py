@@ -75,7 +75,11 @@ def _timed(model: Any, workload: Workload, device: torch.device) -> Callable[[],
     ids = torch.randint(vocabulary, (rows, workload.tokens), generator=generator).to(device)
 
     def make() -> Timed:
-        forward = torch.compile(model.forward, mode="reduce-overhead") if device.type == "cuda" else None
+        forward = None
+        if device.type == "cuda":
+            from basis_sharing.benchmark.compiling import compiled_forward  # compilers, which nothing else here needs
+
+            forward = compiled_forward(model, device)
         return Prefill(model, ids, forward) if workload.phase == "prefill" else Decode(model, ids, _STEPS, forward)
 
     return make

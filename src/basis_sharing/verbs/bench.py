@@ -12,7 +12,6 @@ from typing import Any, get_args
 import psutil
 import torch
 
-from basis_sharing.benchmark import devices
 from basis_sharing.benchmark.compiling import finds_compiler
 from basis_sharing.benchmark.ideal import holds_stacked_experts, work_of
 from basis_sharing.benchmark.memory import can_measure, peak_memory
@@ -36,6 +35,7 @@ from basis_sharing.results.benchmark import (
     PeakMemory,
     Timing,
 )
+from basis_sharing.run.devices import describe_device
 from basis_sharing.run.machine import choose
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
 from basis_sharing.run.versions import software_versions
@@ -198,7 +198,7 @@ def _benchmark(run: _Run, settings: BenchmarkSettings, progress: ProgressCallbac
     )
     return BenchmarkResult(
         settings=settings,
-        device_name=devices.describe_device(target),
+        device_name=describe_device(target),
         threads=used,
         models=measured,
         notes=tuple(notes),

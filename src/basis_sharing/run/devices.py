@@ -1,4 +1,4 @@
-"""The name and the synchronization of the device of a benchmark."""
+"""The name and the synchronization of a device."""
 
 import platform
 from pathlib import Path
