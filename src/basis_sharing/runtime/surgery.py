@@ -1,6 +1,6 @@
 """Access to the factors of a compressed model in memory, and its declaration as a compressed checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,13 @@ def set_coefficients(model: nn.Module, name: str, C: torch.Tensor) -> None:
     assert isinstance(module, FactorizedLinear)
     with torch.no_grad():
         module.coeff.weight.copy_(C.T)
+
+
+def set_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Set parameters of a model by their names."""
+    for name, parameter in parameters.items():
+        owner, _, child = name.rpartition(".")
+        setattr(model.get_submodule(owner), child, parameter)
 
 
 def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:

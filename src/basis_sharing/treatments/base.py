@@ -25,6 +25,7 @@ from basis_sharing.run.stages import Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.layers_basis_sharing import Kind, kind_of, register_kind
 from basis_sharing.runtime.modeling_basis_sharing import declare_ties
+from basis_sharing.runtime.surgery import set_parameters
 from basis_sharing.weightings.base import Weighting
 
 Floats = NDArray[np.float64]
@@ -192,7 +193,5 @@ def install(model: nn.Module, outcome: Outcome) -> None:
             placed[renamed.get(f"{name}.bias", f"{name}.bias")] = original.bias
         model.get_submodule(name).train(original.training)
     placed |= {alias: placed[owner] for alias, owner in ties.items()}
-    for name, parameter in placed.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, parameter)
+    set_parameters(model, placed)
     kind.finish(model, entry)

@@ -19,6 +19,7 @@ from basis_sharing.blocks.placing import placed
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear, encode_pivots, input_order
 from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.surgery import set_parameters
 from basis_sharing.treatments.factors.common_order import Reordered
 
 _TOLERANCE = 0.05
@@ -137,10 +138,3 @@ def _exchanged(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         set_parameters(model, held)
-
-
-def set_parameters(model: Any, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Set parameters of a model by their names."""
-    for name, parameter in parameters.items():
-        owner, _, child = name.rpartition(".")
-        setattr(model.get_submodule(owner), child, parameter)

@@ -17,8 +17,9 @@ from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.layers_basis_sharing import kind_of
 from basis_sharing.runtime.modeling_basis_sharing import declare_ties
+from basis_sharing.runtime.surgery import set_parameters
 from basis_sharing.treatments.factors.common_order import Reordered, common_orders
-from basis_sharing.treatments.factors.neurons import Probe, neurons_in_order, set_parameters
+from basis_sharing.treatments.factors.neurons import Probe, neurons_in_order
 from basis_sharing.treatments.factors.side_by_side import side_by_side
 from basis_sharing.treatments.stage import Execute, errors_of, replaced_entries
 
