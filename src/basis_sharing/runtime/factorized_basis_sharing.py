@@ -112,11 +112,12 @@ class FactorizedLinear(nn.Module):
     def _reduced(self, x: torch.Tensor) -> torch.Tensor:
         """Return x B, shape ``[..., rank]``."""
         ordered = x if self.order is None else self.reading.once(self.order_name, x, self._ordered)
-        pivots = self.rank if self.pivoted else 0
-        leading, others = ordered.split((pivots, ordered.shape[-1] - pivots), dim=-1)
+        leading, others = None, ordered
+        if self.pivoted:
+            leading, others = ordered.split((self.rank, ordered.shape[-1] - self.rank), dim=-1)
         product = self.reading.once(self.stored_in, x, lambda _: self.basis(others))
         own = product if product.shape[-1] == self.rank else product.narrow(-1, self.first, self.rank)
-        return leading + own if self.pivoted else own
+        return own if leading is None else leading + own
 
     def _ordered(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x[..., order]``, with the fastest of three equivalent implementations.
@@ -282,4 +283,5 @@ def _flags(code: object, d_in: int) -> torch.Tensor:
         bits = b""
     if len(bits) != -(-d_in // 8):
         raise FormatError(f"the pivots in config.json are not the base64 form of {d_in} bits.")
-    return torch.tensor([bool(bits[index // 8] & 0x80 >> index % 8) for index in range(d_in)])
+    in_bytes = torch.tensor(list(bits), dtype=torch.uint8)[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)
+    return (in_bytes & 1).flatten()[:d_in].bool()
