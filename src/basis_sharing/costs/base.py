@@ -6,7 +6,7 @@ cost is computed from these lists.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +74,14 @@ class Cost(ABC):
         return self.unit * (projections + self.outside(model, decoder))
 
 
+C = TypeVar("C", bound=Cost)
 COSTS: Registry[type[Cost]] = Registry("cost", "basis_sharing.costs")
 
 
-def register(cls: type[Cost]) -> type[Cost]:
+def register(cls: type[C]) -> type[C]:
     """Register a cost under its name; use it as a decorator."""
-    return COSTS.register(cls.name, cls)
+    COSTS.register(cls.name, cls)
+    return cls
 
 
 def shapes_of(scope: Scope) -> tuple[Shape, ...]:

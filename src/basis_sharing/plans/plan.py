@@ -214,7 +214,7 @@ class Plan(_Frozen):
 
 def dense_parameters(decoder: Decoder) -> int:
     """Return the parameters of all compressible projections, which are also their multiplications per token."""
-    return sum(p.d_in * p.d_out for p in decoder.projections)
+    return Parameters().dense(decoder.projections)
 
 
 def structure_of(decoder: Decoder) -> str:

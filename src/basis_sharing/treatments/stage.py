@@ -114,10 +114,9 @@ def errors_of(folder: Path | None) -> AbstractContextManager[None]:
 
 def _predicted_speed(plan: Plan) -> dict[str, Any]:
     """Return the predicted speed of a plan for the provenance of a checkpoint; nothing if it was not predicted."""
+    size = {"prefill": "tokens", "decode": "batch"}
     speeds = () if plan.prediction is None else plan.prediction.speeds
-    sizes = {speed.phase: {"tokens": speed.tokens, "batch": speed.batch} for speed in speeds}
-    read = {"prefill": "tokens", "decode": "batch"}
-    found = {s.phase: {read[s.phase]: sizes[s.phase][read[s.phase]], "speed": round(s.speed, 4)} for s in speeds}
+    found = {s.phase: {size[s.phase]: getattr(s, size[s.phase]), "speed": round(s.speed, 4)} for s in speeds}
     return {"predicted_speed": found} if found else {}
 
 
