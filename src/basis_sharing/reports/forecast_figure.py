@@ -44,7 +44,7 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
         if prediction.scale is None
         else f"scaled by one plan measured on {prediction.text}"
     )
-    by_size.set_title(f"{_name(forecast)}: expected cost of compression ({how})", fontsize=10, loc="left")
+    by_size.set_title(f"{_name(forecast)}: expected cost of compression\n({how})", fontsize=10, loc="left")
     figure.savefig(path, dpi=150)
 
 
