@@ -5,10 +5,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from basis_sharing.errors import ModelError
-from basis_sharing.results.benchmark import PredictedSpeed
+from basis_sharing.results.benchmark import PredictedSpeeds
 
 
-def predicted_speed(name: str, config: Any) -> PredictedSpeed | None:
+def predicted_speed(name: str, config: Any) -> PredictedSpeeds | None:
     """Return the predicted speed in a model's configuration; None if there is none.
 
     Raises:
@@ -19,7 +19,7 @@ def predicted_speed(name: str, config: Any) -> PredictedSpeed | None:
     if found is None:
         return None
     try:
-        return PredictedSpeed.model_validate(found)
+        return PredictedSpeeds.model_validate(found)
     except ValidationError:
         raise ModelError(
             f'config.json of {name} holds a damaged prediction ("predicted_speed"): remove it, or compress again.'

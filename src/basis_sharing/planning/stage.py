@@ -87,7 +87,8 @@ class MakePlan:
         with known_curves(run, self._collect.weighting, text) as curves:
             planner = self.planner(run, curves, multiples)
             self.plan = self.meeting_the_target(planner, run, clock)
-            if multiples.rounds:
+            # A limit on time is kept by aligned ranks only, so there is no plan without multiples to compare with.
+            if multiples.rounds and not self._target.limits_time:
                 every_rank = self.planner(run, curves, None)
                 run.notes.append(cost_of_multiples(self.plan, every_rank, multiples))
         run.notes.extend([*clock.notes, *slower_than_the_original(self.plan)])

@@ -129,7 +129,7 @@ class PredictedDecode(Frozen):
     speed: float
 
 
-class PredictedSpeed(Frozen):
+class PredictedSpeeds(Frozen):
     """What the plan of a compressed model predicted, as its ``config.json`` holds it.
 
     Attributes:
@@ -182,7 +182,7 @@ class BenchmarkedModel(Frozen):
     work: Work
     memory: PeakMemory | None
     timings: tuple[Timing, ...]
-    predicted: PredictedSpeed | None = None
+    predicted: PredictedSpeeds | None = None
 
     def as_served(self, *workloads: Workload) -> Timing:
         """Return the first timing of one of these workloads that was compiled, or if there is none the first one.

@@ -59,7 +59,8 @@ class Forecast(Frozen):
         speed_points: The curve of the planner for speeds, each the least speed in all phases.
         roles: What the plan does to every role.
         rank_multiples: What the ranks of the plan are multiples of, in words; None: every rank is possible.
-        unrounded_loss: Expected loss of the best plan of the same size without rank multiples; None if there are none.
+        unrounded_loss: Expected loss of the best plan of the same size without rank multiples; None if there are none
+            or the target limits time.
         unshared_loss: Expected loss of the best plan of the same size without sharing across layers; None if the plan
             itself has no such sharing.
         notes: Notes on unusual events, one sentence each.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from basis_sharing.run.run import Run
 
 _MARGIN, _ALLOWANCE = 1.15, 96 * 2**20
+_SINGLE = 2  # speed of fp32 products, in multiples of that of fp64
 POSITIONS = 512  # positions whose logits are in memory at a time
 
 
@@ -210,14 +211,20 @@ class Shapes:
         """Return the seconds that matrix products of so many operations in the dtype of the calibration take."""
         return 0.0 if self.speeds is None else operations / self.speeds.products
 
-    def solving_seconds(self, p: Projection, *, vectors: bool) -> float:
-        """Return the seconds of the decomposition of one projection, with or without eigenvectors."""
+    def solving_seconds(self, p: Projection) -> float:
+        """Return the seconds of the decomposition of one projection."""
+        if self.speeds is None:
+            return 0.0
+        products = 2 * p.d_in * p.d_out * (p.d_in + p.d_out) + p.d_in**3
+        return products / self.speeds.algebra + min(p.d_in, p.d_out) ** 3 / self.speeds.eigenvectors
+
+    def measuring_seconds(self, p: Projection) -> float:
+        """Return the seconds to measure what a projection loses at every rank: fp32 products, fp64 eigenvalues."""
         if self.speeds is None:
             return 0.0
         small = min(p.d_in, p.d_out)
-        products = 2 * p.d_in * p.d_out * (p.d_in + p.d_out) + p.d_in**3
-        rate = self.speeds.eigenvectors if vectors else self.speeds.eigenvalues
-        return products / self.speeds.algebra + small**3 / rate
+        single = 2 * p.d_in * p.d_out * (p.d_in + p.d_out)
+        return (single / _SINGLE + 4 * small**3) / self.speeds.algebra + small**3 / self.speeds.eigenvalues
 
     def sharing_seconds(self, p: Projection) -> float:
         """Return the seconds to measure what a projection and that of the next block lose with one basis."""

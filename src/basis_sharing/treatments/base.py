@@ -146,11 +146,11 @@ class Treatment(ABC):
 
     def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return the expected time to measure all candidates, in seconds."""
-        return sum(shapes.solving_seconds(p, vectors=False) for p in shapes.decoder.projections) / shapes.processes
+        return sum(shapes.measuring_seconds(p) for p in shapes.decoder.projections) / shapes.processes
 
     def solving_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return how long it takes to carry out entries for all projections."""
-        return sum(shapes.solving_seconds(p, vectors=True) for p in shapes.decoder.projections) / shapes.processes
+        return sum(shapes.solving_seconds(p) for p in shapes.decoder.projections) / shapes.processes
 
 
 PLUGINS = "basis_sharing.treatments"

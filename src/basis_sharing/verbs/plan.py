@@ -107,7 +107,8 @@ class _Forecasting:
         planner = self._make.planner(self._run, self._curves, self._multiples)
         plan = self._make.meeting_the_target(planner, self._run, self._clock)
         rounded = self._multiples.rounds
-        unrounded = self._unrounded(plan) if rounded else None
+        # A limit on time is kept by aligned ranks only, so there is no plan without multiples to compare with.
+        unrounded = self._unrounded(plan) if rounded and not self._recipe.limits_time else None
         unshared = None
         if any(spans_blocks(entry, decoder) for entry in plan.entries):
             unshared = self._in_the_same_size(planner.without_sharing_across_depth(), plan)

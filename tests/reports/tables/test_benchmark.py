@@ -6,7 +6,7 @@ from rich.console import Console
 
 from basis_sharing.reports.tables.benchmark import against_first, benchmark_tables, conclusions, memory_table
 from basis_sharing.reports.terminal import printable
-from basis_sharing.results.benchmark import BenchmarkResult, PredictedPrefill, PredictedSpeed
+from basis_sharing.results.benchmark import BenchmarkResult, PredictedPrefill, PredictedSpeeds
 from samples import benchmark
 
 
@@ -62,7 +62,7 @@ def test_memory_that_was_not_measured_has_no_table() -> None:
 
 def test_a_predicted_speed_stands_beside_the_measured_one() -> None:
     found = benchmark()
-    predicted = PredictedSpeed(prefill=PredictedPrefill(tokens=512, speed=1.31))
+    predicted = PredictedSpeeds(prefill=PredictedPrefill(tokens=512, speed=1.31))
     first, second = found.models
     models = (first, second.model_copy(update={"predicted": predicted}))
     text = shown(found.model_copy(update={"models": models}))

@@ -1,5 +1,6 @@
 """The class of the treatment ``factors``."""
 
+from collections import Counter
 from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from basis_sharing.treatments.factors.candidates import factor_candidates
 from basis_sharing.treatments.factors.solve import solve_factors
 
-_JOINT_CANDIDATES = 0.7  # time to measure the candidates across roles, relative to single projections
+_JOINT_CANDIDATES = 0.7  # time to measure the candidates across roles, relative to the single projections in them
 # Groups across blocks that are measured: of a role that is given up; of one that shares, per block. Narrow roles share.
 _GIVEN_UP, _SHARING = 7, 3.0
 
@@ -50,13 +51,16 @@ class FactorsTreatment(Treatment):
 
     def planning_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return the expected time to measure all candidates, in seconds."""
-        seconds = super().planning_seconds(shapes, planning)
-        if planning.across_depth:
-            blocks = len(shapes.decoder.blocks)
-            for p in shapes.decoder.projections:
+        blocks, readers = len(shapes.decoder.blocks), Counter((p.block, p.input) for p in shapes.decoder.projections)
+        seconds = 0.0
+        for p in shapes.decoder.projections:
+            own = shapes.measuring_seconds(p)
+            if planning.across_depth:
                 groups = min(1.0, _GIVEN_UP / blocks) if p.d_out > p.d_in / 2 else _SHARING
-                seconds += groups * shapes.sharing_seconds(p) / shapes.processes
-        return seconds * (1 + _JOINT_CANDIDATES * planning.across_roles)
+                own += groups * shapes.sharing_seconds(p)
+            joint = planning.across_roles and readers[p.block, p.input] > 1
+            seconds += own * (1 + _JOINT_CANDIDATES * joint)
+        return seconds / shapes.processes
 
     def solving_seconds(self, shapes: Shapes, planning: Planning) -> float:
         """Return how long all decompositions take, and finding pivots, which takes as long."""
