@@ -4,25 +4,31 @@
 ``python benchmarks/speed_targets.py wide [--blocks N]``
 ``python benchmarks/speed_targets.py picture``
 
-The first two may be run in pieces: targets that are in the result already are left out. ``smollm2`` plans on the valid
-text of WikiText-2 in fp32 and measures every plan's time and perplexity, beside the plan for parameters alone with the
-same predicted speed. ``wide`` has random weights in the widths of a 1.5 B model in bf16, with made up losses: only
-times are compared. Every plan takes turns with the original, in one process.
+The first two may be run in pieces: targets that are in the result already are left out. ``smollm2`` plans in fp32,
+carries every plan out with `compress` (without refit), and measures its time and perplexity, beside the plan for
+parameters alone with the same predicted speed; statistics are kept in ``--work``. ``wide`` has random weights in the
+widths of a 1.5 B model, with made up losses and inputs in order: only times are compared. Every plan takes turns with
+the original, in one process; nothing else may run beside it.
 """
 
 import argparse
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from basis_sharing import compress
 from basis_sharing.benchmark.turns import paired_speed, take_turns
 from basis_sharing.benchmark.workloads import Decode, Prefill
+from basis_sharing.cli.console import progress_bars
 from basis_sharing.costs.base import shapes_of
+from basis_sharing.costs.parameters import Parameters
 from basis_sharing.costs.time import Time
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import measure
@@ -31,7 +37,7 @@ from basis_sharing.planning.clock import Clock
 from basis_sharing.planning.multiples import multiples_for
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import arranged
-from basis_sharing.planning.stage import planner_for
+from basis_sharing.planning.stage import known_curves, planner_for
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.run.machine import Machine
@@ -39,11 +45,10 @@ from basis_sharing.run.run import Run
 from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
 from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, Outcome, install
-from basis_sharing.treatments.execute import execute
 from basis_sharing.treatments.factors.options import worthwhile
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
-from common import ROOT, TEST_TEXT, VALID_TEXT, calibration_on, evaluation_on, machine, read, real_model, save
+from common import CALIBRATION, ROOT, TEST_TEXT, calibration_on, evaluation_on, machine, read, real_model, save, smollm2
 
 NAME = "speed_targets"
 TARGETS = (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.5, 1.6)
@@ -79,7 +84,7 @@ def random_factors(model: Any, plan: Plan) -> Any:
     for entry in plan.entries:
         assert isinstance(entry, Factors)
         d_in, rank = known[entry.owner].d_in, entry.rank
-        pivots = encode_pivots(torch.randperm(d_in)[:rank].sort().values, d_in)
+        pivots = encode_pivots(torch.arange(rank), d_in)
         tensors = {f"{entry.owner}.basis.weight": torch.randn(rank, d_in - rank) / d_in**0.5}
         for name in entry.members:
             tensors[f"{name}.weight"] = torch.randn(known[name].d_out, rank) / rank**0.5
@@ -160,31 +165,48 @@ def run_wide(options: argparse.Namespace, rows: dict[str, Any]) -> None:
 
 
 def run_smollm2(options: argparse.Namespace, rows: dict[str, Any]) -> None:
-    with real_model() as run:
+    with progress_bars() as progress, real_model(work=options.work, progress=progress) as run:
         clock, settings = Clock.of(options.recipe, run), options.recipe
-        text = calibration_on(run, VALID_TEXT, options.windows)
+        text = calibration_on(run, CALIBRATION, options.windows)
         collect = Collect(WEIGHTINGS["loss"], text)
         collect.run(run)
         multiples = multiples_for(settings, run.decoder, clock.products)
-        curves: dict[tuple[str, ...], Any] = {}
         times = [time for time in clock.times if options.phase in ("both", time.workload.phase)]
-        cost = options.cost(4)
-        by_time = planner_for(settings, cost, run, collect, curves, multiples.bounded())
-        by_size = planner_for(settings, cost, run, collect, curves, multiples)
+        with known_curves(run, collect.weighting, text) as curves:
+            by_time = planner_for(settings, Parameters(4), run, collect, curves, multiples.bounded())
+            by_size = planner_for(settings, Parameters(4), run, collect, curves, multiples)
         clock.measure(by_time.space, times)
         evaluated = evaluation_on(run, TEST_TEXT, options.evaluation_windows)
         for target in options.targets:
             plans = {"time": by_time.within(limits_for(target, times, run))}
-            plans["parameters"] = sized(by_size, clock, times[0].workload.phase, target)
+            if not options.only_time:
+                plans["parameters"] = sized(by_size, clock, times[0].workload.phase, target)
             row: dict[str, Any] = {"multiples": str(multiples)}
             for name, plan in plans.items():
                 print(f"{target} x, planned for {name}", flush=True)
-                compressed = copy.deepcopy(run.model)
-                for outcome in execute(run.model, run.decoder, plan, collect.weighting):
-                    install(compressed, outcome)
+                compressed = carried_out(plan, options)
                 row[name] = compared(plan, clock, times, run.model, compressed)
                 row[name]["perplexity"] = measure(compressed, evaluated).perplexity
             rows[f"{target}"] = row
+
+
+def carried_out(plan: Plan, options: argparse.Namespace) -> Any:
+    """Return SmolLM2 compressed by a plan, as `compress` does it, from the kept statistics."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        plan.write(file)
+        model, _ = compress(
+            str(smollm2()),
+            plan=file,
+            calibration=CALIBRATION,
+            windows=options.windows,
+            length=2048,
+            dtype="float32",
+            calibration_dtype="float32",
+            refit="never",
+            work=options.work,
+        )
+    return model
 
 
 def picture() -> None:
@@ -227,8 +249,6 @@ def picture() -> None:
 
 
 def main() -> None:
-    from basis_sharing.costs.parameters import Parameters
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("smollm2", "wide", "picture"))
     parser.add_argument("--targets", default=",".join(map(str, TARGETS)))
@@ -239,11 +259,12 @@ def main() -> None:
     parser.add_argument("--evaluation-windows", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--no-sharing", action="store_true")
+    parser.add_argument("--only-time", action="store_true", help="leave out the plans for parameters")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "speed-targets", help="where statistics are kept")
     options = parser.parse_args()
     if options.what == "picture":
         picture()
         return
-    options.cost = Parameters
     options.recipe = Recipe.create(
         ratio=0.2, tokens=options.tokens, batch=options.batch, across_depth=not options.no_sharing
     )

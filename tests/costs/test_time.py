@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from basis_sharing.costs.products import Operation, measured_operations
+from basis_sharing.costs.products import Operation, measured_operations, reference_of
 from basis_sharing.costs.stopwatch import Measured
 from basis_sharing.costs.time import Time, Workload
 from basis_sharing.costs.time_table import TimedOn, TimeTable
@@ -66,7 +66,11 @@ def test_a_real_table_has_a_time_for_everything_that_was_asked() -> None:
     events: list[Progress] = []
     wanted = [Operation(4, 64, 32), Operation(4, 32, 96), Operation(1, 64, 32), Operation(4, 64)]
     found = measured_operations(wanted, torch.device("cpu"), torch.float32, 2**18, events.append)
-    assert list(found) == wanted
-    assert all(isinstance(time, Measured) and 0 < time.seconds < 1 for time in list(found.values())[:3])
+    assert set(found) == {*wanted, reference_of(1), reference_of(4)}
+    assert all(isinstance(found[one], Measured) and 0 < found[one].seconds < 1 for one in wanted[:3])
+    again = measured_operations(
+        wanted[:1], torch.device("cpu"), torch.float32, 2**18, events.append, {reference_of(4): 7.0}
+    )
+    assert again[wanted[0]].seconds > 1000 * found[wanted[0]].seconds  # taken in the time of a reference of 7 seconds
     assert found[wanted[3]].seconds >= 0
     assert events[-1].done == events[-1].total

@@ -11,7 +11,7 @@ import torch
 
 from basis_sharing.costs import products
 from basis_sharing.costs.products import Operation
-from basis_sharing.costs.stopwatch import Measured, measure
+from basis_sharing.costs.stopwatch import Measured, Reference, measure, summary
 from basis_sharing.costs.time_table import TimedOn, TimeTable, default_file
 from basis_sharing.errors import RecipeError
 
@@ -83,7 +83,7 @@ def test_a_table_of_a_device_that_is_not_here_is_used_but_not_added_to(asked: li
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"version": 2}', '{"version": 1, "machine": {}, "times": {}}', "\x00"]
+    "content", ["", "[]", "{}", '{"version": 2}', '{"version": 2, "machine": {}, "times": {}}', "\x00"]
 )
 def test_what_is_no_table(content: str, tmp_path: Path) -> None:
     (tmp_path / "times.json").write_text(content)
@@ -91,10 +91,10 @@ def test_what_is_no_table(content: str, tmp_path: Path) -> None:
         TimeTable.opened(HERE, CPU, tmp_path / "times.json")
     with pytest.raises(RecipeError, match="cannot be read"):
         TimeTable.elsewhere(tmp_path / "nowhere.json")
-    newer = {"version": 99, "machine": {}, "times": {}}
-    (tmp_path / "times.json").write_text(json.dumps(newer))
-    with pytest.raises(RecipeError, match="newer version"):
-        TimeTable.elsewhere(tmp_path / "times.json")
+    for version, words in ((99, "newer version"), (1, "older version")):
+        (tmp_path / "times.json").write_text(json.dumps({"version": version, "machine": {}, "times": {}}))
+        with pytest.raises(RecipeError, match=words):
+            TimeTable.elsewhere(tmp_path / "times.json")
 
 
 def test_what_other_programs_disturb_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +107,22 @@ def test_what_other_programs_disturb_is_measured_again(monkeypatch: pytest.Monke
     assert len(calls) == 5
     assert not measure({"a": lambda: None}, CPU)["a"].steady
     assert len(calls) == 5 + 8
+
+
+def test_times_are_taken_beside_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine does more slowly for a while, action and reference alike, changes no time."""
+    pace = iter([1.0] * 3 + [1.5] * 3 + [3.0] * 3)
+    speeds = {"action": 0.4, "reference": 0.1}
+    monkeypatch.setattr("basis_sharing.costs.stopwatch._timer", lambda action, _: lambda: next(pace) * speeds[action()])
+    reference = Reference(lambda: "reference", 0.2)
+    found = measure({"a": lambda: "action"}, CPU, references={"a": reference})
+    assert found["a"].seconds == pytest.approx(0.8)
+    assert found["a"].steady
+
+
+@pytest.mark.parametrize(
+    ("rounds", "middle", "seconds"),
+    [([1, 2, 2.1], False, 1.5), ([1, 2, 2.1], True, 2.05), ([1, 1.1, 5], True, 1.05), ([1, 2], True, 1.5)],
+)
+def test_two_rounds_count(rounds: list[float], middle: bool, seconds: float) -> None:
+    assert summary([(one, True) for one in rounds], middle=middle).seconds == pytest.approx(seconds)

@@ -13,7 +13,7 @@ from basis_sharing.run.devices import synchronize
 
 
 class Prefill:
-    """One forward pass over prompts, logits of every token, no cache.
+    """One forward pass over prompts, logits of the last token as in generation, no cache.
 
     Args:
         model: The model.
@@ -22,7 +22,7 @@ class Prefill:
     """
 
     def __init__(self, model: Any, ids: torch.Tensor, forward: Callable[..., Any] | None = None) -> None:
-        self._forward, self._ids = forward or model, ids
+        self._forward, self._ids, self._logits = forward or model, ids, last_logits(model)
 
     def prepare(self) -> None:
         """Nothing to prepare."""
@@ -31,7 +31,7 @@ class Prefill:
     def turn(self) -> float:
         """Run the prompts once; return the seconds."""
         start = time.perf_counter()
-        self._forward(input_ids=self._ids, use_cache=False)
+        self._forward(input_ids=self._ids, use_cache=False, **self._logits)
         synchronize(self._ids.device)
         return time.perf_counter() - start
 
@@ -96,9 +96,13 @@ class Decode:
 
 def fill(model: Any, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
     """Fill a cache with prompts; return the next tokens, shape ``[batch, 1]``, and the cache."""
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    output = model(input_ids=ids, use_cache=True, **cache_input(model, cache), **last)
+    output = model(input_ids=ids, use_cache=True, **cache_input(model, cache), **last_logits(model))
     return output.logits[:, -1:].argmax(dim=-1), cache_of(output)
+
+
+def last_logits(model: Any) -> dict[str, int]:
+    """Return the argument with which a model computes the logits of the last token only, if it has one."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _state(cache: Any) -> list[dict[str, Any]]:

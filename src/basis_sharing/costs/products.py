@@ -1,6 +1,6 @@
 """The measured operations of a projection: one product with a weight, and the rest of a pivoted factorized one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from basis_sharing.costs.stopwatch import Action, Measured, measure
+from basis_sharing.costs.stopwatch import Action, Measured, Reference, measure
 from basis_sharing.run.progress import Progress, ProgressCallback
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 
@@ -17,6 +17,7 @@ _CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _USUAL_CACHE = 32 * 2**20
 _TIMES_THE_CACHE = 3
 _MOST_MODULES = 48
+_REFERENCE = (512, 512)
 _NOISE = 2**20  # different numbers in the weights, repeated
 
 
@@ -53,8 +54,11 @@ def measured_operations(
     dtype: torch.dtype,
     working_set: int,
     progress: ProgressCallback,
+    known: Mapping[Operation, float] | None = None,
 ) -> dict[Operation, Measured]:
     """Return the time of operations on a device, with weights that are read in turns, as those of a model are.
+
+    References (:func:`reference_of`) that are not known are measured first, and returned as well.
 
     Args:
         operations: The operations.
@@ -62,10 +66,12 @@ def measured_operations(
         dtype: Dtype of features and weights.
         working_set: Bytes of the weights that are read in turns.
         progress: Receives one event per operation and round.
+        known: The time of references that have been measured before.
     """
+    standards = dict(known or {})
     wanted = list(dict.fromkeys(operations))
     products = dict.fromkeys(product for one in wanted for product in ((one,) if one.d_out else one.halves))
-    largest = max(product.d_in * product.d_out for product in products)
+    largest = max(_REFERENCE[0] * _REFERENCE[1], *(product.d_in * product.d_out for product in products))
     pool = _Pool(device, dtype, max(working_set // dtype.itemsize, 2 * largest))
     actions: dict[tuple[Operation, bool], Action] = {}
     for product in products:
@@ -73,6 +79,10 @@ def measured_operations(
     for one in wanted:
         if not one.d_out:
             actions[one, False] = _factorized(one, pool)
+    own = {one: _product(one, pool) for one in dict.fromkeys(reference_of(one.rows) for one in wanted)}
+    first = measure({one: action for one, action in own.items() if one not in standards}, device)
+    standards |= {one: time.seconds for one, time in first.items()}
+    references = {one: Reference(action, standards[one]) for one, action in own.items()}
     done, total = 0, 3 * len(actions)
 
     def ran(left: int) -> None:
@@ -80,12 +90,25 @@ def measured_operations(
         done += 1
         progress(Progress("timing products", done, max(total, done + left), "runs"))
 
-    found = measure(actions, device, ran)
-    times = {one: found[one, True] for one in wanted if one.d_out}
+    found = measure(actions, device, ran, {key: references[reference_of(key[0].rows)] for key in actions})
+    times = first | {one: found[one, True] for one in wanted if one.d_out and one not in first}
     for one in wanted:
         if not one.d_out:
             times[one] = _rest(found[one, False], [found[half, True] for half in one.halves])
     return times
+
+
+def reference_of(rows: int) -> Operation:
+    """Return the product in whose time operations with so many rows are measured."""
+    return Operation(rows, *_REFERENCE)
+
+
+def reference_product(
+    rows: int, device: torch.device, dtype: torch.dtype, working_set: int, seconds: float
+) -> Reference:
+    """Return the reference of operations with so many rows, which is taken to last ``seconds``."""
+    pool = _Pool(device, dtype, working_set // dtype.itemsize)
+    return Reference(_product(reference_of(rows), pool), seconds)
 
 
 def _rest(whole: Measured, products: list[Measured]) -> Measured:

@@ -1,8 +1,14 @@
-"""Times of short actions on a device, measured in rounds, with a check of whether the machine is idle enough."""
+"""Times of short actions on a device, measured in rounds, with a check of whether the machine is idle enough.
 
+A shared machine changes its speed by a third from one minute to the next, with no program of its own to blame. So every
+time is taken beside that of a reference, a product of about the same number of rows, and is that quotient times what
+the reference took when it was first measured: times of different minutes can be compared.
+"""
+
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,7 +36,7 @@ class Measured:
     """A measured time.
 
     Attributes:
-        seconds: The time of one run: the mean of the two shortest rounds.
+        seconds: The time of one run: the mean of two rounds.
         spread: Relative difference of these two rounds.
         steady: Whether they agree, and the machine was idle enough during both.
     """
@@ -38,6 +44,19 @@ class Measured:
     seconds: float
     spread: float = 0.0
     steady: bool = True
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An action in whose time others are measured.
+
+    Attributes:
+        action: The action.
+        seconds: The time it is taken to have.
+    """
+
+    action: Action
+    seconds: float
 
 
 class Crowding:
@@ -64,7 +83,10 @@ def _others() -> float:
 
 @torch.inference_mode()
 def measure(
-    actions: Mapping[Key, Action], device: torch.device, ran: Callable[[int], None] = lambda count: None
+    actions: Mapping[Key, Action],
+    device: torch.device,
+    ran: Callable[[int], None] = lambda count: None,
+    references: Mapping[Key, Reference] | None = None,
 ) -> dict[Key, Measured]:
     """Return the time of every action, in seconds.
 
@@ -75,32 +97,68 @@ def measure(
         actions: The actions; on a CUDA device each is captured in a graph.
         device: The device they run on, with the threads that PyTorch has now.
         ran: Called after every action with the number of actions that are still to be measured.
+        references: The reference of every action; None: there are none.
     """
     timers = {key: _timer(action, device) for key, action in actions.items()}
+    beside = {reference: _Beside(reference, device) for reference in dict.fromkeys((references or {}).values())}
     rounds: dict[Key, list[tuple[float, bool]]] = {key: [] for key in actions}
     pending, begin = list(actions), time.perf_counter()
     for number in range(_MOST_ROUNDS):
         crowding = Crowding()
         found = {}
         for position, key in enumerate(pending):
-            found[key] = timers[key]()
+            found[key] = timers[key]() if references is None else beside[references[key]].time_of(timers[key])
             ran(len(pending) * max(_ROUNDS - number, 1) - position - 1)
         quiet = device.type != "cpu" or not crowding.crowded()
         for key, seconds in found.items():
             rounds[key].append((seconds, quiet))
         if number + 1 >= _ROUNDS:
-            pending = [key for key in pending if not _summary(rounds[key]).steady]
+            pending = [key for key in pending if not summary(rounds[key], middle=references is not None).steady]
             if not pending or time.perf_counter() - begin > _LONGEST:
                 break
-    return {key: _summary(of_key) for key, of_key in rounds.items()}
+    return {key: summary(of_key, middle=references is not None) for key, of_key in rounds.items()}
 
 
-def _summary(rounds: list[tuple[float, bool]]) -> Measured:
-    """Return the time from the seconds of every round, and whether the machine was quiet in it."""
+def summary(rounds: Sequence[tuple[float, bool]], *, middle: bool) -> Measured:
+    """Return the time from rounds: the mean of two of them.
+
+    Args:
+        rounds: Seconds of every round, and whether the machine was quiet in it.
+        middle: Whether the two are the median and the round that is closest to it, as for quotients, which err to both
+            sides; else they are the shortest ones.
+    """
     quiet = sorted(seconds for seconds, still in rounds if still)
-    shortest = (quiet if len(quiet) > 1 else sorted(seconds for seconds, _ in rounds))[:2]
-    spread = (shortest[1] - shortest[0]) / shortest[0]
-    return Measured(sum(shortest) / 2, spread, len(quiet) > 1 and spread <= AGREEMENT)
+    among = quiet if len(quiet) > 1 else sorted(seconds for seconds, _ in rounds)
+    pairs = list(itertools.pairwise(among))
+    if middle:
+        near = pairs[max(0, len(among) // 2 - 1) : len(among) // 2 + 1]
+        low, high = min(near, key=lambda pair: pair[1] - pair[0])
+    else:
+        low, high = pairs[0]
+    spread = (high - low) / low
+    return Measured((low + high) / 2, spread, len(quiet) > 1 and spread <= AGREEMENT)
+
+
+class _Beside:
+    """Times actions beside a reference, which runs before and after each of them.
+
+    Args:
+        reference: The reference.
+        device: The device.
+    """
+
+    def __init__(self, reference: Reference, device: torch.device) -> None:
+        self._timer, self._seconds = _timer(reference.action, device), reference.seconds
+
+    def time_of(self, timer: Callable[[], float]) -> float:
+        """Return the time of an action, in seconds, as long as the reference takes its own."""
+        before, seconds, after = self._timer(), timer(), self._timer()
+        return seconds / ((before + after) / 2) * self._seconds
+
+
+def reference_timer(reference: Reference, device: torch.device) -> Callable[[], float]:
+    """Return a function that measures the reference now, in seconds."""
+    return _timer(reference.action, device)
 
 
 def _timer(action: Action, device: torch.device) -> Callable[[], float]:

@@ -12,7 +12,7 @@ import torch
 
 from basis_sharing.costs import products
 from basis_sharing.costs.products import Operation
-from basis_sharing.costs.stopwatch import Measured
+from basis_sharing.costs.stopwatch import Measured, Reference
 from basis_sharing.errors import RecipeError
 from basis_sharing.models.source import dtype_name
 from basis_sharing.run.devices import describe_device
@@ -21,7 +21,7 @@ from basis_sharing.run.files import write_file
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import ProgressCallback, silent
 
-_VERSION = 1
+_VERSION = 2
 _BUSY = (
     "other programs kept this machine busy while times were measured, so that predicted speeds may be wrong: plan "
     "again when it is idle, which measures these times anew."
@@ -148,10 +148,22 @@ class TimeTable:
         dtype = getattr(torch, machine.dtype)
 
         def measured() -> dict[str, Measured]:
-            found = products.measured_operations(missing, device, dtype, machine.working_set, self.progress)
+            references = {products.reference_of(rows) for rows in {one.rows for one in missing}}
+            known = {one: self.times[one.key].seconds for one in references if one.key in self.times}
+            found = products.measured_operations(missing, device, dtype, machine.working_set, self.progress, known)
             return {one.key: time for one, time in found.items()}
 
         self._add(measured)
+
+    def reference(self, rows: int) -> Reference:
+        """Return the product in whose time passes with so many rows are measured.
+
+        Raises:
+            RecipeError: Its time is missing, and its device is not here.
+        """
+        seconds, machine = self.seconds(products.reference_of(rows)), self.machine
+        device = self._present(products.reference_of(rows).key)
+        return products.reference_product(rows, device, getattr(torch, machine.dtype), machine.working_set, seconds)
 
     def of_model(self, name: str, measure: Callable[[torch.device], Measured]) -> float:
         """Return the time of a whole model in seconds, which is measured if it is not in the table.
@@ -205,6 +217,11 @@ def read_times(file: Path) -> tuple[TimedOn, dict[str, Measured]]:
         machine, times, version = data["machine"], data["times"], data["version"]
         if version > _VERSION:
             raise RecipeError(f"the times {file} are of a newer version of basis-sharing: update it.")
+        if version < _VERSION:
+            raise RecipeError(
+                f"the times {file} are of an older version of basis-sharing, which took them without a reference: "
+                "remove the file, and they are measured anew."
+            )
         return TimedOn(**machine), {str(name): Measured(**time) for name, time in times.items()}
     except OSError as error:
         raise RecipeError(f"the times {file} cannot be read ({error.strerror}): check the path.") from None

@@ -138,7 +138,8 @@ class Clock:
             workload = cost.workload
 
             def measure(device: torch.device, workload: Workload = workload) -> Any:
-                return time_of_model(run.model, run.whole, workload, device, run.progress)
+                reference = self._table.reference(workload.rows)
+                return time_of_model(run.model, run.whole, workload, device, run.progress, reference)
 
             whole = self._table.of_model(f"{structure}: {workload}", measure)
             times.append(Time(self._table, workload, whole))

@@ -10,7 +10,7 @@ from torch import nn
 
 from basis_sharing.benchmark.turns import Timed, take_turns
 from basis_sharing.benchmark.workloads import Decode, Prefill
-from basis_sharing.costs.stopwatch import AGREEMENT, Crowding, Measured
+from basis_sharing.costs.stopwatch import Crowding, Measured, Reference, reference_timer, summary
 from basis_sharing.costs.time import Workload
 from basis_sharing.models.family import Decoder
 from basis_sharing.run.progress import Progress, ProgressCallback
@@ -21,7 +21,12 @@ _PROMPTS, _STEPS = 3, 16  # turns in a repeat
 
 
 def time_of_model(
-    model: Any, decoder: Decoder, workload: Workload, device: torch.device, progress: ProgressCallback
+    model: Any,
+    decoder: Decoder,
+    workload: Workload,
+    device: torch.device,
+    progress: ProgressCallback,
+    reference: Reference,
 ) -> Measured:
     """Return the time of a forward pass of the original model on a device.
 
@@ -34,13 +39,14 @@ def time_of_model(
         workload: What it does.
         device: The device.
         progress: Receives progress events.
+        reference: The product in whose time the pass is measured.
     """
     count = len(decoder.blocks)
     lengths = (count,) if count <= _MORE else (_FEW, _MORE)
     progress(Progress(f"timing the original, {workload.phase}", 0, 1, "passes"))
     with _placed(model, decoder, lengths[-1], device) as placed:
         runs = [_Shortened(placed, decoder, length, _timed(placed, workload, device)) for length in lengths]
-        measured = _measured(runs, workload, device)
+        measured = _measured(runs, workload, device, reference)
     progress(Progress(f"timing the original, {workload.phase}", 1, 1, "passes"))
     if len(lengths) == 1:
         return measured[0]
@@ -50,20 +56,22 @@ def time_of_model(
     return Measured(seconds, max(few.spread, more.spread), few.steady and more.steady)
 
 
-def _measured(runs: list["_Shortened"], workload: Workload, device: torch.device) -> list[Measured]:
-    """Return the times of forward passes that take turns."""
+def _measured(
+    runs: list["_Shortened"], workload: Workload, device: torch.device, reference: Reference
+) -> list[Measured]:
+    """Return the times of forward passes that take turns with a reference."""
     turns = _PROMPTS if workload.phase == "prefill" else _STEPS
-    repeats = _REPEATS
+    repeats, beside = _REPEATS, _ReferenceTurn(reference, device)
     while True:
         crowding = Crowding()
-        seconds = [sorted(times.seconds) for times in take_turns(runs, repeats, turns)]
+        *passes, standard = (times.seconds for times in take_turns([*runs, beside], repeats, turns))
         quiet = device.type != "cpu" or not crowding.crowded()
-        spreads = [(times[1] - times[0]) / times[0] for times in seconds]
-        steady = quiet and max(spreads) <= AGREEMENT
-        if steady or repeats == _MOST_REPEATS:
-            return [
-                Measured(sum(times[:2]) / 2, spread, steady) for times, spread in zip(seconds, spreads, strict=True)
-            ]
+        found = []
+        for seconds in passes:
+            rounds = [one / other * reference.seconds for one, other in zip(seconds, standard, strict=True)]
+            found.append(summary([(one, quiet) for one in rounds], middle=True))
+        if all(one.steady for one in found) or repeats == _MOST_REPEATS:
+            return found
         repeats = _MOST_REPEATS
 
 
@@ -83,6 +91,20 @@ def _timed(model: Any, workload: Workload, device: torch.device) -> Callable[[],
         return Prefill(model, ids, forward) if workload.phase == "prefill" else Decode(model, ids, _STEPS, forward)
 
     return make
+
+
+class _ReferenceTurn:
+    """The reference as a contestant."""
+
+    def __init__(self, reference: Reference, device: torch.device) -> None:
+        self._timer = reference_timer(reference, device)
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def turn(self) -> float:
+        """Run the reference a few times, and return the seconds of one run."""
+        return self._timer()
 
 
 class _Shortened:

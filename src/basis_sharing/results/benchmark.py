@@ -58,9 +58,9 @@ class Timing(Frozen):
     """The times of one workload on one model.
 
     Attributes:
-        workload: ``"prefill"``: one forward pass over a prompt, logits of all tokens, no cache. ``"first token"``: one
-            forward pass that fills the cache, logits of the last token, and the choice of the next. ``"decode"``: one
-            more token for every sequence of the batch, with a static cache.
+        workload: ``"prefill"``: one forward pass over a prompt, logits of its last token, no cache. ``"first token"``:
+            one forward pass that fills the cache, logits of the last token, and the choice of the next. ``"decode"``:
+            one more token for every sequence of the batch, with a static cache.
         execution: Eager or compiled (on CUDA with CUDA graphs) in PyTorch, or in vLLM.
         batch: Number of sequences.
         seconds: Seconds of one pass (for decoding: of one token of the batch); one number per repeat, the median of
@@ -92,8 +92,8 @@ class Work(Frozen):
 
     Attributes:
         prefill_multiply_adds: Multiply-adds of the prefill of one prompt: all matrix products, the output head for
-            every token, and attention.
-        first_token_multiply_adds: The same with the output head for the last token only.
+            the last token (in results up to 0.2: for every token), and attention.
+        first_token_multiply_adds: The same for the pass that fills the cache.
         weight_bytes_per_step: Bytes of weights read in one decoding step. A basis shared by several projections is
             stored once but counted at every use, because other weights displace it from the caches in between.
         products_per_step: Number of successive products with weight matrices in one decoding step.
