@@ -30,7 +30,7 @@ def test_an_option_takes_as_long_as_its_products_and_the_order_of_its_inputs(wor
     cost = time_of(workload)
     parts = [Operation(rows, q.d_in - 5, 5), Operation(rows, 5, q.d_out), Operation(rows, 5, k.d_out)]
     plain = [Operation(rows, q.d_in, 5), *parts[1:]]
-    rests = [Operation(rows, q.d_in)]  # q and k read one input
+    rests = [Operation(rows, q.d_in, orders=True)]  # q and k read one input
     option = Factors(members=(q.name, k.name), rank=5, form="pivoted")
     assert cost.of([q, k], option) == pytest.approx(sum(map(seconds_of, parts + rests)))
     option = Factors(members=(q.name, k.name), rank=5, form="plain")

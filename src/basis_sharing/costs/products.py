@@ -28,18 +28,22 @@ class Operation:
     Attributes:
         rows: Number of tokens.
         d_in: Number of input features.
-        d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs in order,
-            that is adding the pivots, and calling its modules.
+        d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs, that is
+            adding the pivots, and calling its modules.
+        orders: Whether this rest includes putting the inputs in order.
     """
 
     rows: int
     d_in: int
     d_out: int = 0
+    orders: bool = False
 
     @property
     def key(self) -> str:
         """Name of the operation in a file of times."""
-        return f"{self.rows} x {self.d_in} -> {self.d_out}" if self.d_out else f"{self.rows} x {self.d_in}: rest"
+        if self.d_out:
+            return f"{self.rows} x {self.d_in} -> {self.d_out}"
+        return f"{self.rows} x {self.d_in}: rest" + (", in order" if self.orders else "")
 
     @property
     def halves(self) -> tuple["Operation", "Operation"]:
@@ -169,8 +173,10 @@ def _factorized(rest: Operation, pool: _Pool) -> Action:
 
 
 def _modules(rest: Operation, pool: _Pool) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield factorized projections whose pivots are the first half of their inputs."""
+    """Yield factorized projections whose pivots are the first half of their inputs, or any half of them."""
     basis, coefficients = rest.halves
+    shuffled = torch.randperm(rest.d_in, generator=torch.Generator().manual_seed(0)).int()
+    order = shuffled.to(pool.like.device) if rest.orders else None
     both = zip(
         pool.weights(basis.d_out, basis.d_in),
         reversed(pool.weights(coefficients.d_out, coefficients.d_in)),
@@ -182,4 +188,5 @@ def _modules(rest: Operation, pool: _Pool) -> Iterator[Callable[[Tensor], Tensor
         module = FactorizedLinear(rest.d_in, basis.d_out, coefficients.d_out, False, pivoted=True, device="meta")
         module.basis.weight = nn.Parameter(first, requires_grad=False)
         module.coeff.weight = nn.Parameter(second, requires_grad=False)
+        module.order = order
         yield module

@@ -12,6 +12,7 @@ from basis_sharing.costs.time_table import TimeTable
 from basis_sharing.models.family import Decoder, Projection
 
 _ROUNDING = 1e-9
+_IN_ORDER = ("down",)  # roles that read neurons, which are put in order where they are computed
 Phase = Literal["prefill", "decode"]
 
 
@@ -113,7 +114,8 @@ class Time(Cost):
             yield [self._product(*size) for size in sizes], product.times
         for tensor in option.stored(shapes):
             if tensor.buffer:  # the order of the inputs, in which every input of the scope is parted
-                yield [Operation(self.workload.rows, int(tensor.shape[0]))], inputs_of(scope)
+                orders = not all(p.role in _IN_ORDER for p in scope)
+                yield [Operation(self.workload.rows, int(tensor.shape[0]), orders=orders)], inputs_of(scope)
 
     def _product(self, d_in: int, d_out: int) -> Operation:
         return Operation(self.workload.rows, d_in, d_out)
