@@ -98,6 +98,16 @@ def limits_for(speed: float, times: list[Time], run: Run) -> list[tuple[Time, fl
     return [(time, time.budget(time.original / speed, run.model, run.decoder)) for time in times]
 
 
+def corrected(planner: Planner, clock: Clock, limits: list[tuple[Time, float]]) -> Plan:
+    """Return the plan within limits, made anew as long as the times of what it chose change when measured again."""
+    plan = planner.within(limits)
+    for _ in range(6):
+        if not clock.corrected(plan):
+            break
+        plan = planner.with_new_prices().within(limits)
+    return plan
+
+
 def sized(planner: Planner, clock: Clock, phase: str, speed: float) -> Plan:
     """Return the plan for parameters alone, of the largest size that has a predicted speed."""
     low, high = 0.0, 0.95
@@ -109,6 +119,7 @@ def sized(planner: Planner, clock: Clock, phase: str, speed: float) -> Plan:
             high, best = ratio, plan
         else:
             low = ratio
+    clock.corrected(best)
     return best
 
 
@@ -155,7 +166,7 @@ def run_wide(options: argparse.Namespace, rows: dict[str, Any]) -> None:
         clock.measure(planner.space, times)
         for target in options.targets:
             try:
-                plan = planner.within(limits_for(target, times, run))
+                plan = corrected(planner, clock, limits_for(target, times, run))
             except PlanError as error:
                 print(error)
                 break
@@ -178,7 +189,7 @@ def run_smollm2(options: argparse.Namespace, rows: dict[str, Any]) -> None:
         clock.measure(by_time.space, times)
         evaluated = evaluation_on(run, TEST_TEXT, options.evaluation_windows)
         for target in options.targets:
-            plans = {"time": by_time.within(limits_for(target, times, run))}
+            plans = {"time": corrected(by_time, clock, limits_for(target, times, run))}
             if not options.only_time:
                 plans["parameters"] = sized(by_size, clock, times[0].workload.phase, target)
             row: dict[str, Any] = {"multiples": str(multiples)}

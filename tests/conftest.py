@@ -40,7 +40,7 @@ def no_real_times(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Let nothing depend on measured times, except tests with the mark ``real_times``."""
     if request.node.get_closest_marker("real_times") is None:
         monkeypatch.setattr(
-            products, "measured_operations", lambda wanted, *_: {one: Measured(seconds_of(one)) for one in wanted}
+            products, "measured_operations", lambda wanted, *_, **__: {one: Measured(seconds_of(one)) for one in wanted}
         )
         monkeypatch.setattr(clock, "time_of_model", seconds_of_model)
 

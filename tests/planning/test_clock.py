@@ -103,7 +103,7 @@ def test_a_device_that_is_not_here_needs_a_file_of_its_times(text: str, tmp_path
 def test_a_plan_for_size_alone_says_that_it_is_slower(
     text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(products, "measured_operations", lambda ops, *_: dict.fromkeys(ops, Measured(1e-6)))
+    monkeypatch.setattr(products, "measured_operations", lambda ops, *_, **__: dict.fromkeys(ops, Measured(1e-6)))
     settings: dict[str, Any] = {"calibration": text, "windows": 4, "length": 64, "times": tmp_path / "times.json"}
     _, result = basis_sharing.compress(PICO["llama"](), 0.2, tokenizer=pico_tokenizer(), refit="never", **settings)
     notes = [note for note in result.notes if "is expected to be slower than the original's" in note]

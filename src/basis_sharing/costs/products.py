@@ -59,6 +59,8 @@ def measured_operations(
     working_set: int,
     progress: ProgressCallback,
     known: Mapping[Operation, float] | None = None,
+    *,
+    thorough: bool = False,
 ) -> dict[Operation, Measured]:
     """Return the time of operations on a device, with weights that are read in turns, as those of a model are.
 
@@ -71,6 +73,7 @@ def measured_operations(
         working_set: Bytes of the weights that are read in turns.
         progress: Receives one event per operation and round.
         known: The time of references that have been measured before.
+        thorough: Whether every operation is measured in many rounds.
     """
     standards = dict(known or {})
     wanted = list(dict.fromkeys(operations))
@@ -94,7 +97,8 @@ def measured_operations(
         done += 1
         progress(Progress("timing products", done, max(total, done + left), "runs"))
 
-    found = measure(actions, device, ran, {key: references[reference_of(key[0].rows)] for key in actions})
+    beside = {key: references[reference_of(key[0].rows)] for key in actions}
+    found = measure(actions, device, ran, beside, thorough=thorough)
     times = first | {one: found[one, True] for one in wanted if one.d_out and one not in first}
     for one in wanted:
         if not one.d_out:
@@ -118,7 +122,8 @@ def reference_product(
 def _rest(whole: Measured, products: list[Measured]) -> Measured:
     """Return what a factorized projection takes beyond its products."""
     seconds = max(0.0, whole.seconds - sum(product.seconds for product in products))
-    return Measured(seconds, whole.spread, whole.steady and all(product.steady for product in products))
+    steady = whole.steady and all(product.steady for product in products)
+    return Measured(seconds, whole.spread, steady, whole.thorough)
 
 
 class _Pool:

@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import psutil
@@ -39,11 +39,13 @@ class Measured:
         seconds: The time of one run: the mean of two rounds.
         spread: Relative difference of these two rounds.
         steady: Whether they agree, and the machine was idle enough during both.
+        thorough: Whether it was measured in many rounds.
     """
 
     seconds: float
     spread: float = 0.0
     steady: bool = True
+    thorough: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def measure(
     device: torch.device,
     ran: Callable[[int], None] = lambda count: None,
     references: Mapping[Key, Reference] | None = None,
+    *,
+    thorough: bool = False,
 ) -> dict[Key, Measured]:
     """Return the time of every action, in seconds.
 
@@ -98,7 +102,9 @@ def measure(
         device: The device they run on, with the threads that PyTorch has now.
         ran: Called after every action with the number of actions that are still to be measured.
         references: The reference of every action; None: there are none.
+        thorough: Whether it takes eight rounds in any case.
     """
+    fewest = _MOST_ROUNDS if thorough else _ROUNDS
     timers = {key: _timer(action, device) for key, action in actions.items()}
     beside = {reference: _Beside(reference, device) for reference in dict.fromkeys((references or {}).values())}
     rounds: dict[Key, list[tuple[float, bool]]] = {key: [] for key in actions}
@@ -108,15 +114,16 @@ def measure(
         found = {}
         for position, key in enumerate(pending):
             found[key] = timers[key]() if references is None else beside[references[key]].time_of(timers[key])
-            ran(len(pending) * max(_ROUNDS - number, 1) - position - 1)
+            ran(len(pending) * max(fewest - number, 1) - position - 1)
         quiet = device.type != "cpu" or not crowding.crowded()
         for key, seconds in found.items():
             rounds[key].append((seconds, quiet))
-        if number + 1 >= _ROUNDS:
+        if number + 1 >= fewest:
             pending = [key for key in pending if not summary(rounds[key], middle=references is not None).steady]
             if not pending or time.perf_counter() - begin > _LONGEST:
                 break
-    return {key: summary(of_key, middle=references is not None) for key, of_key in rounds.items()}
+    found = {key: summary(of_key, middle=references is not None) for key, of_key in rounds.items()}
+    return {key: replace(time, thorough=thorough) for key, time in found.items()}
 
 
 def summary(rounds: Sequence[tuple[float, bool]], *, middle: bool) -> Measured:

@@ -1,12 +1,13 @@
 """The clock of a run: how long plans take on the machine that the model is made for, and limits on that time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from basis_sharing.costs.products import Operation
 from basis_sharing.costs.time import Phase, Time, Workload
 from basis_sharing.costs.time_table import TimedOn, TimeTable
 from basis_sharing.errors import RecipeError
@@ -21,6 +22,7 @@ from basis_sharing.run.machine import choose
 from basis_sharing.run.run import Run
 
 _TOKENS_ON_A_CPU, _TOKENS = 256, 2048
+_CHANGE = 0.02  # of the longest operation
 
 
 def check_machine(speed: Speed) -> None:
@@ -172,16 +174,7 @@ class Clock:
     def speeds(self, plan: Plan) -> tuple[PredictedSpeed, ...]:
         """Return the predicted speed of a plan in every phase; only the products of the plan are measured."""
         decoder = self._run.decoder
-        known = decoder.by_name
-        self._table.measure(
-            operation
-            for time in self.products
-            for scope, options in (
-                (decoder.projections, ()),
-                *(([known[name] for name in entry.members], (entry,)) for entry in plan.entries),
-            )
-            for operation in time.needed(scope, options)
-        )
+        self._table.measure(self._operations(plan))
         return tuple(
             PredictedSpeed(
                 phase=time.workload.phase,
@@ -193,9 +186,23 @@ class Clock:
             for time in self.times
         )
 
+    def _operations(self, plan: Plan) -> Iterator[Operation]:
+        """Yield the operations of a plan and of the original."""
+        decoder = self._run.decoder
+        known = decoder.by_name
+        for time in self.products:
+            yield from time.needed(decoder.projections, ())
+            for entry in plan.entries:
+                yield from time.needed([known[name] for name in entry.members], (entry,))
+
+    def corrected(self, plan: Plan) -> bool:
+        """Measure the operations of a plan thoroughly; return whether a time has changed by more than 2 %."""
+        return self._table.measure_again(self._operations(plan)) > _CHANGE
+
     def told(self, plan: Plan) -> Plan:
-        """Return a plan whose prediction has the speeds."""
+        """Return a plan whose prediction has the speeds, from operations that are measured thoroughly."""
         assert plan.prediction is not None
+        self.corrected(plan)
         return plan.model_copy(update={"prediction": plan.prediction.model_copy(update={"speeds": self.speeds(plan)})})
 
 

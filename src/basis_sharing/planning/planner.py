@@ -107,6 +107,10 @@ class Planner:
             )
         return best
 
+    def with_new_prices(self) -> "Planner":
+        """Return the planner after measured costs have changed."""
+        return replace(self, _priced={})
+
     def without_sharing_across_depth(self) -> "Planner":
         """Return the planner without sharing across layers; no candidate is measured again."""
         space = restricted(self.space, self.decoder, across_depth=False)

@@ -1,13 +1,13 @@
 """The stage of a run that makes its plan."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from basis_sharing.calibration.text import CalibrationText
 from basis_sharing.calibration.windows import EvaluationText
 from basis_sharing.costs.base import Cost
 from basis_sharing.evaluation.perplexity import DEFAULT_TEXT, prepare_text
-from basis_sharing.planning.clock import Clock
+from basis_sharing.planning.clock import Clock, TimeLimit
 from basis_sharing.planning.curves import stored_curves
 from basis_sharing.planning.multiples import Multiples, multiples_for
 from basis_sharing.planning.planner import Planner
@@ -27,6 +27,7 @@ from basis_sharing.weightings.base import Weighting
 from basis_sharing.weightings.stage import Collect
 
 _TRIAL_WINDOWS = 8
+_CORRECTIONS = 6  # plans that are made anew after the times of the one before were measured thoroughly
 
 
 class MakePlan:
@@ -112,15 +113,24 @@ class MakePlan:
         """
         limits = clock.limits(self._target, self._speed)
         clock.measure(planner.space, [limit.cost for limit in limits])
+        plan = self._within(limits, planner, run)
+        for _ in range(_CORRECTIONS if limits else 0):
+            if not clock.corrected(plan):
+                break
+            plan = self._within(limits, planner.with_new_prices(), run)
+        return clock.told(plan)
+
+    def _within(self, limits: Sequence[TimeLimit], planner: Planner, run: Run) -> Plan:
+        """Return the plan for the target that keeps limits on time."""
         if self._target.max_perplexity_increase is None:
-            return clock.told(plan_for(self._target, run.model, planner, limits))
+            return plan_for(self._target, run.model, planner, limits)
         text = self._trial_text(run)
         weighting = self._collect.weighting
 
         def measured(plan: Plan) -> Prediction:
             return measured_prediction(plan, run, weighting, text)
 
-        return clock.told(plan_for_increase(self._target, run.model, planner, limits, measured))
+        return plan_for_increase(self._target, run.model, planner, limits, measured)
 
     def _trial_text(self, run: Run) -> EvaluationText:
         evaluation = self._evaluation
