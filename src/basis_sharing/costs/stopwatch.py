@@ -122,8 +122,8 @@ def measure(
             pending = [key for key in pending if not summary(rounds[key], middle=references is not None).steady]
             if not pending or time.perf_counter() - begin > _LONGEST:
                 break
-    found = {key: summary(of_key, middle=references is not None) for key, of_key in rounds.items()}
-    return {key: replace(time, thorough=thorough) for key, time in found.items()}
+    times = {key: summary(of_key, middle=references is not None) for key, of_key in rounds.items()}
+    return {key: replace(measured, thorough=thorough) for key, measured in times.items()}
 
 
 def summary(rounds: Sequence[tuple[float, bool]], *, middle: bool) -> Measured:
