@@ -184,14 +184,13 @@ def run_smollm2(options: argparse.Namespace, rows: dict[str, Any]) -> None:
         multiples = multiples_for(settings, run.decoder, clock.products)
         times = [time for time in clock.times if options.phase in ("both", time.workload.phase)]
         with known_curves(run, collect.weighting, text) as curves:
-            by_time = planner_for(settings, Parameters(4), run, collect, curves, multiples.bounded())
-            by_size = planner_for(settings, Parameters(4), run, collect, curves, multiples)
-        clock.measure(by_time.space, times)
+            planner = planner_for(settings, Parameters(4), run, collect, curves, multiples.bounded())
+        clock.measure(planner.space, times)
         evaluated = evaluation_on(run, TEST_TEXT, options.evaluation_windows)
         for target in options.targets:
-            plans = {"time": corrected(by_time, clock, limits_for(target, times, run))}
+            plans = {"time": corrected(planner, clock, limits_for(target, times, run))}
             if not options.only_time:
-                plans["parameters"] = sized(by_size, clock, times[0].workload.phase, target)
+                plans["parameters"] = sized(planner, clock, times[0].workload.phase, target)
             row: dict[str, Any] = {"multiples": str(multiples)}
             for name, plan in plans.items():
                 print(f"{target} x, planned for {name}", flush=True)

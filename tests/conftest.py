@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="basis-sharing-tests-")  # measured times are kept there
@@ -35,14 +36,15 @@ def seconds_of_model(model: Any, decoder: Decoder, workload: Workload, *_: objec
     return Measured(sum(dense) / 0.75)
 
 
-@pytest.fixture(autouse=True)
-def no_real_times(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing depend on measured times, except tests with the mark ``real_times``."""
-    if request.node.get_closest_marker("real_times") is None:
-        monkeypatch.setattr(
+@pytest.fixture(scope="session", autouse=True)
+def no_real_times() -> Iterator[None]:
+    """Let nothing depend on measured times, fixtures of modules included; tests of them import what measures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
             products, "measured_operations", lambda wanted, *_, **__: {one: Measured(seconds_of(one)) for one in wanted}
         )
-        monkeypatch.setattr(clock, "time_of_model", seconds_of_model)
+        patch.setattr(clock, "time_of_model", seconds_of_model)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

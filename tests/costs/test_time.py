@@ -1,14 +1,17 @@
 """The cost ``time``: looked up in a table of measured times, never computed from multiplications."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from basis_sharing.costs.products import Operation, measured_operations, reference_of
+from basis_sharing.costs.products import Operation, measured_operations, reference_of, reference_product
 from basis_sharing.costs.stopwatch import Measured
-from basis_sharing.costs.time import Time, Workload
+from basis_sharing.costs.time import Phase, Time, Workload
 from basis_sharing.costs.time_table import TimedOn, TimeTable
 from basis_sharing.models.decoder import describe
+from basis_sharing.planning.model_times import time_of_model
 from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.factors.options import worthwhile
@@ -61,7 +64,6 @@ def test_the_projections_and_the_rest_make_the_whole_model() -> None:
     assert cost.key != time_of(Workload("decode", 16, 1)).key
 
 
-@pytest.mark.real_times
 def test_a_real_table_has_a_time_for_everything_that_was_asked() -> None:
     events: list[Progress] = []
     wanted = [Operation(4, 64, 32), Operation(4, 32, 96), Operation(1, 64, 32), Operation(4, 64)]
@@ -74,3 +76,16 @@ def test_a_real_table_has_a_time_for_everything_that_was_asked() -> None:
     assert again[wanted[0]].seconds > 1000 * found[wanted[0]].seconds  # taken in the time of a reference of 7 seconds
     assert found[wanted[3]].seconds >= 0
     assert events[-1].done == events[-1].total
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_whole_model_is_timed_beside_a_reference(phase: Phase) -> None:
+    """Also where the model, and so what is kept out of the caches, is smaller than the reference."""
+    model = PICO["llama"]()
+    reference = reference_product(8, torch.device("cpu"), torch.float32, 1024, 0.5)
+    workload = Workload(phase, 8, 8)
+    found = time_of_model(model, describe(model), workload, torch.device("cpu"), lambda event: None, reference)
+    faster = time_of_model(
+        model, describe(model), workload, torch.device("cpu"), lambda event: None, replace(reference, seconds=0.005)
+    )
+    assert found.seconds > 10 * faster.seconds > 0

@@ -29,7 +29,9 @@ def chosen(monkeypatch: pytest.MonkeyPatch, rate: Callable[[int], float], *shape
         divisor = next(m for m in (128, 64, 32, 16, 8, 1) if one.d_in % m == one.d_out % m == 0)
         return one.rows * one.d_in * one.d_out / rate(divisor) if one.d_out else 0.0
 
-    monkeypatch.setattr(products, "measured_operations", lambda ops, *_, **__: {one: Measured(seconds(one)) for one in ops})
+    monkeypatch.setattr(
+        products, "measured_operations", lambda ops, *_, **__: {one: Measured(seconds(one)) for one in ops}
+    )
     table = TimeTable(TimedOn("cpu", "", 1, "float32", "2", 1), torch.device("cpu"))
     times = [Time(table, Workload("prefill", 64)), Time(table, Workload("decode", 64))]
     return multiples_for(Planning(), decoder(*shapes), times)

@@ -115,7 +115,7 @@ def reference_product(
     rows: int, device: torch.device, dtype: torch.dtype, working_set: int, seconds: float
 ) -> Reference:
     """Return the reference of operations with so many rows, which is taken to last ``seconds``."""
-    pool = _Pool(device, dtype, working_set // dtype.itemsize)
+    pool = _Pool(device, dtype, max(working_set // dtype.itemsize, 2 * _REFERENCE[0] * _REFERENCE[1]))
     return Reference(_product(reference_of(rows), pool), seconds)
 
 
