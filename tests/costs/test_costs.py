@@ -21,7 +21,8 @@ from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.models.sizes import memory_bytes, parameter_count
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.target import LIMITS
-from basis_sharing.runtime.format_basis_sharing import Factors, Stored, factor_products, factor_tensors
+from basis_sharing.runtime.entries_basis_sharing import Factors, factor_products, factor_tensors
+from basis_sharing.runtime.format_basis_sharing import Stored
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.treatments.factors.options import FactorOptions

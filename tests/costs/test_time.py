@@ -13,7 +13,7 @@ from basis_sharing.costs.time_table import TimedOn, TimeTable
 from basis_sharing.models.decoder import describe
 from basis_sharing.planning.model_times import time_of_model
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.factors.options import worthwhile
 from conftest import seconds_of
 from pico import PICO

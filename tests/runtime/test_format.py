@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from basis_sharing.runtime import format_basis_sharing as module
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.format_basis_sharing import (
     FORMAT_VERSION,
     Entry,
-    Factors,
     FormatError,
     Product,
     Shape,
@@ -65,7 +65,9 @@ def refused(data: object, reader: Any = entry_from) -> str:
             {"tensors": {"basis.weight": "int4"}},
             f"the entry of {Q} has the tensors {{'basis.weight': 'int4'}}; mappings",
         ),
-        ({"tensors": {"basis.weight": {"dtype": "int4"}}}, "has basis.weight in int4, which kind factors of"),
+        ({"tensors": {"basis.weight": {"dtype": "int9"}}}, "has basis.weight in int9, which kind factors of"),
+        ({"tensors": {"basis.weight": {"dtype": "int4"}}}, "has basis.weight in few bits, but in no groups"),
+        ({"tensors": {"weight": {"dtype": "uint4", "group": 0}}}, "has groups of 0 inputs"),
     ],
 )
 def test_what_is_wrong_with_an_entry_is_said_in_one_sentence(change: dict[str, Any], words: str) -> None:
@@ -242,4 +244,4 @@ def test_a_kind_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     assert register_entry(Doubled) is Doubled
     with pytest.raises(ValueError, match="two kinds of entries are called 'doubled'"):
         register_entry(type("Another", (Doubled,), {"kind": "doubled"}))
-    assert "known are doubled, factors" in refused({"kind": "magic", "members": [Q]})
+    assert "known are bits, doubled, factors" in refused({"kind": "magic", "members": [Q]})

@@ -4,14 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from basis_sharing.runtime.format_basis_sharing import (
-    Entry,
-    FormatError,
-    Product,
-    Shape,
-    Stored,
-    register_entry,
-)
+from basis_sharing.runtime.format_basis_sharing import Entry, FormatError, Product, Shape, Stored, register_entry
 
 TENSORS = {"weight": {"dtype": "int8", "scales": "scales"}, "scales": {"dtype": "float32"}}
 

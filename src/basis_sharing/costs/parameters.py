@@ -15,7 +15,11 @@ class Parameters(Cost):
 
     def of(self, scope: Scope, option: Priced) -> Any:
         """Return the parameters of an option."""
-        return sum(numbers(tensor) for tensor in option.stored(shapes_of(scope)) if not tensor.buffer)
+        return sum(
+            numbers(tensor) if tensor.parameters is None else tensor.parameters
+            for tensor in option.stored(shapes_of(scope))
+            if not tensor.buffer
+        )
 
     def dense(self, scope: Scope) -> int:
         """Return the parameters of the dense weights."""

@@ -12,6 +12,8 @@ from torch.nn.functional import linear
 from basis_sharing.costs.stopwatch import Action, Measured, Reference, measure
 from basis_sharing.run.progress import Progress, ProgressCallback
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
+from basis_sharing.runtime.format_basis_sharing import Grid
+from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 
 _CACHE_FILE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 _USUAL_CACHE = 32 * 2**20
@@ -31,18 +33,20 @@ class Operation:
         d_out: Number of output features; 0: the rest of a pivoted factorized projection with ``d_in`` inputs, that is
             adding the pivots, and calling its modules.
         orders: Whether this rest includes putting the inputs in order.
+        grid: What the weight of a product is rounded to; None: it is not.
     """
 
     rows: int
     d_in: int
     d_out: int = 0
     orders: bool = False
+    grid: Grid | None = None
 
     @property
     def key(self) -> str:
         """Name of the operation in a file of times."""
         if self.d_out:
-            return f"{self.rows} x {self.d_in} -> {self.d_out}"
+            return f"{self.rows} x {self.d_in} -> {self.d_out}" + (f" in {self.grid}" if self.grid else "")
         return f"{self.rows} x {self.d_in}: rest" + (", in order" if self.orders else "")
 
     @property
@@ -146,6 +150,12 @@ class _Pool:
         count = len(self._numbers) // size
         return [self._numbers[place * size :][:size].view(d_out, d_in) for place in range(min(count, 512))]
 
+    def words(self, d_out: int, words: int) -> list[Tensor]:
+        """Return packed weights of a shape that do not overlap, int32."""
+        whole = self._numbers[: len(self._numbers) // 2 * 2].view(torch.int32)
+        size = d_out * words
+        return [whole[at * size :][:size].view(d_out, words) for at in range(min(len(whole) // size, 512))]
+
     def features(self, rows: int, width: int) -> Tensor:
         """Return features of some tokens, shape ``[rows, width]``."""
         return self.like.repeat(-(-rows * width // len(self.like)))[: rows * width].view(rows, width)
@@ -168,8 +178,27 @@ def _cache_bytes(device: torch.device) -> int:
 
 
 def _product(product: Operation, pool: _Pool) -> Action:
-    x, weights = pool.features(product.rows, product.d_in), cycle(pool.weights(product.d_out, product.d_in))
+    x = pool.features(product.rows, product.d_in)
+    if product.grid is not None:
+        layers = cycle(list(_rounded_layers(product, product.grid, pool)))
+        return lambda: next(layers)(x)
+    weights = cycle(pool.weights(product.d_out, product.d_in))
     return lambda: linear(x, next(weights))
+
+
+def _rounded_layers(product: Operation, grid: Grid, pool: _Pool) -> Iterator[RoundedLinear]:
+    """Yield layers whose weights are packed in few bits; they have scales and zero points in common."""
+    scale = torch.rand(product.d_out, grid.groups(product.d_in)).to(pool.like)
+    for number, packed in enumerate(pool.words(product.d_out, grid.words(product.d_in))):
+        if number == _MOST_MODULES:
+            return
+        layer = RoundedLinear(product.d_in, product.d_out, grid, device="meta")
+        layer.packed = nn.Parameter(packed, requires_grad=False)
+        layer.scales = nn.Parameter(scale, requires_grad=False)
+        if not grid.symmetric:
+            zero = pool.words(grid.words(product.d_out), grid.groups(product.d_in))[0]
+            layer.zero_points = nn.Parameter(zero, requires_grad=False)
+        yield layer
 
 
 def _factorized(rest: Operation, pool: _Pool) -> Action:

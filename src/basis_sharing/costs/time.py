@@ -10,6 +10,7 @@ from basis_sharing.costs.base import Cost, Priced, Scope, inputs_of, shapes_of
 from basis_sharing.costs.products import Operation
 from basis_sharing.costs.time_table import TimeTable
 from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.runtime.format_basis_sharing import Grid
 
 _ROUNDING = 1e-9
 _IN_ORDER = ("down",)  # roles that read neurons, which are put in order where they are computed
@@ -111,11 +112,11 @@ class Time(Cost):
         for product in option.products(shapes, inputs_of(scope)):
             d_in, d_out = np.broadcast_arrays(product.d_in, product.d_out)
             sizes = zip(d_in.ravel().tolist(), d_out.ravel().tolist(), strict=True)
-            yield [self._product(*size) for size in sizes], product.times
+            yield [self._product(*size, product.grid) for size in sizes], product.times
         for tensor in option.stored(shapes):
             if tensor.buffer:  # the order of the inputs, in which every input of the scope is parted
                 orders = not all(p.role in _IN_ORDER for p in scope)
                 yield [Operation(self.workload.rows, int(tensor.shape[0]), orders=orders)], inputs_of(scope)
 
-    def _product(self, d_in: int, d_out: int) -> Operation:
-        return Operation(self.workload.rows, d_in, d_out)
+    def _product(self, d_in: int, d_out: int, grid: Grid | None = None) -> Operation:
+        return Operation(self.workload.rows, d_in, d_out, grid=grid)

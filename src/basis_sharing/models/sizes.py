@@ -12,6 +12,7 @@ from basis_sharing.models.decoder import block_parameters, is_matrix, left_dense
 from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.models.multimodal import towers
 from basis_sharing.models.weight_files import weight_files
+from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,20 @@ def memory_bytes(model: nn.Module) -> int:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters; shared ones count once."""
-    return sum(tensor.numel() for _, tensor in _unique_tensors(model) if isinstance(tensor, nn.Parameter))
+    """Return the number of parameters; shared ones count once, and packed ones by the numbers they hold."""
+    counted = packed_parameters(model)
+    tensors = (tensor for _, tensor in _unique_tensors(model) if isinstance(tensor, nn.Parameter))
+    return sum(counted.get(tensor, tensor.numel()) for tensor in tensors)
+
+
+def packed_parameters(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return how many parameters of the model the tensors of weights in few bits hold."""
+    return {
+        tensor: count
+        for module in model.modules()
+        if isinstance(module, RoundedLinear)
+        for tensor, count in module.counted().items()
+    }
 
 
 def weight_file_bytes(folder: str | Path) -> int:

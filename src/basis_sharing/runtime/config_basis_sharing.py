@@ -8,7 +8,8 @@ copied into every checkpoint and needs neither torch nor transformers.
 from collections.abc import Mapping
 from typing import Any
 
-from .format_basis_sharing import FORMAT_VERSION, Entry, Factors, FormatError, entries_from
+from .entries_basis_sharing import Factors
+from .format_basis_sharing import FORMAT_VERSION, Entry, FormatError, entries_from
 
 
 def entries_of_config(config: Mapping[str, Any]) -> tuple[Entry, ...]:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .format_basis_sharing import Factors, FormatError
+from .entries_basis_sharing import Factors
+from .format_basis_sharing import FormatError, Grid
+from .rounded_basis_sharing import matrix_layer
 
 _BEYOND_CACHE = 2**19  # numbers
 
@@ -31,12 +33,15 @@ class FactorizedLinear(nn.Module):
             ones, :attr:`order` has to be set before the module is used.
         rows: First row of B transposed in the tensor that holds it, and the rows of that tensor, if bases of several
             groups with one input are stored side by side; None: it is a tensor of its own.
+        basis_grid: What the basis is rounded to; None: it is not.
+        coeff_grid: What the coefficients are rounded to; None: they are not.
         device: Device of the (uninitialised) weights.
         dtype: Dtype of the weights.
 
     Attributes:
-        basis: ``nn.Linear`` whose weight is, or holds, B transposed (the stored rows of B); shared by the group.
-        coeff: ``nn.Linear`` from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
+        basis: ``nn.Linear`` (in few bits: ``RoundedLinear``) whose weight is, or holds, B transposed (the stored rows
+            of B); shared by the group.
+        coeff: The same from ``rank`` to ``d_out``; its weight is C transposed, private to the projection.
         pivoted: Whether the factors are pivoted.
         order: Indices of the inputs in order, int32, shape ``[d_in]``; None: they are in order already.
         rank: Number of basis vectors.
@@ -53,6 +58,8 @@ class FactorizedLinear(nn.Module):
     stored_in: str = ""
     order_name: str = ""
     sharers: int = 1
+    basis: nn.Linear  # or, in few bits, RoundedLinear
+    coeff: nn.Linear
 
     def __init__(
         self,
@@ -62,13 +69,15 @@ class FactorizedLinear(nn.Module):
         bias: bool,
         pivoted: bool = False,
         rows: tuple[int, int] | None = None,
+        basis_grid: Grid | None = None,
+        coeff_grid: Grid | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.first, stored = rows or (0, rank)
-        self.basis = nn.Linear(d_in - rank if pivoted else d_in, stored, bias=False, device=device, dtype=dtype)
-        self.coeff = nn.Linear(rank, d_out, bias=bias, device=device, dtype=dtype)
+        self.basis = matrix_layer(d_in - rank if pivoted else d_in, stored, False, basis_grid, device, dtype)
+        self.coeff = matrix_layer(rank, d_out, bias, coeff_grid, device, dtype)
         self.rank, self.pivoted, self.reading = rank, pivoted, Reading()
         self.register_buffer("order", None, persistent=False)
 
@@ -98,6 +107,16 @@ class FactorizedLinear(nn.Module):
     def out_features(self) -> int:
         """Number of output features."""
         return self.coeff.out_features
+
+    @property
+    def in_few_bits(self) -> bool:
+        """Whether basis or coefficients are rounded."""
+        return not (isinstance(self.basis, nn.Linear) and isinstance(self.coeff, nn.Linear))
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Dtype of the basis, or of its scales."""
+        return next(p.dtype for p in self.basis.parameters() if p.is_floating_point())
 
     @property
     def weight(self) -> torch.Tensor:

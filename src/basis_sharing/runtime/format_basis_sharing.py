@@ -20,8 +20,11 @@ Bases that multiply one input can be stored side by side, in one tensor and unde
 entry says which rows are its own.
 
 ``tensors`` of an entry names the tensors that are not stored in the model's dtype, by their names relative to the
-projection (``basis.weight``), each with its ``dtype`` and the name of the tensor with its ``scales``. Which dtypes
-are possible depends on the kind; ``factors`` has only the dtype of the model.
+projection (``basis.weight``), each with its ``dtype``. Which dtypes are possible depends on the kind; ``factors`` and
+``bits`` have ``int2`` to ``int8`` (symmetric) and ``uint2`` to ``uint8`` (with zero points), with the ``group`` of
+inputs that have a scale in common. Such a matrix of shape ``[d_out, d_in]`` is stored packed under its own name, with
+``scales`` and ``zero_points`` beside it, in the layout of ``rounded_basis_sharing.py``; a loader that does not support
+it fails at the shape.
 """
 
 import sys
@@ -32,7 +35,6 @@ from typing import Any, ClassVar
 
 QUANT_METHOD = "basis_sharing"
 FORMAT_VERSION = 2
-FORMS = ("plain", "pivoted")
 
 Shape = tuple[int, int]
 
@@ -50,12 +52,14 @@ class Stored:
         dtype: Name of its dtype; ``"model"``: the model's own.
         buffer: Whether it is a buffer made at loading, which takes memory but is no parameter and not on disk.
         member: Index of the member it belongs to; None: all members share it.
+        parameters: Number of parameters of the model that it holds; None: that of its elements.
     """
 
     shape: tuple[Any, ...]
     dtype: str = "model"
     buffer: bool = False
     member: int | None = None
+    parameters: Any = None
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,96 @@ class Product:
         d_in: Number of input features.
         d_out: Number of output features.
         times: How often it is computed per token.
+        grid: What the matrix is rounded to; None: it is not.
     """
 
     d_in: Any
     d_out: Any
     times: int = 1
+    grid: "Grid | None" = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Numbers that a matrix is rounded to: the multiples of a scale that ``bits`` bits tell apart.
+
+    Attributes:
+        bits: Bits per number, 2 to 8.
+        group: Number of consecutive inputs of one output that have a scale (and zero point) in common; the last group
+            may be smaller.
+        symmetric: Whether the multiples are -2^(bits-1) to 2^(bits-1) - 1; else a zero point says which are.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool = False
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> "Grid | None":
+        """Return the grid of a tensor's description in an entry; None: it is not rounded to one."""
+        dtype, group = about.get("dtype", "model"), about.get("group")
+        if dtype not in GRID_DTYPES or group is None:
+            return None
+        if not isinstance(group, int) or isinstance(group, bool) or group < 1:
+            raise FormatError(f"a tensor in {dtype} has groups of {group!r} inputs; a positive integer is needed.")
+        symmetric = dtype.startswith("int")
+        return cls(int(dtype.removeprefix("u").removeprefix("int")), group, symmetric)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The description of a tensor in an entry."""
+        return {"dtype": f"{'' if self.symmetric else 'u'}int{self.bits}", "group": self.group}
+
+    def __str__(self) -> str:
+        return f"{'' if self.symmetric else 'u'}int{self.bits}/{self.group}"
+
+    @property
+    def planes(self) -> tuple[int, ...]:
+        """Widths of the parts in which numbers are packed, powers of two, lowest bits last: 3 bits are 2 and 1."""
+        return tuple(width for width in (8, 4, 2, 1) if self.bits & width)
+
+    def words(self, count: Any) -> Any:
+        """Return how many 32-bit words a row of ``count`` packed numbers takes."""
+        total: Any = 0
+        for width in self.planes:
+            total = total + -(-count * width // 32)
+        return total
+
+    def groups(self, d_in: Any) -> Any:
+        """Return the number of groups of so many inputs."""
+        return -(-d_in // self.group)
+
+    def stored(self, d_in: Any, d_out: Any, member: int | None = None) -> tuple[Stored, ...]:
+        """Return the tensors of a rounded matrix: its packed numbers, their scales and zero points."""
+        groups = self.groups(d_in)
+        zero_points = () if self.symmetric else (Stored((self.words(d_out), groups), "int32", False, member, 0),)
+        packed = Stored((d_out, self.words(d_in)), "int32", False, member, d_out * d_in)
+        return (packed, Stored((d_out, groups), "model", False, member, 0), *zero_points)
+
+
+GRID_DTYPES = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in range(2, 9))
+"""Names of the dtypes of rounded matrices."""
+
+
+def matrix_tensors(d_in: Any, d_out: Any, grid: Grid | None = None, member: int | None = None) -> tuple[Stored, ...]:
+    """Return the tensors of a matrix, rounded or not."""
+    return (Stored((d_out, d_in), member=member),) if grid is None else grid.stored(d_in, d_out, member)
+
+
+def grid_tensors(name: str, grid: Grid) -> tuple[str, ...]:
+    """Return the names on disk of the tensors of a rounded matrix ``<path>.weight``: packed, it keeps its name."""
+    path = name.rpartition(".")[0]
+    return (name, f"{path}.scales", *(() if grid.symmetric else (f"{path}.zero_points",)))
+
+
+def on_disk_shapes(name: str, shape: tuple[int | None, ...], grid: Grid | None) -> dict[str, tuple[int | None, ...]]:
+    """Return the shapes of the tensors of a matrix on disk by name, rounded or not."""
+    if grid is None:
+        return {name: shape}
+    d_out, d_in = shape
+    words, groups = (None, None) if d_in is None else (grid.words(d_in), grid.groups(d_in))
+    zero_points = (None if d_out is None else grid.words(d_out), groups)
+    return dict(zip(grid_tensors(name, grid), ((d_out, words), (d_out, groups), zero_points), strict=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +171,7 @@ class Entry(ABC):
         dtypes: Dtypes that its tensors may have besides the model's.
         members: Module paths of the projections; the first one owns the shared tensors.
         loss: Expected rise of the loss in nats per token; None where it is not predicted. Not used for loading.
-        tensors: Tensors that are not stored in the model's dtype: ``{name: {"dtype": ..., "scales": ...}}``.
+        tensors: Tensors that are not stored in the model's dtype: ``{name: {"dtype": ..., ...}}``.
     """
 
     kind: ClassVar[str] = ""
@@ -90,7 +179,7 @@ class Entry(ABC):
 
     members: tuple[str, ...]
     loss: float | None = None
-    tensors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
@@ -110,6 +199,11 @@ class Entry(ABC):
                     f"the entry of {self.owner} has {name} in {dtype}, which kind {self.kind} of this version does not "
                     "know: update basis-sharing."
                 )
+            Grid.of(about)
+
+    def grid(self, tensor: str) -> Grid | None:
+        """Return what a tensor, named relative to the projection, is rounded to; None: it is not."""
+        return Grid.of(self.tensors.get(tensor, {}))
 
     @property
     def owner(self) -> str:
@@ -255,133 +349,3 @@ def entries_from(data: object) -> tuple[Entry, ...]:
             raise FormatError(f"{repeated} belongs to two entries.")
         seen.update(entry.members)
     return entries
-
-
-@register_entry
-@dataclass(frozen=True, kw_only=True)
-class Factors(Entry):
-    """A basis and, for every member, coefficients: W_i ~ B C_i.
-
-    Attributes:
-        rank: Number of basis vectors.
-        form: ``"plain"``: all rows of B are stored; ``"pivoted"``: all but the ``rank`` rows that are the identity.
-        pivots: Code of these rows, once they are known; None for plain factors.
-        order: Codes of the nested sets of pivots that determine the order of the inputs, smallest first, ``pivots``
-            among them; empty: ``pivots`` alone determines it.
-        rows: First row of the basis in the tensor that holds it, and the rows of that tensor; None: it holds no other.
-        beside: Owner of the entry under whose name that tensor is stored; None: this entry's own.
-    """
-
-    kind: ClassVar[str] = "factors"
-
-    rank: int
-    form: str = "plain"
-    pivots: str | None = None
-    order: tuple[str, ...] = ()
-    rows: tuple[int, int] | None = None
-    beside: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise FormatError(f"the entry of {self.owner} has rank {self.rank!r}; a positive integer is needed.")
-        if self.form not in FORMS:
-            raise FormatError(
-                f"the entry of {self.owner} is stored in the form {self.form!r}, which this version does not know: "
-                f"choose from {', '.join(FORMS)}, or update basis-sharing."
-            )
-        if self.pivots is not None and (self.form != "pivoted" or not isinstance(self.pivots, str)):
-            raise FormatError(f"the entry of {self.owner} has pivots, but its form is {self.form}.")
-        if not isinstance(self.order, (list, tuple)) or (self.order and self.pivots not in self.order):
-            raise FormatError(f"the entry of {self.owner} has an order of inputs without its own pivots.")
-        object.__setattr__(self, "order", tuple(self.order))
-        if self.rows is not None:
-            start, stored = self.rows
-            if not 0 <= start <= start + self.rank <= stored:
-                raise FormatError(f"the entry of {self.owner} has rows {start} to {start + self.rank} of {stored}.")
-            object.__setattr__(self, "rows", (start, stored))
-
-    @property
-    def holder(self) -> str:
-        """The projection under whose name the basis is stored."""
-        return self.beside or self.owner
-
-    def check_executed(self) -> None:
-        """Check that pivoted factors have their pivots."""
-        if self.form == "pivoted" and self.pivots is None:
-            raise FormatError(f"the entry of {self.owner} is pivoted and must have pivots.")
-
-    @property
-    def label(self) -> str:
-        """The rank."""
-        return str(self.rank)
-
-    @property
-    def title(self) -> str:
-        """Rank and form."""
-        return f"rank {self.rank}" + ("" if self.form == "pivoted" else f" {self.form}")
-
-    def fit(self, shapes: Sequence[Shape]) -> None:
-        """Make sure that the members have the same number of inputs, and the rank is not too high.
-
-        Raises:
-            FormatError: The entry does not fit.
-        """
-        widths = sorted({d_in for d_in, _ in shapes})
-        if len(widths) > 1:
-            raise FormatError(f"the entry of {self.owner} mixes inputs of {widths} features.")
-        most = most_rank(shapes)
-        if self.rank > most:
-            raise FormatError(f"the entry of {self.owner} has rank {self.rank}, but its matrices have at most {most}.")
-
-    def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
-        """Return the basis, the coefficients and, for pivoted factors, the indices of pivots and other inputs."""
-        return factor_tensors(shapes, self.rank, self.form)
-
-    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
-        """Return the products with the basis, one per input, and with the coefficients."""
-        return factor_products(shapes, self.rank, self.form, inputs)
-
-    def on_disk(self) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the basis and of the coefficients of every member."""
-        weights: dict[str, tuple[int | None, ...]] = {f"{name}.weight": (None, self.rank) for name in self.members}
-        stored = self.rank if self.rows is None else self.rows[1]
-        return {f"{self.holder}.basis.weight": (stored, None), **weights}
-
-    def kept(self, shapes: Sequence[Shape]) -> float:
-        """Return the rank as a fraction of the highest useful rank of the group."""
-        return self.rank / most_rank(shapes)
-
-
-def most_rank(shapes: Sequence[Shape]) -> int:
-    """Return the highest useful rank of a group of projections."""
-    return min(shapes[0][0], sum(d_out for _, d_out in shapes))
-
-
-def factor_tensors(shapes: Sequence[Shape], rank: Any, form: str) -> tuple[Stored, ...]:
-    """Return the tensors of factors: k (d_in + sum of d_out) numbers for rank k, minus k^2 in the pivoted form.
-
-    Args:
-        shapes: ``(d_in, d_out)`` of every member.
-        rank: Number of basis vectors, or an array of such numbers.
-        form: Form of the factors.
-    """
-    d_in = shapes[0][0]
-    pivoted = form == "pivoted"
-    coefficients = tuple(Stored((d_out, rank), member=place) for place, (_, d_out) in enumerate(shapes))
-    indices = (Stored((d_in,), "int32", buffer=True),) if pivoted else ()
-    return (Stored((rank, d_in - rank if pivoted else d_in)), *coefficients, *indices)
-
-
-def factor_products(shapes: Sequence[Shape], rank: Any, form: str, inputs: int) -> tuple[Product, ...]:
-    """Return the products of factors for one token; members with the same input use one product with the basis.
-
-    Args:
-        shapes: ``(d_in, d_out)`` of every member.
-        rank: Number of basis vectors, or an array of such numbers.
-        form: Form of the factors.
-        inputs: Number of different inputs that the members read.
-    """
-    d_in = shapes[0][0]
-    read = d_in - rank if form == "pivoted" else d_in
-    return (Product(read, rank, inputs), *(Product(rank, d_out) for _, d_out in shapes))

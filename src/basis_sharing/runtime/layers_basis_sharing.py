@@ -2,7 +2,8 @@
 """The installation of the modules of a compressed model from the entries of a checkpoint.
 
 This file is copied into every checkpoint. A *kind* defines how an entry is loaded: :class:`FactorsKind` replaces
-projections by :class:`FactorizedLinear`. Other kinds are registered by the packages that define them.
+projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`. Other kinds are registered by the
+packages that define them.
 """
 
 from typing import Any, Protocol
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .entries_basis_sharing import Bits, Factors
 from .factorized_basis_sharing import FactorizedLinear, full_basis, input_order, share_readings
-from .format_basis_sharing import Entry, Factors, FormatError
+from .format_basis_sharing import Entry, FormatError, Grid, grid_tensors
+from .rounded_basis_sharing import RoundedLinear
 
 
 class Kind(Protocol):
@@ -115,14 +118,26 @@ class FactorsKind:
             d_in, d_out = linear_shape(old)
             has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
             pivoted = entry.form == "pivoted"
-            new = FactorizedLinear(d_in, entry.rank, d_out, has_bias, pivoted, entry.rows, device="meta", dtype=dtype)
+            new = FactorizedLinear(
+                d_in,
+                entry.rank,
+                d_out,
+                has_bias,
+                pivoted,
+                entry.rows,
+                entry.basis_grid,
+                entry.grid("weight"),
+                device="meta",
+                dtype=dtype,
+            )
             if owner is None:
                 owner = new
             elif owner.in_features != d_in:
                 raise FormatError(f"{name} reads {d_in} features but shares a basis of {owner.in_features}.")
             else:
-                new.basis.weight = owner.basis.weight
-                ties[f"{name}.basis.weight"] = f"{entry.holder}.basis.weight"
+                for part, tensor in owner.basis.named_parameters():
+                    setattr(new.basis, part, tensor)
+                    ties[f"{name}.basis.{part}"] = f"{entry.holder}.basis.{part}"
             new.sharers = len(entry.members)
             replace(model, name, new)
         return ties
@@ -137,12 +152,15 @@ class FactorsKind:
         owner = modules[entry.owner]
         for module in modules.values():
             # Older releases of transformers 5 keep renamed tensors in their dtype on disk.
-            module.coeff.to(owner.basis.weight.dtype)
+            module.coeff.to(owner.weight_dtype)
+            for layer in (module.basis, module.coeff):
+                if isinstance(layer, RoundedLinear):
+                    layer.check(entry.owner)
             module.group, module.stored_in = entry.owner, f"basis of {entry.holder}"
         if entry.form == "pivoted":
             order = input_order(entry, owner.in_features)
             if not torch.equal(order, torch.arange(len(order), dtype=order.dtype)):
-                order = order.to(owner.basis.weight.device)
+                order = order.to(next(owner.basis.parameters()).device)
                 for module in modules.values():
                     module.order, module.order_name = order, " ".join(entry.order) or f"order of {entry.owner}"
         for parent in {name.rpartition(".")[0] for name in modules}:
@@ -150,12 +168,33 @@ class FactorsKind:
 
     def renamed(self, entry: Factors) -> dict[str, str]:
         """Return the names of weights and biases of the members in memory, by name on disk."""
-        return {f"{name}.{part}": f"{name}.coeff.{part}" for name in entry.members for part in ("weight", "bias")}
+        names = {f"{name}.bias": f"{name}.coeff.bias" for name in entry.members}
+        for name in entry.members:
+            names |= _in_memory(f"{name}.weight", f"{name}.coeff.weight", entry.grid("weight"))
+        if entry.basis_grid is not None:
+            stored = f"{entry.holder}.basis.weight"
+            names |= _in_memory(stored, stored, entry.basis_grid)
+        return names
 
     def weight(self, module: nn.Module) -> torch.Tensor:
         """Return B C, shape ``[d_in, d_out]``, fp64."""
         assert isinstance(module, FactorizedLinear)
         return full_basis(module).double() @ module.coeff.weight.detach().double().T
+
+
+def _in_memory(stored: str, name: str, grid: Grid | None) -> dict[str, str]:
+    """Return the names of the tensors of a matrix in memory by their names on disk.
+
+    Args:
+        stored: Name of the whole matrix on disk.
+        name: Its name in memory.
+        grid: What it is rounded to.
+    """
+    if grid is None:
+        return {stored: name}
+    path = name.rpartition(".")[0]
+    parts = (f"{path}.packed", f"{path}.scales", f"{path}.zero_points")
+    return dict(zip(grid_tensors(stored, grid), parts, strict=False))
 
 
 def _holder(model: nn.Module, entry: Factors) -> FactorizedLinear:
@@ -172,4 +211,33 @@ def _holder(model: nn.Module, entry: Factors) -> FactorizedLinear:
     return holder
 
 
+class BitsKind:
+    """Loading of entries of the kind ``bits`` as :class:`RoundedLinear` modules."""
+
+    def install(self, model: nn.Module, entry: Bits) -> dict[str, str]:
+        """Replace the member; see :class:`Kind`."""
+        old = projection_at(model, entry.owner)
+        d_in, d_out = linear_shape(old)
+        entry.fit([(d_in, d_out)])
+        has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
+        replace(model, entry.owner, RoundedLinear(d_in, d_out, entry.weight_grid, has_bias, "meta", dtype))
+        return {}
+
+    def finish(self, model: nn.Module, entry: Bits) -> None:
+        """Make sure that the scales are numbers."""
+        module = model.get_submodule(entry.owner)
+        assert isinstance(module, RoundedLinear)
+        module.check(entry.owner)
+
+    def renamed(self, entry: Bits) -> dict[str, str]:
+        """Return the name of the packed weight in memory, by that on disk."""
+        return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
+
+    def weight(self, module: nn.Module) -> torch.Tensor:
+        """Return the weight, shape ``[d_in, d_out]``, fp64."""
+        assert isinstance(module, RoundedLinear)
+        return module.matrix(torch.float64).detach().T
+
+
 register_kind(Factors.kind, FactorsKind())
+register_kind(Bits.kind, BitsKind())

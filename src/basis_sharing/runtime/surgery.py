@@ -10,6 +10,7 @@ from torch import nn
 from basis_sharing.runtime import modeling_basis_sharing as runtime
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear, full_basis
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry
+from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 
 
 def basis_of(model: nn.Module, name: str) -> torch.Tensor:
@@ -50,12 +51,13 @@ def set_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
 
 def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
     """Return the parameters in the weights of projections, dense or compressed; shared ones count once, biases not."""
-    weights = {
-        id(parameter): parameter.numel()
-        for name in names
-        for path, parameter in model.get_submodule(name).named_parameters()
-        if path.rpartition(".")[2] != "bias"
-    }
+    weights: dict[nn.Parameter, int] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        found = module.named_parameters()
+        weights |= {parameter: parameter.numel() for path, parameter in found if path.rpartition(".")[2] != "bias"}
+        for part in module.modules():
+            weights |= part.counted() if isinstance(part, RoundedLinear) else {}
     return sum(weights.values())
 
 

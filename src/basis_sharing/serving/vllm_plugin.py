@@ -34,8 +34,9 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import input_order
-from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, Factors, FormatError
+from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, FormatError
 
 _SHARDS = ("q", "k", "v")
 _TRANSPOSING = ("gpt2",)  # architectures whose loader transposes every matrix, also those of factors
@@ -62,6 +63,8 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         for entry in entries:
             if not isinstance(entry, Factors):
                 raise FormatError(f"vLLM cannot serve entries of kind {entry.kind}: export the model first.")
+            if entry.tensors:
+                raise FormatError("vLLM cannot serve factors in few bits yet: export the model first.")
             self.groups |= dict.fromkeys(entry.members, entry)
         self.bases: dict[tuple[str, int], Basis] = {}
 
