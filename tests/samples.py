@@ -38,7 +38,7 @@ from basis_sharing.results.recovery import RecoveryReport
 from basis_sharing.results.rollout import Rollout, RolloutSettings, Step
 from basis_sharing.results.study import RoleAtRatio, RoleStudy, SharingStudy
 from basis_sharing.results.tasks import PairedDifference, TaskResults, TaskScore
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 
 DENSE_SECONDS = (0.2, 0.21, 0.22)
 WORKLOADS = (("prefill", "eager", 1), ("first token", "eager", 1), ("decode", "eager", 8), ("decode", "compiled", 8))

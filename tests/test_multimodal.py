@@ -18,7 +18,7 @@ from basis_sharing.models.families import needs_bos
 from basis_sharing.models.multimodal import text_stack, towers
 from basis_sharing.models.source import load_model, resolve
 from basis_sharing.plans.plan import Plan
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.modeling_basis_sharing import mend
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute

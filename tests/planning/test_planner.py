@@ -23,7 +23,8 @@ from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import arranged, search_space
 from basis_sharing.plans.plan import Plan, dense_parameters
 from basis_sharing.recipe.planning import Planning
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.treatments.base import Candidate, Search
 from basis_sharing.treatments.execute import execute
 from basis_sharing.treatments.factors.options import worthwhile

@@ -15,7 +15,8 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.planning.space import Scope, Space, arranged, priced, restricted, search_space
 from basis_sharing.recipe.planning import Planning
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.treatments.base import Candidate, Curves, Search
 from basis_sharing.treatments.factors.options import worthwhile
 from measured import prepared, repeated

@@ -65,7 +65,7 @@ def test_at_most_so_many_bytes(share: float, dtype: torch.dtype, form: str, text
     """Also counting the buffers in which pivoted factors remember their pivots."""
     model = PICO["llama"]().to(dtype)
     limit = int(share * memory_bytes(model))
-    compressed, result = run(model, text, max_bytes=limit, form=form)
+    compressed, result = run(model, text, max_bytes=limit, form=form, treatments="factors")
     assert 0.95 * limit < memory_bytes(compressed) <= limit
     assert result.after.bytes_in_memory == memory_bytes(compressed)
     assert {parameter.dtype for parameter in compressed.parameters()} == {dtype}
@@ -90,13 +90,14 @@ def test_limits_on_bytes_and_operations_at_once(name: str, text: str) -> None:
     dense = PICO[name]()
     most_bytes = int(0.75 * memory_bytes(dense))
     head = head_multiplications(dense)
-    _, alone = run(PICO[name](), text, max_bytes=most_bytes)
+    of_ranks = {"treatments": "factors"}
+    _, alone = run(PICO[name](), text, max_bytes=most_bytes, **of_ranks)
     operations = 2 * (alone.after.projection_multiplications + head)
     most_operations = int(0.97 * operations)
     _, fast = run(PICO[name](), text, max_flops=most_operations)
     assert alone.after.bytes_in_memory <= most_bytes < fast.after.bytes_in_memory
     assert operations > most_operations
-    compressed, result = run(PICO[name](), text, max_bytes=most_bytes, max_flops=most_operations)
+    compressed, result = run(PICO[name](), text, max_bytes=most_bytes, max_flops=most_operations, **of_ranks)
     assert 0.95 * most_bytes < memory_bytes(compressed) == result.after.bytes_in_memory <= most_bytes
     assert 0.85 * most_operations < 2 * (result.after.projection_multiplications + head) <= most_operations
     assert result.prediction is not None

@@ -12,7 +12,7 @@ from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Decoder
 from basis_sharing.plans.migrations import PLAN_VERSION
 from basis_sharing.plans.plan import Plan, PlannedFor, Prediction, dense_parameters, spans_blocks, structure_of
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.surgery import projection_parameters
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute

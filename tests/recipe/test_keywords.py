@@ -138,6 +138,7 @@ def test_flags_turn_off_what_is_on() -> None:
         "gradients": "--no-gradients",
         "across_depth": "--no-sharing",
         "across_roles": "--no-joint-roles",
+        "zero_points": "--no-zero-points",
     }
     assert all(Recipe.model_fields[name].default is True for name in flags)
     assert {flag.removeprefix("--").replace("-", "_") for flag in flags.values()} <= set(MOVED)

@@ -75,6 +75,7 @@ TARGETS = {
     "max_parameters": 90_000_000,
     "max_bytes": 1_000_000,
     "max_flops": 5_000_000,
+    "bits": 4.25,
     "max_perplexity_increase": 0.05,
     "plan": "plan.json",
 }
@@ -86,7 +87,9 @@ def test_one_target_is_enough(name: str) -> None:
     assert {other for other in TARGETS if getattr(recipe, other) is not None} == {name}
 
 
-@pytest.mark.parametrize(("one", "other"), [pair for pair in combinations(TARGETS, 2) if not set(pair) <= set(LIMITS)])
+@pytest.mark.parametrize(
+    ("one", "other"), [pair for pair in combinations(TARGETS, 2) if not set(pair) <= {*LIMITS, "bits"}]
+)
 def test_two_targets_are_refused(one: str, other: str) -> None:
     with pytest.raises(RecipeError, match=f"{one} and {other} are both given: choose one target"):
         Recipe.create(**{name: TARGETS[name] for name in (one, other)})
@@ -96,7 +99,7 @@ def test_two_targets_are_refused(one: str, other: str) -> None:
 def test_limits_may_be_combined(names: tuple[str, ...]) -> None:
     recipe = Recipe.create(**{name: TARGETS[name] for name in names})
     assert recipe.limits == {name: TARGETS[name] for name in names}
-    with pytest.raises(RecipeError, match="choose one target; only max_parameters, max_bytes, max_flops can be"):
+    with pytest.raises(RecipeError, match="choose one target; only max_parameters, max_bytes, max_flops, bits can"):
         Recipe.create(ratio=0.2, **{name: TARGETS[name] for name in names})
 
 
@@ -196,7 +199,9 @@ def test_times(written: object, seconds: float) -> None:
     assert Recipe.create(max_latency=written, phase="both").max_latency == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("method", [name for name, preset in PRESETS.items() if not preset.planned])
+@pytest.mark.parametrize(
+    "method", [name for name, preset in PRESETS.items() if not preset.planned and not preset.rounding]
+)
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
@@ -209,6 +214,10 @@ def test_times(written: object, seconds: float) -> None:
         ({"ratio": 0.2, "across_depth": False}, "--no-sharing"),
         ({"ratio": 0.2, "rank_multiple": 8}, "--rank-multiple"),
         ({"ratio": 0.2, "treatments": ("factors", "more")}, "--treatments"),
+        ({"bits": 4}, "--bits"),
+        ({"ratio": 0.2, "widths": "4"}, "--widths"),
+        ({"ratio": 0.2, "scale_group": 32}, "--scale-group"),
+        ({"ratio": 0.2, "zero_points": False}, "--no-zero-points"),
     ],
 )
 def test_settings_of_the_planner_mean_nothing_to_fixed_methods(
@@ -271,3 +280,32 @@ def test_the_stored_form() -> None:
     assert Recipe.create(ratio=0.2, form="plain").stored_form == "plain"
     assert Recipe.create(ratio=0.2, method="svd").stored_form == "plain"
     assert Recipe.create(ratio=0.2, method="svd", form="pivoted").stored_form == "pivoted"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"bits": 0}, "bits 0 is out of range: give the bits per weight, from 1 to below 16"),
+        ({"bits": "17"}, "bits 17 is out of range"),
+        ({"bits": "four"}, "bits 'four' is not a number"),
+        ({"bits": 4, "widths": "9"}, "widths '9' are no numbers of bits: give numbers from 2 to 8"),
+        ({"bits": 4, "widths": "4,few"}, "widths '4,few' are no numbers of bits"),
+        ({"bits": 4, "scale_group": 8}, "scale_group"),
+        ({"bits": 4.5, "method": "gptq"}, "method gptq needs a whole number of bits, from 2 to 8"),
+        ({"ratio": 0.2, "method": "rtn"}, "method rtn needs a whole number of bits"),
+        ({"bits": 4, "method": "rtn", "widths": "4"}, "--widths has no meaning for method rtn"),
+        ({"bits": 4, "method": "gptq", "rank_multiple": 8}, "--rank-multiple has no meaning for method gptq"),
+    ],
+)
+def test_what_are_no_bits(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence) as caught:
+        Recipe.create(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_rounding_is_offered_where_bytes_are_limited() -> None:
+    assert Recipe.create(ratio=0.2).offered_treatments == ("factors",)
+    for target in ({"bits": 4.25}, {"max_bytes": 1000}):
+        assert Recipe.create(**target).offered_treatments == ("factors", "bits")
+        assert Recipe.create(**target, treatments="factors").offered_treatments == ("factors",)
+    assert Recipe.create(bits=3, widths="2,4,4").offered_widths == (4, 2)

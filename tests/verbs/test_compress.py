@@ -31,7 +31,7 @@ def run(name: str, text: str, ratio: Any = 0.3, **settings: Any) -> tuple[Any, A
     return basis_sharing.compress(PICO[name](), ratio, tokenizer=pico_tokenizer(), **options)
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", [name for name, preset in PRESETS.items() if preset.rounding is None])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_every_method_works(method: str, name: str, text: str, tmp_path: Path) -> None:
     model, result = run(name, text, method=method)

@@ -7,7 +7,8 @@ from basis_sharing.costs.base import Scope
 from basis_sharing.costs.time import Time
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.recipe.planning import Form, Planning
-from basis_sharing.runtime.format_basis_sharing import Factors, Shape
+from basis_sharing.runtime.entries_basis_sharing import Factors
+from basis_sharing.runtime.format_basis_sharing import Shape
 
 _MULTIPLES = (1, 8, 16, 32, 64, 128)
 _FEWEST_RANKS = 24  # of the smaller side of a projection

@@ -7,7 +7,10 @@ from basis_sharing.models.families import FAMILIES
 from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
+from basis_sharing.runtime.entries_basis_sharing import Bits
+from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.factors.uniform import uniform_plan
+from basis_sharing.treatments.rounded import whole_group
 
 
 def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Plan:
@@ -25,6 +28,16 @@ def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Pla
         shared_roles=shared_roles_of(planning, decoder),
         form=planning.stored_form,
     )
+
+
+def rounded_plan(planning: Planning, bits: int, decoder: Decoder) -> Plan:
+    """Return the plan of a method that rounds all weights to one number of bits."""
+    assert planning.preset.rounding is not None
+    entries = []
+    for p in decoder.projections:
+        grid = Grid(bits, whole_group(planning.scale_group, p.d_in), not planning.zero_points)
+        entries.append(Bits(members=(p.name,), tensors={"weight": grid.about}, rounding=planning.preset.rounding))
+    return Plan(method=planning.method, ratio=0.0, entries=tuple(entries))
 
 
 def shared_roles_of(planning: Planning, decoder: Decoder) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Space:
 
 def search_space(search: Search, treatments: Mapping[str, Treatment] = TREATMENTS) -> Space:
     """Return the space of the candidates of all treatments in the search's settings, after measuring them."""
-    candidates = [c for name in search.planning.treatments for c in treatments[name].candidates(search)]
+    candidates = [c for name in search.planning.offered_treatments for c in treatments[name].candidates(search)]
     return arranged(search.decoder, candidates)
 
 

@@ -12,7 +12,7 @@ from basis_sharing.planning.curves import stored_curves
 from basis_sharing.planning.multiples import Multiples, multiples_for
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import search_space
-from basis_sharing.planning.targets import costs_of, plan_for, plan_for_increase
+from basis_sharing.planning.targets import costs_of, plan_for, plan_for_increase, with_widths
 from basis_sharing.planning.trial import measured_prediction
 from basis_sharing.plans.plan import Plan, PlannedFor, Prediction, structure_of
 from basis_sharing.recipe.evaluation import Evaluation
@@ -72,7 +72,7 @@ class MakePlan:
         if self._given is None:
             weighting = self._collect.kind
             seconds = sum(
-                TREATMENTS[name].planning_seconds(shapes, self._planning) for name in self._planning.treatments
+                TREATMENTS[name].planning_seconds(shapes, self._planning) for name in self._planning.offered_treatments
             )
             memory = shapes.solving_memory(whitened=weighting.whitens, outputs=weighting.in_nats)
             yield Needs("planning", seconds, memory)
@@ -103,7 +103,8 @@ class MakePlan:
     def planner(self, run: Run, curves: Curves, multiples: Multiples | None) -> Planner:
         """Return the planner, after measuring the candidates that are not in ``curves``; None: of every rank."""
         cost = costs_of(self._target, run.model)[0]
-        return planner_for(self._planning, cost, run, self._collect, curves, multiples)
+        planning = with_widths(self._planning, self._target, run.model, run.decoder)
+        return planner_for(planning, cost, run, self._collect, curves, multiples)
 
     def meeting_the_target(self, planner: Planner, run: Run, clock: Clock) -> Plan:
         """Return the plan that meets the target, with its expected speed.

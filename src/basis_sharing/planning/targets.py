@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from basis_sharing.costs.base import COSTS, Cost
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.costs.multiplications import Multiplications
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import PlanError
@@ -14,9 +15,14 @@ from basis_sharing.planning.allocation import UnreachableError
 from basis_sharing.planning.clock import TimeLimit
 from basis_sharing.planning.planner import Planner
 from basis_sharing.plans.plan import Plan, Prediction, dense_parameters
+from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.target import Target
+from basis_sharing.runtime.entries_basis_sharing import Bits
+from basis_sharing.runtime.format_basis_sharing import Grid
+from basis_sharing.treatments.rounded import whole_group
 
 _MOST_EXTRAPOLATION = 3.0
+_FEWEST_FAST, _ALL_WIDTHS = 4, (8, 4, 3, 2)
 
 
 def costs_of(target: Target, model: Any) -> list[Cost]:
@@ -29,8 +35,27 @@ def costs_of(target: Target, model: Any) -> list[Cost]:
     itemsize = model.dtype.itemsize
     by_limit = {cost.limit: cost for cost in COSTS.values()}
     named = [by_limit[limit](itemsize) for limit in target.limits]
+    if target.bits is not None and target.max_bytes is None:
+        named.append(Bytes(itemsize))
     only_time = target.limits_time and target.ratio is None and target.max_perplexity_increase is None
     return named or [Multiplications(itemsize) if only_time else Parameters(itemsize)]
+
+
+def with_widths(planning: Planning, target: Target, model: Any, decoder: Decoder) -> Planning:
+    """Return settings of the planner with the numbers of bits that weights may be rounded to.
+
+    They are 8 and 4, and 3 and 2 as well where a limit on bytes or bits cannot be met in 4 bits.
+    """
+    if planning.widths is not None or not target.limits_bytes:
+        return planning
+    stored = Bytes(model.dtype.itemsize)
+    in_four_bits = 0
+    for p in decoder.projections:
+        grid = Grid(_FEWEST_FAST, whole_group(planning.scale_group, p.d_in), not planning.zero_points)
+        in_four_bits += stored.of((p,), Bits(members=(p.name,), tensors={"weight": grid.about}))
+    budgets = _budgets(target, model, decoder, ())
+    enough = all(budget.budget >= in_four_bits for budget in budgets if budget.cost.name == stored.name)
+    return planning if enough else planning.model_copy(update={"widths": _ALL_WIDTHS})
 
 
 @dataclass(frozen=True)
@@ -59,7 +84,12 @@ def _budgets(target: Target, model: Any, decoder: Decoder, limits: Sequence[Time
         kept = (1 - target.ratio) / (1 / dense)
         parameters = Parameters(model.dtype.itemsize)
         budgets.append(_Budget(parameters, kept, f"--ratio {target.ratio:,}", lambda least: f"{1 - least / dense:.4f}"))
-    for cost in costs_of(target, model) if target.limits else ():
+    if target.bits is not None:
+        weights = dense_parameters(decoder)
+        stored = Bytes(model.dtype.itemsize)
+        allowed = target.bits * weights / 8
+        budgets.append(_Budget(stored, allowed, f"--bits {target.bits:g}", lambda least: f"{8 * least / weights:.3f}"))
+    for cost in [by_limit for by_limit in costs_of(target, model) if by_limit.limit in target.limits]:
         assert cost.limit is not None
         limit = target.limits[cost.limit]
         name = f"--{cost.limit.replace('_', '-')} {limit:,}"

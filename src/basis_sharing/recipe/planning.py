@@ -1,13 +1,14 @@
 """The planning part of a recipe: the method, and the options it may choose from."""
 
 import difflib
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from basis_sharing.recipe.model import names_in
 from basis_sharing.recipe.presets import PRESETS, Preset
-from basis_sharing.recipe.settings import Option, Settings
+from basis_sharing.recipe.rounding import Rounding, RoundingKeywords
+from basis_sharing.recipe.settings import Option
 
 Form = Literal["plain", "pivoted"]
 FormSetting = Literal["auto", "plain", "pivoted"]
@@ -18,7 +19,7 @@ PUBLISHED = "Published methods"
 """Headings of the settings that have a meaning for the method ``auto``, and for the published ones, only."""
 
 
-class Planning(Settings):
+class Planning(Rounding):
     """How groups, ranks and other options are chosen."""
 
     method: Annotated[str, Option(f"One of {', '.join(PRESETS)}", metavar="NAME")] = "auto"
@@ -51,14 +52,14 @@ class Planning(Settings):
         ),
     ] = "auto"
     treatments: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         Option(
             "What projections may be turned into, separated by commas",
             metavar="NAMES",
-            default="factors",
+            default="factors; with bits where bytes or bits are limited",
             panel=PLANNER,
         ),
-    ] = Field(default=("factors",), min_length=1)
+    ] = Field(default=None, min_length=1)
     group_size: Annotated[
         int | None,
         Option("Layers that share a basis", metavar="N", default="2 for basis-sharing, else 1", panel=PUBLISHED),
@@ -111,6 +112,11 @@ class Planning(Settings):
         return PRESETS[self.method]
 
     @property
+    def offered_treatments(self) -> tuple[str, ...]:
+        """The treatments that projections may get."""
+        return self.treatments or ("factors",)
+
+    @property
     def weighting(self) -> str:
         """Name of the weighting of errors: the method's, or ``sensitivity`` for a plan without gradients."""
         weighting = self.preset.weighting
@@ -124,7 +130,7 @@ class Planning(Settings):
         return self.form
 
 
-class PlanningKeywords(TypedDict, total=False):
+class PlanningKeywords(RoundingKeywords, total=False):
     """The settings of :class:`Planning` as Python keywords; names also as text with commas."""
 
     method: str
@@ -132,7 +138,7 @@ class PlanningKeywords(TypedDict, total=False):
     across_depth: bool
     across_roles: bool
     rank_multiple: RankMultiple | str
-    treatments: tuple[str, ...] | str
+    treatments: tuple[str, ...] | str | None
     group_size: int | None
     share: tuple[str, ...] | str | None
     form: FormSetting

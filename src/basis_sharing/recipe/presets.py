@@ -1,4 +1,4 @@
-"""The methods as presets: a weighting of errors, a grouping, and a rule for refitting the coefficients."""
+"""The methods as presets: a weighting of errors, and a grouping with a rule for refits, or a kind of rounding."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +18,7 @@ class Preset:
         refit: How the coefficients are refitted on the compressed flow: "never", "always" (all at once, as in Basis
             Sharing) or "anchored" (block by block, if it reduces the error).
         refit_from: Smallest ratio at which they are refitted.
+        rounding: How all weights are rounded to the same number of bits; None: the method has factors.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Preset:
     group_size: int = 1
     refit: Literal["never", "always", "anchored"] = "never"
     refit_from: Fraction = Fraction(0)
+    rounding: Literal["nearest", "gptq"] | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -62,6 +64,13 @@ PRESETS: dict[str, Preset] = {
             group_size=2,
             refit="always",
             refit_from=Fraction(2, 5),
+        ),
+        Preset("rtn", "every weight rounded to the nearest number of --bits bits, no data", "none", rounding="nearest"),
+        Preset(
+            "gptq",
+            "weights rounded to --bits bits, errors made up for at later inputs (Frantar et al. 2023)",
+            "second-moment",
+            rounding="gptq",
         ),
     )
 }

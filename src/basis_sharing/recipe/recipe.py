@@ -13,6 +13,7 @@ from basis_sharing.recipe.evaluation import Evaluation, EvaluationKeywords
 from basis_sharing.recipe.model import ModelKeywords, ModelSettings
 from basis_sharing.recipe.planning import PLANNER, PUBLISHED, Planning, PlanningKeywords
 from basis_sharing.recipe.repair import Repair, RepairKeywords
+from basis_sharing.recipe.rounding import ROUNDING, WIDTHS
 from basis_sharing.recipe.settings import flag_of
 from basis_sharing.recipe.speed import SPEED, Speed, SpeedKeywords
 from basis_sharing.recipe.target import LIMITS, TIME_LIMITS, Target, TargetKeywords
@@ -26,6 +27,8 @@ _PLANNER_ONLY = (
 )
 _SAME: dict[str, tuple[object, ...]] = {"rank_multiple": (1,)}
 """Values of the planner's settings that say what published methods do anyway."""
+_ROUNDING = ("bits", *Planning.in_panel(ROUNDING))
+"""The settings that have no meaning for methods with factors of one size."""
 _PUBLISHED_ONLY = Planning.in_panel(PUBLISHED)
 
 
@@ -62,7 +65,12 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Ta
                 "at --batch)."
             )
         fields, options = type(self).model_fields, type(self).options()
+        rounding = self.preset.rounding
+        if rounding is not None:
+            self._is_rounding()
         foreign = _PUBLISHED_ONLY if self.preset.planned else _PLANNER_ONLY
+        if not self.preset.planned and rounding is None:
+            foreign = (*foreign, *_ROUNDING)
         wrong = next(
             (name for name in foreign if getattr(self, name) not in (fields[name].default, *_SAME.get(name, ()))), None
         )
@@ -71,6 +79,23 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Ta
             flag = flag_of(wrong, options[wrong])
             raise ValueError(f"{flag} has no meaning for method {self.method}: leave it out, or use {other}.")
         return self
+
+    def _is_rounding(self) -> None:
+        """Check the settings of a method that rounds all weights to the same number of bits."""
+        if self.bits is None or self.bits not in WIDTHS:
+            raise ValueError(
+                f"method {self.method} needs a whole number of bits, from {WIDTHS[0]} to {WIDTHS[-1]}, and no other "
+                "target: e.g. --bits 4."
+            )
+        if self.widths is not None:
+            raise ValueError(f"--widths has no meaning for method {self.method}: leave it out; --bits is the width.")
+
+    @property
+    def offered_treatments(self) -> tuple[str, ...]:
+        """The treatments that projections may get: rounding as well where bytes or bits are limited."""
+        if self.preset.rounding is not None:
+            return ("bits",)
+        return self.treatments or (("factors", "bits") if self.limits_bytes else ("factors",))
 
     @property
     def chosen_refit(self) -> Literal["never", "always", "anchored"]:

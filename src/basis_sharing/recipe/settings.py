@@ -21,6 +21,7 @@ MOVED: dict[str, str] = {
     "no_gradients": "write `gradients: false`",
     "no_sharing": "write `across_depth: false`",
     "no_joint_roles": "write `across_roles: false`",
+    "no_zero_points": "write `zero_points: false`",
     "sharing": "it is called `across_depth`",
     "joint_roles": "it is called `across_roles`",
     "groups": "groups and their ranks are entries of a plan: write `plan: FILE`",

@@ -42,6 +42,16 @@ class Target(Settings):
             text=True,
         ),
     ] = Field(default=None, ge=1)
+    bits: Annotated[
+        float | None,
+        Option(
+            "Bits per weight of the compressible projections, scales and indices counted, e.g. 4.25; for rtn and gptq "
+            "the bits of every weight, e.g. 4",
+            metavar="B",
+            panel=_PANEL,
+            text=True,
+        ),
+    ] = None
     max_perplexity_increase: Annotated[
         float | None,
         Option(
@@ -93,6 +103,21 @@ class Target(Settings):
             )
         return ratio
 
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _bits_below_sixteen(cls, value: object) -> float | None:
+        if value is None:
+            return None
+        try:
+            bits = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise ValueError(f"bits {value!r} is not a number: give the bits per weight, e.g. 4.25.") from None
+        if not _FEWEST_BITS <= bits < _MOST_BITS:
+            raise ValueError(
+                f"bits {bits:g} is out of range: give the bits per weight, from {_FEWEST_BITS} to below {_MOST_BITS}."
+            )
+        return bits
+
     @field_validator("max_perplexity_increase", mode="before")
     @classmethod
     def _fraction(cls, value: object) -> object:
@@ -120,9 +145,10 @@ class Target(Settings):
         if self.plan is not None and len(given) > 1:
             raise ValueError(f"{given[0]} and plan are both given: choose one target; a plan is carried out as it is.")
         others = [name for name in given if name not in TIME_LIMITS]
-        if len(others) > 1 and not set(others) <= set(LIMITS):
+        combined = (*LIMITS, "bits")
+        if len(others) > 1 and not set(others) <= set(combined):
             raise ValueError(
-                f"{others[0]} and {others[1]} are both given: choose one target; only {', '.join(LIMITS)} can be "
+                f"{others[0]} and {others[1]} are both given: choose one target; only {', '.join(combined)} can be "
                 "combined."
             )
         if not given:
@@ -143,12 +169,18 @@ class Target(Settings):
         return self.min_speedup is not None or self.max_latency is not None
 
     @property
+    def limits_bytes(self) -> bool:
+        """Whether the bytes of the compressed model, or of its projections, are limited."""
+        return self.max_bytes is not None or self.bits is not None
+
+    @property
     def limits(self) -> dict[str, int]:
         """The limits on costs that are set, by name."""
         return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
 
 
 _MOST_SPEEDUP = 10
+_FEWEST_BITS, _MOST_BITS = 1, 16
 TIME_LIMITS = ("min_speedup", "max_latency")
 """The settings that are limits on time, which can be given beside any other target."""
 LIMITS = tuple(name for name, field in Target.model_fields.items() if BeforeValidator(amount) in field.metadata)
@@ -163,6 +195,7 @@ class TargetKeywords(TypedDict, total=False):
     max_parameters: int | str | None
     max_bytes: int | str | None
     max_flops: int | str | None
+    bits: float | str | None
     max_perplexity_increase: float | str | None
     min_speedup: float | str | None
     max_latency: float | str | None

@@ -324,7 +324,7 @@ class _Repair:
         error = before
         for projections in readers.values():
             first = projections[0].name.removeprefix(f"{path}.")
-            factorized = [p for p in projections if isinstance(self.model.get_submodule(p.name), FactorizedLinear)]
+            factorized = [p for p in projections if _can_be_refitted(self.model.get_submodule(p.name))]
 
             def pair(window: int, first: str = first) -> tuple[Tensor, Tensor]:
                 theirs = flows.states[_ORIGINAL, window].to(self.machine.device)
@@ -360,6 +360,11 @@ class _Repair:
                 set_coefficients(self.model, p.name, C)
 
         return best_choice(planned, refitted, install, task.held_out_error)
+
+
+def _can_be_refitted(module: nn.Module) -> bool:
+    """Return whether a projection has coefficients that are not rounded."""
+    return isinstance(module, FactorizedLinear) and not module.in_few_bits
 
 
 def _swap(block: nn.Module, replaced: dict[int, nn.Parameter]) -> None:

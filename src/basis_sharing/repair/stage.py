@@ -27,7 +27,7 @@ from basis_sharing.repair.segments import (
 from basis_sharing.results.compression import RepairReport
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.factors.refit import refit
 from basis_sharing.treatments.stage import Execute, Planned, errors_of
 

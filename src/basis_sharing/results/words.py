@@ -65,7 +65,7 @@ def command_line(result: CompressionResult, output: str = "DIR", *, published: b
         elif option.repeated:
             words += [word for text in value for word in (flag, text)]
         elif isinstance(value, tuple):
-            words += [flag, ",".join(value)]
+            words += [flag, ",".join(map(str, value))]
         else:
             words += [flag, str(value)]
     return shlex.join(without_folders(word) if published else word for word in words)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from basis_sharing.run.run import Run
 
 _MARGIN, _ALLOWANCE = 1.15, 96 * 2**20
+_STEP_SECONDS = 2e-4  # to round one input of all outputs
 _SINGLE = 2  # speed of fp32 products, in multiples of that of fp64
 POSITIONS = 512  # positions whose logits are in memory at a time
 
@@ -233,6 +234,13 @@ class Shapes:
         order = min(p.d_in, 2 * p.d_out)
         crossed = 4 * p.d_in**2 * p.d_out if order < p.d_in else 0
         return (crossed + 18 * order**3) / self.speeds.algebra + order**3 / self.speeds.eigenvectors
+
+    def rounding_seconds(self, p: Projection) -> float:
+        """Return the seconds to round one projection, errors made up for."""
+        if self.speeds is None:
+            return 0.0
+        operations = 2 * p.d_in**2 * p.d_out / _SINGLE + 2 * p.d_in**3
+        return operations / self.speeds.algebra + p.d_in * _STEP_SECONDS
 
     def refitting_seconds(self, p: Projection) -> float:
         """Return the seconds of the products in the refit of one projection's coefficients."""

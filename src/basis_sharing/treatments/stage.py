@@ -75,7 +75,7 @@ class Execute:
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Yield the time, memory and disk space that the decompositions and the cached outcomes need."""
         kind = self._collect.kind
-        treatments = [TREATMENTS[name] for name in self._planning.treatments]
+        treatments = [TREATMENTS[name] for name in self._planning.offered_treatments]
         seconds = max(treatment.solving_seconds(shapes, self._planning) for treatment in treatments)
         memory = shapes.solving_memory(whitened=kind.whitens, outputs=kind.in_nats)
         kept = sum(p.d_in * p.d_out for p in shapes.decoder.projections) * shapes.dtype.itemsize

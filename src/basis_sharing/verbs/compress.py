@@ -162,6 +162,9 @@ class _Compression:
         count = len(plan.entries)
         speeds = () if plan.prediction is None else plan.prediction.speeds
         less = f"{plan.removed_fraction(self.run.decoder):.2%} less"
+        if any(entry.tensors for entry in plan.entries):
+            stored = plan.bytes(self.run.decoder, self.run.model.dtype.itemsize)
+            less += f", {8 * stored / dense_parameters(self.run.decoder):.2f} bits per weight"
         expected = ", ".join([less, *(f"{speed.phase} {speed.speed:.2f} x" for speed in speeds)])
         self.run.progress(Progress(f"planned, {expected}", count, count, "groups"))
         if self.on_plan is not None:

@@ -14,7 +14,7 @@ from basis_sharing.evaluation.stage import Evaluate
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.models.source import dtype_name, named_dtype, read_in_place
-from basis_sharing.planning.published import published_plan
+from basis_sharing.planning.published import published_plan, rounded_plan
 from basis_sharing.planning.stage import MakePlan
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
@@ -102,6 +102,9 @@ def known_plan(asked: Recipe, given: Plan | None, decoder: Decoder) -> Plan | No
     """Return the given plan or that of a published method; None if the plan has to be made from measurements."""
     if given is not None or asked.preset.planned:
         return given
+    if asked.preset.rounding is not None:
+        assert asked.bits is not None
+        return rounded_plan(asked, int(asked.bits), decoder)
     assert asked.exact_ratio is not None
     return published_plan(asked, asked.exact_ratio, decoder)
 

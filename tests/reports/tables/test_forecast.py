@@ -4,8 +4,9 @@ from typing import Any
 
 from basis_sharing.plans.plan import PredictedSpeed
 from basis_sharing.reports.table import Table
-from basis_sharing.reports.tables.forecast import forecast_tables, plan_sentences, size_table
+from basis_sharing.reports.tables.forecast import forecast_tables, plan_sentences, rounding_sentences, size_table
 from basis_sharing.results.forecast import Point, RoleForecast
+from basis_sharing.runtime.entries_basis_sharing import Bits, Factors
 from samples import forecast, plan, prediction
 
 TIMED: dict[str, Any] = {
@@ -43,6 +44,19 @@ TIMED: dict[str, Any] = {
         ),
     ),
 }
+
+
+def test_what_is_rounded_to_how_many_bits() -> None:
+    about = {"dtype": "uint4", "group": 16}
+    entries = (
+        Bits(members=("a",), tensors={"weight": about}),
+        Bits(members=("b",), tensors={"weight": {**about, "dtype": "int8"}}),
+        Factors(members=("c",), rank=3, tensors={"weight": about, "basis.weight": about}),
+        Factors(members=("d",), rank=3),
+    )
+    rounded = plan().model_copy(update={"entries": entries})
+    assert rounding_sentences(rounded) == ["Projections are rounded, 1 to 4 bits, 1 to 8 bits, 1 to 4 bits in factors."]
+    assert rounding_sentences(plan()) == []
 
 
 def test_a_forecast_and_what_its_plan_consists_of() -> None:

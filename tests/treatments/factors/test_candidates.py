@@ -19,7 +19,7 @@ from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import arranged
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.format_basis_sharing import most_rank
+from basis_sharing.runtime.entries_basis_sharing import most_rank
 from basis_sharing.treatments.base import Search
 from basis_sharing.treatments.factors import candidates
 from basis_sharing.treatments.factors.candidates import Group, factor_candidates, find_groups, group_of, pays

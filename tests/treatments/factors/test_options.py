@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from basis_sharing.costs.base import shapes_of
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.models.family import Projection
-from basis_sharing.runtime.format_basis_sharing import Factors, most_rank
+from basis_sharing.runtime.entries_basis_sharing import Factors, most_rank
 from basis_sharing.treatments.factors.options import all_ranks, worthwhile
 
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from basis_sharing.models.decoder import describe
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.run import Run
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
-from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.runtime.surgery import declare_compressed
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute

@@ -13,7 +13,7 @@ from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.pivoting import Pivoting
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.plans.plan import Plan
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.surgery import projection_parameters
 from basis_sharing.treatments.base import Outcome, install
 from basis_sharing.treatments.execute import execute

@@ -10,7 +10,7 @@ from basis_sharing.errors import PlanError
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.families import FAMILIES
 from basis_sharing.plans.plan import Plan
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.factors.uniform import uniform_plan, uniform_rank
 from pico import PICO
 

@@ -1,9 +1,10 @@
 """The tables of a forecast: expected perplexity and speed at every ratio, speeds, roles, and what the plan is."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import exp
 
-from basis_sharing.plans.plan import PredictedSpeed
+from basis_sharing.plans.plan import Plan, PredictedSpeed
 from basis_sharing.reports.table import Block, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, noted, percent, times
 from basis_sharing.reports.tables.groups import sharing_counts
@@ -95,6 +96,17 @@ def speed_sentence(speeds: Sequence[PredictedSpeed]) -> str:
     return f"The plan is expected to have {' and '.join(parts)}."
 
 
+def rounding_sentences(plan: Plan) -> list[str]:
+    """Return a sentence on what a plan rounds to how many bits; none if it rounds nothing."""
+    found = ((entry, entry.grid("weight")) for entry in plan.entries)
+    counts = Counter((len(entry.tensors) > 1, grid.bits) for entry, grid in found if grid is not None)
+    words = [
+        f"{count} to {bits} bits" + (" in factors" if factors else "")
+        for (factors, bits), count in sorted(counts.items())
+    ]
+    return [f"Projections are rounded, {', '.join(words)}."] if words else []
+
+
 def plan_sentences(forecast: Forecast) -> list[str]:
     """Return sentences about the groups of the plan, and the costs and gains of its choices."""
     plan, prediction = forecast.plan, forecast.plan.prediction
@@ -103,6 +115,7 @@ def plan_sentences(forecast: Forecast) -> list[str]:
     sentences = [
         f"The plan removes {percent(plan.ratio, 2)} of the compressible parameters; {groups} groups, of which "
         f"{across_layers} share across layers and {across_roles} across roles.",
+        *rounding_sentences(plan),
         expectation(prediction),
     ]
     if forecast.unshared_loss is not None:

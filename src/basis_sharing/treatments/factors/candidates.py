@@ -17,9 +17,10 @@ from basis_sharing.costs.base import Cost
 from basis_sharing.linalg.group_losses import GroupLosses
 from basis_sharing.models.family import Projection
 from basis_sharing.run.progress import Progress
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, CurveKey, Curves, Floats, Search
 from basis_sharing.treatments.factors.options import FactorOptions, all_ranks, worthwhile
+from basis_sharing.treatments.factors.rounded_candidates import rounded_candidates
 from basis_sharing.treatments.scopes import Blocks, Part, lanes_of, parts_in, scope_of, ways_to_divide
 
 _KEPT = (0.95, 0.25)
@@ -65,7 +66,9 @@ class _Lane:
 
 def factor_candidates(search: Search) -> list[Candidate]:
     """Return the candidates of all measured groups, with the ranks at which they are smaller than dense weights."""
-    return [_candidate(group, search) for group in find_groups(search)]
+    groups = find_groups(search)
+    plain = [_candidate(group, search) for group in groups]
+    return [*plain, *rounded_candidates([group.scope for group in groups], search)]
 
 
 def _candidate(group: Group, search: Search) -> Candidate:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from basis_sharing.linalg.nesting import nested_order
 from basis_sharing.models.family import Decoder
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.surgery import basis_of, coefficients_of
 
 LARGEST = 4.0
@@ -45,7 +46,9 @@ def common_orders(model: Any, decoder: Decoder, entries: Sequence[Entry], device
         entries: Its entries.
         device: Device of the computation, with fp64.
     """
-    pivoted = [entry for entry in entries if isinstance(entry, Factors) and entry.form == "pivoted"]
+    # The pivots of factors that are packed in few bits stay as they are.
+    factors = [entry for entry in entries if isinstance(entry, Factors) and not entry.tensors]
+    pivoted = [entry for entry in factors if entry.form == "pivoted"]
     for together in _connected(pivoted, decoder):
         found = _reordered(model, together, device)
         if found is not None:

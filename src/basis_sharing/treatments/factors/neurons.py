@@ -17,8 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from basis_sharing.blocks.calls import BlockCalls, run_block
 from basis_sharing.blocks.placing import placed
 from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear, encode_pivots, input_order
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
+from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 from basis_sharing.runtime.surgery import set_parameters
 from basis_sharing.treatments.factors.common_order import Reordered
 
@@ -53,7 +55,7 @@ def neurons_in_order(model: Any, decoder: Decoder, entries: Sequence[Entry], pro
         probe: What the blocks are run on.
     """
     for entry in entries:
-        if not isinstance(entry, Factors) or entry.form != "pivoted" or entry.order:
+        if not isinstance(entry, Factors) or entry.form != "pivoted" or entry.order or entry.tensors:
             continue
         members = [decoder.by_name[name] for name in entry.members]
         order = input_order(entry, members[0].d_in).long()
@@ -61,7 +63,7 @@ def neurons_in_order(model: Any, decoder: Decoder, entries: Sequence[Entry], pro
             continue
         tensors: dict[str, Tensor] = {}
         computing = [_computing(decoder, p) for p in members]
-        if not all(computing):
+        if not all(computing) or not all(_can_be_permuted(model, p) for found in computing for p in found):
             continue
         for projection in (p for found in computing for p in found):
             tensors |= _permuted(model, projection, order)
@@ -77,6 +79,12 @@ def _computing(decoder: Decoder, down: Projection) -> list[Projection]:
     found = [p for p in decoder.of_block(down.block) if p.role in _COMPUTING and p.name.rpartition(".")[0] == parent]
     sizes = all(p.d_out == down.d_in * (2 if p.role == "gate_up" else 1) for p in found)
     return found if sizes else []
+
+
+def _can_be_permuted(model: Any, projection: Projection) -> bool:
+    """Return whether the outputs of a projection can be permuted: not if they are packed in few bits."""
+    module = model.get_submodule(projection.name)
+    return not (isinstance(module, RoundedLinear) or (isinstance(module, FactorizedLinear) and module.in_few_bits))
 
 
 def _permuted(model: Any, projection: Projection, order: Tensor) -> dict[str, Tensor]:

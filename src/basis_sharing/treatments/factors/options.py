@@ -9,15 +9,8 @@ from numpy.typing import NDArray
 from basis_sharing.costs.base import Scope, shapes_of
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.recipe.planning import Form
-from basis_sharing.runtime.format_basis_sharing import (
-    Factors,
-    Product,
-    Shape,
-    Stored,
-    factor_products,
-    factor_tensors,
-    most_rank,
-)
+from basis_sharing.runtime.entries_basis_sharing import Factors, factor_products, factor_tensors, most_rank
+from basis_sharing.runtime.format_basis_sharing import Grid, Product, Shape, Stored
 from basis_sharing.treatments.base import Options
 
 
@@ -28,10 +21,13 @@ class FactorOptions(Options):
         members: Names of the projections.
         ranks: The ranks, ascending.
         form: Stored form of the factors, plain or pivoted.
+        grid: What basis and coefficients are rounded to; None: they are not.
     """
 
-    def __init__(self, members: tuple[str, ...], ranks: NDArray[np.int64], form: Form) -> None:
-        self.members, self.ranks, self.form = members, ranks, form
+    def __init__(
+        self, members: tuple[str, ...], ranks: NDArray[np.int64], form: Form, grid: Grid | None = None
+    ) -> None:
+        self.members, self.ranks, self.form, self.grid = members, ranks, form, grid
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -42,16 +38,17 @@ class FactorOptions(Options):
     def __getitem__(self, index: slice) -> "FactorOptions": ...
     def __getitem__(self, index: int | slice) -> "Factors | FactorOptions":
         if isinstance(index, slice):
-            return FactorOptions(self.members, self.ranks[index], self.form)
-        return Factors(members=self.members, rank=int(self.ranks[index]), form=self.form)
+            return FactorOptions(self.members, self.ranks[index], self.form, self.grid)
+        tensors = {} if self.grid is None else dict.fromkeys(("basis.weight", "weight"), self.grid.about)
+        return Factors(members=self.members, rank=int(self.ranks[index]), form=self.form, tensors=tensors)
 
     def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
         """Return the stored tensors; their sizes are arrays over the ranks."""
-        return factor_tensors(shapes, self.ranks, self.form)
+        return factor_tensors(shapes, self.ranks, self.form, self.grid, self.grid)
 
     def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
         """Return the products; their sizes are arrays over the ranks."""
-        return factor_products(shapes, self.ranks, self.form, inputs)
+        return factor_products(shapes, self.ranks, self.form, inputs, self.grid, self.grid)
 
 
 def all_ranks(scope: Scope, form: Form) -> FactorOptions:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from basis_sharing.linalg.pivoting import assemble
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import decode_pivots, encode_pivots
-from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.base import Outcome
 
 

@@ -9,7 +9,7 @@ from basis_sharing.models.family import Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.presets import PRESETS
 from basis_sharing.run.progress import Progress, ProgressCallback
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.base import Curves
 from basis_sharing.weightings.base import WEIGHTINGS, Weighting
 

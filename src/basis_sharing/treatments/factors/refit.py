@@ -11,7 +11,7 @@ from basis_sharing.linalg.least_squares import refit_coefficients
 from basis_sharing.models.family import Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.surgery import basis_of, set_coefficients
 
 
@@ -44,7 +44,7 @@ def refit(
         NumericalError: The matrix B^T G B of a group is indefinite beyond repair.
     """
     ridges: dict[str, float] = {}
-    groups = [entry for entry in plan.entries if isinstance(entry, Factors)]
+    groups = [entry for entry in plan.entries if isinstance(entry, Factors) and not entry.tensors]
     for done, group in enumerate(groups, start=1):
         members = [decoder.by_name[name] for name in group.members]
         G = moments.total([(p.block, p.input) for p in members]).gram

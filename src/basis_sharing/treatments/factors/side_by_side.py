@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from basis_sharing.models.family import Decoder
-from basis_sharing.runtime.format_basis_sharing import Entry, Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
+from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.surgery import stored_basis_of
 from basis_sharing.treatments.factors.common_order import Reordered
 
@@ -25,7 +26,7 @@ def side_by_side(model: Any, decoder: Decoder, entries: Sequence[Entry]) -> Iter
     alike: dict[object, list[Factors]] = {}
     for entry in entries:
         inputs = {(p.block, p.input) for p in (decoder.by_name[name] for name in entry.members)}
-        if isinstance(entry, Factors) and entry.rows is None and len(inputs) == 1:
+        if isinstance(entry, Factors) and not entry.tensors and entry.rows is None and len(inputs) == 1:
             pivoted = (entry.rank, entry.pivots, entry.order) if entry.form == "pivoted" else None
             alike.setdefault((*inputs, pivoted), []).append(entry)
     for together in alike.values():

@@ -7,7 +7,8 @@ import torch
 from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.pivoting import pivot
 from basis_sharing.linalg.truncation import Member, Truncation, loss_of
-from basis_sharing.runtime.format_basis_sharing import Factors, Shape, factor_products, factor_tensors
+from basis_sharing.runtime.entries_basis_sharing import Factors, factor_products, factor_tensors
+from basis_sharing.runtime.format_basis_sharing import Shape
 from basis_sharing.treatments.base import Outcome
 from basis_sharing.treatments.factors.outcome import GroupFactors
 from basis_sharing.weightings.base import ridge_of

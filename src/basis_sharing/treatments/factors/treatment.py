@@ -9,9 +9,10 @@ import torch
 from basis_sharing.linalg.truncation import Member, Truncation, truncate
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.stages import Shapes
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from basis_sharing.treatments.factors.candidates import factor_candidates
+from basis_sharing.treatments.factors.rounding import solve_rounded
 from basis_sharing.treatments.factors.solve import solve_factors
 
 _JOINT_CANDIDATES = 0.7  # time to measure the candidates across roles, relative to the single projections in them
@@ -38,8 +39,10 @@ class FactorsTreatment(Treatment):
         return factor_candidates(search)
 
     def solve(self, problem: Sequence[Member], entry: Any, dtype: torch.dtype) -> Outcome:
-        """Return the factors of a group at the rank and in the form of its entry."""
+        """Return the factors of a group at the rank, in the form and in the bits of its entry."""
         assert isinstance(entry, Factors)
+        if entry.basis_grid is not None:
+            return solve_rounded(problem, entry, dtype, self._decomposed(problem, entry))
         return solve_factors(problem, entry, dtype, self._decomposed(problem, entry))
 
     def _decomposed(self, problem: Sequence[Member], entry: Factors) -> Truncation:

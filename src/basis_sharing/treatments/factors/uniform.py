@@ -8,7 +8,7 @@ from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder, Projection
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Form
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 
 
 def uniform_rank(d_in: int, d_outs: Sequence[int], ratio: Fraction, form: Form = "plain") -> int:

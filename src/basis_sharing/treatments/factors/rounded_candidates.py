@@ -1,0 +1,64 @@
+"""Factors in few bits as candidates: what their rounding costs is measured at a few ranks."""
+
+from collections.abc import Sequence
+
+from basis_sharing.costs.base import shapes_of
+from basis_sharing.linalg.truncation import truncate
+from basis_sharing.models.decoder import weight
+from basis_sharing.models.family import Projection
+from basis_sharing.run.progress import Progress
+from basis_sharing.runtime.entries_basis_sharing import Factors, most_rank
+from basis_sharing.runtime.format_basis_sharing import Grid
+from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
+from basis_sharing.treatments.factors.options import FactorOptions, worthwhile
+from basis_sharing.treatments.factors.rounding import between_samples, rounding_losses
+
+Scope = tuple[Projection, ...]
+
+
+def rounded_candidates(scopes: Sequence[Scope], search: Search) -> list[Candidate]:
+    """Return candidates for single projections with all grids that the settings offer beside the treatment ``bits``.
+
+    The losses of the ranks have to be in ``search.curves``.
+    """
+    if "bits" not in search.planning.offered_treatments:
+        return []
+    single = [scope for scope in scopes if len(scope) == 1]
+    grids = [
+        Grid(bits, search.planning.scale_group, not search.planning.zero_points)
+        for bits in search.planning.offered_widths
+    ]
+    _measure(search, single, grids)
+    return [_candidate(scope, grid, search) for scope in single for grid in grids]
+
+
+def _key(scope: Scope, grid: Grid) -> CurveKey:
+    return (f"{Factors.kind} {grid}", *(p.name for p in scope))
+
+
+def _candidate(scope: Scope, grid: Grid, search: Search) -> Candidate:
+    options = worthwhile(scope, search.planning.stored_form, search.multiple(scope))
+    truncation = search.curves[(Factors.kind, *(p.name for p in scope))]
+    excess = between_samples(search.curves[_key(scope, grid)], options.ranks, most_rank(shapes_of(scope)))
+    return Candidate(
+        scope,
+        FactorOptions(options.members, options.ranks, options.form, grid),
+        truncation[options.ranks] + excess,
+    )
+
+
+def _measure(search: Search, scopes: Sequence[Scope], grids: Sequence[Grid]) -> None:
+    """Measure what rounding costs where it is not known; with several processes each measures its share."""
+    processes, new = search.processes, dict[CurveKey, Floats]()
+    missing = [scope for scope in scopes if any(_key(scope, grid) not in search.curves for grid in grids)]
+    own = processes.own(missing)
+    for done, scope in enumerate(own, start=1):
+        (member,) = problem = search.weighting.problem(search.model, scope)
+        dtype = weight(search.model, scope[0]).dtype
+        found = rounding_losses(member, truncate(problem), search.planning.stored_form, grids, dtype)
+        for grid, losses in found.items():
+            search.curves[_key(scope, grid)] = new[_key(scope, grid)] = losses
+        search.progress(Progress("measuring rounded factors", done, len(own), "projections"))
+    if processes.count > 1:
+        for each in processes.gather(new):
+            search.curves.update(each)

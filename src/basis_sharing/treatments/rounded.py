@@ -1,0 +1,43 @@
+"""Rounded matrices: the grids that are offered for a number of inputs, and the tensors of a matrix on disk."""
+
+import torch
+from torch import Tensor
+
+from basis_sharing.linalg.rounding import Rounded
+from basis_sharing.recipe.planning import Planning
+from basis_sharing.runtime.format_basis_sharing import Grid, grid_tensors
+from basis_sharing.runtime.rounded_basis_sharing import pack
+
+SMALLEST_GROUP = 16
+
+
+def grids_for(planning: Planning, d_in: int) -> list[Grid]:
+    """Return the grids that settings offer for a matrix with so many inputs, most bits first."""
+    group = whole_group(planning.scale_group, d_in)
+    return [Grid(bits, group, not planning.zero_points) for bits in sorted(planning.offered_widths, reverse=True)]
+
+
+def whole_group(group: int, d_in: int) -> int:
+    """Return the largest group of at most ``group`` inputs, halved until it divides ``d_in``; all of them if none does.
+
+    Groups that divide the inputs are what the kernels of PyTorch and of serving engines read.
+    """
+    while group >= SMALLEST_GROUP:
+        if d_in % group == 0:
+            return group
+        group //= 2
+    return d_in
+
+
+def stored_tensors(name: str, rounded: Rounded, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a rounded matrix on disk.
+
+    Args:
+        name: Name of the whole matrix, ``<path>.weight``.
+        rounded: The matrix.
+        dtype: Dtype of the scales.
+    """
+    grid = rounded.grid
+    packed, scale = pack(rounded.codes, grid).cpu(), rounded.scale.to("cpu", dtype)
+    zero = () if grid.symmetric else (pack(rounded.zero.T.contiguous(), grid).T.contiguous().cpu(),)
+    return dict(zip(grid_tensors(name, grid), (packed, scale, *zero), strict=True))
