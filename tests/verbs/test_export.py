@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 
 import basis_sharing
 from basis_sharing.cli.main import main
+from basis_sharing.errors import ModelError
+from forks import fresh
 from pico import PICO, save_pico
 
 IDS = torch.arange(24)[None]
@@ -44,7 +46,7 @@ def test_what_cannot_be_exported_is_refused(
         return capsys.readouterr().err
 
     assert "nothing to export" in refused(model, "-o", tmp_path / "out")
-    assert "unknown export 'gguf': choose from dense" in refused(folder, "-o", tmp_path / "out", "--to", "gguf")
+    assert "choose from compressed-tensors, dense" in refused(folder, "-o", tmp_path / "out", "--to", "gguf")
     assert "does not exist" in refused(tmp_path / "none", "-o", tmp_path / "out")
     assert "is, or contains, the input" in refused(folder, "-o", folder)
     (tmp_path / "full").mkdir()
@@ -60,3 +62,53 @@ def test_the_old_verb_says_what_to_call(capsys: pytest.CaptureFixture[str]) -> N
     assert stop.value.code == 2
     renamed = "error: densify was renamed: call basis-sharing export FOLDER -o OUT --to dense instead.\n"
     assert capsys.readouterr().err == renamed
+
+
+WITHOUT_US = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert "basis_sharing" not in sys.modules
+AutoTokenizer.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    torch.save(model(torch.arange(24)[None]).logits, "logits.pt")
+"""
+
+
+def rounded(tmp_path: Path, **settings: object) -> Path:
+    """Compress a model by rounding; return the folder."""
+    model, folder = save_pico("llama", tmp_path / "model"), tmp_path / "small"
+    options = {"windows": 6, "length": 64, "bits": 6, "treatments": "bits", "scale_group": 32, "zero_points": False}
+    basis_sharing.compress(model, output=folder, overwrite=True, **{**options, **settings})
+    return folder
+
+
+def test_rounded_weights_load_elsewhere_as_compressed_tensors(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    folder, output = rounded(tmp_path), tmp_path / "out"
+    basis_sharing.export(folder, output, to="compressed-tensors")
+    assert not list(output.glob("*.py"))
+    done = fresh(WITHOUT_US, output, cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr[-2000:]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
+    widths = json.loads((output / "config.json").read_text())["quantization_config"]["config_groups"]
+    assert {group["weights"]["num_bits"] for group in widths.values()} == {4, 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"zero_points": True}, "has zero points, which transformers cannot load in this form: .* --no-zero-points"),
+        ({"bits": 4, "widths": "8,3"}, "has 3 bits, which compressed-tensors packs otherwise"),
+        (
+            {"bits": None, "ratio": 0.3, "treatments": "factors"},
+            "has factors, which compressed-tensors has no",
+        ),
+    ],
+)
+def test_what_compressed_tensors_cannot_hold(settings: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=sentence):
+        basis_sharing.export(rounded(tmp_path, **settings), tmp_path / "out", to="compressed-tensors")
+    assert not (tmp_path / "out").exists()

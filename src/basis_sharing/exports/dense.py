@@ -49,17 +49,14 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
         model: Compressed model; it is not changed.
         progress: Receives one event per projection.
     """
-    import torch
-
     from basis_sharing.models.decoder import describe
-    from basis_sharing.models.multimodal import auto_class_of_model, is_multimodal
+    from basis_sharing.models.multimodal import is_multimodal
     from basis_sharing.models.quiet import quiet
     from basis_sharing.runtime.layers_basis_sharing import kind_of
     from basis_sharing.runtime.surgery import native_conversions
 
-    config = _native_config(model.config)
-    with torch.device("meta"):
-        skeleton: PreTrainedModel = auto_class_of_model(model).from_config(config, dtype=model.dtype)
+    skeleton = skeleton_of(model)
+    config = skeleton.config
     transposed = {p.name: p.transposed for p in describe(skeleton).projections}
     compressed = [(entry, name) for entry in model.config.quantization_config.entries for name in entry.members]
     inside = tuple(f"{name}." for _, name in compressed)
@@ -82,7 +79,20 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
     return dense.eval()
 
 
-def _native_config(config: "PretrainedConfig") -> "PretrainedConfig":
+def skeleton_of(model: Any) -> "PreTrainedModel":
+    """Return the model of the architecture on the meta device, with dense projections."""
+    import torch
+
+    from basis_sharing.models.multimodal import auto_class_of_model
+
+    with torch.device("meta"):
+        skeleton: PreTrainedModel = auto_class_of_model(model).from_config(
+            native_config(model.config), dtype=model.dtype
+        )
+    return skeleton
+
+
+def native_config(config: "PretrainedConfig") -> "PretrainedConfig":
     """Return the configuration of the architecture without the settings that the compression added."""
     from transformers import AutoConfig
 

@@ -1,0 +1,152 @@
+"""Export of a model whose projections are rounded, and not factorized, as an ordinary compressed-tensors checkpoint.
+
+transformers (with the package compressed-tensors) and vLLM load it without this package, and multiply with their own
+kernels. The layout is ``pack-quantized``: of 4 and 8 bits ours is the same.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from basis_sharing.errors import ModelError
+from basis_sharing.exports.base import register
+from basis_sharing.run.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from basis_sharing.runtime.entries_basis_sharing import Bits
+    from basis_sharing.runtime.format_basis_sharing import Entry, Grid
+
+_WIDTHS = (4, 8)
+_SHARD = "5GB"
+
+
+class CompressedTensors:
+    """Export to a compressed-tensors checkpoint."""
+
+    name = "compressed-tensors"
+    summary = "symmetric weights in 4 or 8 bits, without factors, which load without this package"
+
+    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+        """Write the packed weights under the names of compressed-tensors, with its configuration.
+
+        Raises:
+            ModelError: The model cannot be loaded, or has projections that this form cannot hold.
+            OutputError: The disk has not enough space.
+        """
+        from huggingface_hub import save_torch_state_dict
+
+        from basis_sharing.checkpoint.writer import check_space
+        from basis_sharing.exports.dense import native_config
+        from basis_sharing.models.sizes import memory_bytes
+        from basis_sharing.models.source import load_model, load_tokenizer, resolve
+        from basis_sharing.run.files import output_errors
+
+        source = resolve(folder)
+        model = load_model(source)
+        entries = _rounded(model, folder)
+        check_space(staging, memory_bytes(model))
+        config = native_config(model.config)
+        config.quantization_config = configuration(entries)
+        with output_errors(staging):
+            config.save_pretrained(staging)
+            save_torch_state_dict(_tensors(model, entries, progress), staging, max_shard_size=_SHARD)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(staging)
+            load_tokenizer(source).save_pretrained(staging)
+
+
+register(CompressedTensors())
+
+
+def _rounded(model: Any, folder: Path) -> list["Bits"]:
+    """Return the entries of a model.
+
+    Raises:
+        ModelError: One of them, or the model, has no such form.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    from basis_sharing.exports.dense import skeleton_of
+    from basis_sharing.models.multimodal import is_multimodal
+    from basis_sharing.runtime.entries_basis_sharing import Bits
+
+    entries: Iterable[Entry] = model.config.quantization_config.entries
+    found = []
+    if is_multimodal(model):
+        raise ModelError(f"{folder} is multimodal, which this export does not support: use --to dense.")
+    skeleton = skeleton_of(model)
+    for entry in entries:
+        name = f"{entry.owner} in {folder}"
+        if not isinstance(entry, Bits):
+            raise ModelError(
+                f"{name} has factors, which compressed-tensors has no form for: compress with "
+                "--treatments bits, or use --to dense."
+            )
+        if entry.weight_grid.bits not in _WIDTHS:
+            raise ModelError(
+                f"{name} has {entry.weight_grid.bits} bits, which compressed-tensors packs otherwise: "
+                "compress with --widths 8,4, or use --to dense."
+            )
+        if not entry.weight_grid.symmetric:
+            # compressed-tensors 0.20 prepares unpacked zero points for them, and stops at their shape.
+            raise ModelError(
+                f"{name} has zero points, which transformers cannot load in this form: compress with "
+                "--no-zero-points, or use --to dense."
+            )
+        if isinstance(skeleton.get_submodule(entry.owner), Conv1D):
+            raise ModelError(f"{name} is a Conv1D, which compressed-tensors does not replace: use --to dense.")
+        found.append(entry)
+    return found
+
+
+def configuration(entries: Iterable["Bits"]) -> dict[str, Any]:
+    """Return the ``quantization_config`` of compressed-tensors: one group of modules for every grid."""
+    by_grid: dict[Grid, list[str]] = {}
+    for entry in entries:
+        by_grid.setdefault(entry.weight_grid, []).append(entry.owner)
+    groups = {
+        f"group_{number}": {
+            "format": "pack-quantized",
+            "input_activations": None,
+            "output_activations": None,
+            "targets": names,
+            "weights": {
+                "num_bits": grid.bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": grid.group,
+                "dynamic": False,
+            },
+        }
+        for number, (grid, names) in enumerate(by_grid.items())
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [],
+    }
+
+
+def _tensors(model: Any, entries: Iterable["Bits"], progress: ProgressCallback) -> dict[str, "Tensor"]:
+    """Return the tensors of the checkpoint by name; tied ones once."""
+    import torch
+
+    entries = list(entries)
+    tied = set(getattr(model, "all_tied_weights_keys", {}))
+    names = {}
+    found = {}
+    for done, entry in enumerate(entries, start=1):
+        module = model.get_submodule(entry.owner)
+        names |= {f"{entry.owner}.{part}": f"{entry.owner}.weight_{new}" for part, new in _PARTS.items()}
+        found[f"{entry.owner}.weight_shape"] = torch.tensor([module.out_features, module.in_features])
+        progress(Progress("packing weights", done, len(entries), "projections"))
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    return found | {names.get(name, name): tensor.contiguous() for name, tensor in state.items()}
+
+
+_PARTS = {"packed": "packed", "scales": "scale"}
