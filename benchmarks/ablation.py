@@ -38,7 +38,7 @@ from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.target import Target
 from basis_sharing.run.progress import ProgressCallback
 from basis_sharing.run.run import Run
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.surgery import projection_parameters
 from basis_sharing.treatments.base import install
 from basis_sharing.treatments.execute import execute

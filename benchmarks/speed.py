@@ -23,7 +23,7 @@ from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.model import DtypeName
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.run import Run
-from basis_sharing.runtime.format_basis_sharing import Factors
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.base import Outcome, install
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.base import Weighting

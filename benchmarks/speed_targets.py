@@ -42,8 +42,8 @@ from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.recipe import Recipe
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.run import Run
+from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
-from basis_sharing.runtime.format_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, Outcome, install
 from basis_sharing.treatments.factors.options import worthwhile
 from basis_sharing.weightings.base import WEIGHTINGS
