@@ -138,8 +138,8 @@ def _tensors(model: Any, entries: Iterable["Bits"], progress: ProgressCallback) 
 
     entries = list(entries)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
-    names = {}
-    found = {}
+    names: dict[str, str] = {}
+    found: dict[str, Tensor] = {}
     for done, entry in enumerate(entries, start=1):
         module = model.get_submodule(entry.owner)
         names |= {f"{entry.owner}.{part}": f"{entry.owner}.weight_{new}" for part, new in _PARTS.items()}
