@@ -230,11 +230,11 @@ def picture() -> None:
         if key == "machine":
             continue
         for phase, marker in (("prefill", "o"), ("decode", "s")):
-            found = [row.get("time", row).get(phase) for row in rows.values()]
-            found = [one for one in found if one is not None]
+            plans = [plan for row in rows.values() for plan in ((row,) if phase in row else row.values())]
+            found = [plan[phase] for plan in plans if isinstance(plan, dict) and phase in plan]
             if found:
                 predicted, measured = [one["predicted"] for one in found], [one["speed"] for one in found]
-                times.plot(predicted, measured, marker, label=f"{key}, {phase}")
+                times.plot(predicted, measured, marker, label=f"{key.partition(',')[0]}, {phase}")
     ends = np.array([1.0, 1.65])
     times.plot(ends, ends, color="0.5", linewidth=0.8)
     times.fill_between(ends, ends / 1.08, ends * 1.08, color="0.9", label="within 8 %")
@@ -247,9 +247,11 @@ def picture() -> None:
                 if found:
                     speeds = [one[phase]["speed"] for one in found]
                     style = "-" if phase == "prefill" else "--"
-                    label = f"{key}, {phase}, planned for {name}"
-                    quality.plot(speeds, [one["perplexity"] for one in found], style, color=color, label=label)
+                    label = f"{phase}, planned for {name}"
+                    quality.plot(speeds, [one["perplexity"] for one in found], f"o{style}", color=color, label=label)
     quality.set_yscale("log")
+    quality.yaxis.set_major_formatter("{x:.0f}")
+    quality.yaxis.set_minor_formatter("{x:.0f}")
     quality.set_xlabel("measured speed, multiple of the original's")
     quality.set_ylabel("perplexity")
     for axes in (times, quality):

@@ -4,13 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import basis_sharing
 from basis_sharing.costs import products
 from basis_sharing.costs.stopwatch import Measured
+from basis_sharing.costs.time import Time, Workload
+from basis_sharing.costs.time_table import TimedOn, TimeTable
 from basis_sharing.errors import PlanError, RecipeError
-from basis_sharing.plans.plan import Plan
+from basis_sharing.planning.clock import TimeLimit
+from basis_sharing.planning.stage import missed
+from basis_sharing.plans.plan import Plan, PredictedSpeed
 from pico import PICO, TEXT, pico_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -108,3 +115,16 @@ def test_a_plan_for_size_alone_says_that_it_is_slower(
     _, result = basis_sharing.compress(PICO["llama"](), 0.2, tokenizer=pico_tokenizer(), refit="never", **settings)
     notes = [note for note in result.notes if "is expected to be slower than the original's" in note]
     assert [note.split()[0] for note in notes] == ["prefill", "decode"]
+
+
+def test_a_limit_that_the_last_measurement_misses_is_named() -> None:
+    time = Time(TimeTable(TimedOn("cpu", "here", 1, "float32", "2", 1), CPU), Workload("prefill", 64), 1.0)
+    limits = [TimeLimit(time, 0.5, "--min-speedup 2 (prefill of 64 tokens)", as_speed=True)]
+
+    def sentences(seconds: float) -> list[str]:
+        return missed([PredictedSpeed(phase="prefill", tokens=64, batch=1, original=1.0, seconds=seconds)], limits)
+
+    assert sentences(0.502) == []
+    assert sentences(0.55) == [
+        "--min-speedup 2 (prefill of 64 tokens) may be missed: measured again, the plan takes 10.0% longer than that."
+    ]
