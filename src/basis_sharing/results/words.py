@@ -104,10 +104,23 @@ def expectation(prediction: Prediction) -> str:
     return f"{cost}, scaled by {prediction.scale:.2f}{error}, one plan measured on {prediction.text}."
 
 
+def bits_per_weight(result: CompressionResult) -> float:
+    """Return the bits in memory per weight of the compressible projections, for an original in one dtype."""
+    before, after = result.before, result.after
+    itemsize = round(before.bytes_in_memory / before.parameters)
+    outside = before.bytes_in_memory - itemsize * before.projection_parameters
+    return 8 * (after.bytes_in_memory - outside) / before.projection_parameters
+
+
 def asked_and_reached(result: CompressionResult) -> str:
-    """Return the target and the fraction of parameters that was removed, in one sentence."""
+    """Return the target and what was reached, in one sentence: bits where they were asked, else what was removed."""
     given = [(name, value) for name in TARGETS if (value := getattr(result.recipe, name)) is not None]
     asked = " and ".join(f"{name.replace('_', ' ')} asked {value}" for name, value in given)
+    if result.recipe.bits is not None:
+        return (
+            f"Method {result.method}; {asked}, reached {bits_per_weight(result):.4f} per weight of the compressible "
+            "projections, scales and indices counted."
+        )
     return (
         f"Method {result.method}; {asked}, reached "
         f"{result.ratio_reached:.4f} of the parameters of the compressible projections removed."
