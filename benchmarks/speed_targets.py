@@ -99,13 +99,8 @@ def limits_for(speed: float, times: list[Time], run: Run) -> list[tuple[Time, fl
 
 
 def corrected(planner: Planner, clock: Clock, limits: list[tuple[Time, float]]) -> Plan:
-    """Return the plan within limits, made anew as long as the times of what it chose change when measured again."""
-    plan = planner.within(limits)
-    for _ in range(6):
-        if not clock.corrected(plan):
-            break
-        plan = planner.with_new_prices().within(limits)
-    return plan
+    """Return the plan within limits, as `compress` makes it."""
+    return clock.settled(planner, lambda planner: planner.within(limits))
 
 
 def sized(planner: Planner, clock: Clock, phase: str, speed: float) -> Plan:

@@ -65,20 +65,20 @@ def test_a_perplexity_beside_a_speed(text: str) -> None:
         planned(text, min_speedup=1.6, **{**settings, "max_perplexity_increase": 1e-4})
 
 
-@pytest.mark.parametrize(("limit", "told"), [({}, True), ({"min_speedup": 1.1, "phase": "prefill"}, False)])
-def test_the_cost_of_multiples_is_told_where_no_speed_is_asked_for(
-    limit: dict[str, Any], told: bool, text: str
+@pytest.mark.parametrize(("limit", "is_given"), [({}, True), ({"min_speedup": 1.1, "phase": "prefill"}, False)])
+def test_the_cost_of_multiples_is_given_where_no_speed_is_asked_for(
+    limit: dict[str, Any], is_given: bool, text: str
 ) -> None:
     """A plan with a limit on time costs more than a free one of its size for other reasons than its multiples."""
     settings = {"calibration": text, "windows": 4, "length": 64, "across_depth": False, "rank_multiple": 8}
     forecast = basis_sharing.plan(
         PICO["llama"](), 0.3, tokenizer=pico_tokenizer(), baselines=(), **{**settings, **limit}
     )
-    assert (forecast.unrounded_loss is not None) is told
+    assert (forecast.unrounded_loss is not None) is is_given
     _, result = basis_sharing.compress(
         PICO["llama"](), 0.3, tokenizer=pico_tokenizer(), refit="never", **{**settings, **limit}
     )
-    assert any("in multiples of 8 cost" in note for note in result.notes) is told
+    assert any("in multiples of 8 cost" in note for note in result.notes) is is_given
 
 
 def test_what_cannot_be_met_says_what_can(text: str) -> None:

@@ -174,7 +174,7 @@ class TimeTable:
         dtype = getattr(torch, machine.dtype)
 
         def measured() -> dict[str, Measured]:
-            references = {products.reference_of(rows) for rows in {one.rows for one in missing}}
+            references = {products.reference_of(one.rows) for one in missing}
             known = {one: self.times[one.key].seconds for one in references if one.key in self.times}
             working_set, progress = machine.working_set, self.progress
             found = products.measured_operations(

@@ -1,6 +1,6 @@
 """The clock of a run: how long plans take on the machine that the model is made for, and limits on that time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from basis_sharing.errors import RecipeError
 from basis_sharing.models.family import Decoder
 from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.planning.model_times import time_of_model
+from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.space import Space
 from basis_sharing.plans.plan import Plan, PredictedSpeed, structure_of
 from basis_sharing.recipe.speed import Speed
@@ -23,6 +24,7 @@ from basis_sharing.run.run import Run
 
 _TOKENS_ON_A_CPU, _TOKENS = 256, 2048
 _CHANGE = 0.02  # of the longest operation
+_CORRECTIONS = 12  # plans that are made anew after the times of the one before were measured thoroughly
 
 
 def check_machine(speed: Speed) -> None:
@@ -198,6 +200,15 @@ class Clock:
     def corrected(self, plan: Plan) -> bool:
         """Measure the operations of a plan thoroughly; return whether a time has changed by more than 2 %."""
         return self._table.measure_again(self._operations(plan)) > _CHANGE
+
+    def settled(self, planner: Planner, make: Callable[[Planner], Plan]) -> Plan:
+        """Return a plan within limits on time, made anew until the times of what it chose stay when measured again."""
+        plan = make(planner)
+        for _ in range(_CORRECTIONS):
+            if not self.corrected(plan):
+                break
+            plan = make(planner.with_new_prices())
+        return plan
 
     def told(self, plan: Plan) -> Plan:
         """Return a plan whose prediction has the speeds, from operations that are measured thoroughly."""

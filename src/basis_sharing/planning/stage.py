@@ -27,7 +27,6 @@ from basis_sharing.weightings.base import Weighting
 from basis_sharing.weightings.stage import Collect
 
 _TRIAL_WINDOWS = 8
-_CORRECTIONS = 12  # plans that are made anew after the times of the one before were measured thoroughly
 
 
 class MakePlan:
@@ -114,12 +113,11 @@ class MakePlan:
         """
         limits = clock.limits(self._target, self._speed)
         clock.measure(planner.space, [limit.cost for limit in limits])
-        plan = self._within(limits, planner, run)
-        for _ in range(_CORRECTIONS if limits else 0):
-            if not clock.corrected(plan):
-                break
-            plan = self._within(limits, planner.with_new_prices(), run)
-        plan = clock.told(plan)
+
+        def within(planner: Planner) -> Plan:
+            return self._within(limits, planner, run)
+
+        plan = clock.told(clock.settled(planner, within) if limits else within(planner))
         assert plan.prediction is not None
         run.notes.extend(missed(plan.prediction.speeds, limits))
         return plan
