@@ -4,7 +4,7 @@ transformers (with the package compressed-tensors) and vLLM load it without this
 kernels. The layout is ``pack-quantized``: of 4 and 8 bits ours is the same.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WIDTHS = (4, 8)
 _SHARD = "5GB"
+_PARTS = {"packed": "packed", "scales": "scale"}
 
 
 class CompressedTensors:
@@ -132,11 +133,10 @@ def configuration(entries: Iterable["Bits"]) -> dict[str, Any]:
     }
 
 
-def _tensors(model: Any, entries: Iterable["Bits"], progress: ProgressCallback) -> dict[str, "Tensor"]:
+def _tensors(model: Any, entries: Sequence["Bits"], progress: ProgressCallback) -> dict[str, "Tensor"]:
     """Return the tensors of the checkpoint by name; tied ones once."""
     import torch
 
-    entries = list(entries)
     tied = set(getattr(model, "all_tied_weights_keys", {}))
     names: dict[str, str] = {}
     found: dict[str, Tensor] = {}
@@ -147,6 +147,3 @@ def _tensors(model: Any, entries: Iterable["Bits"], progress: ProgressCallback) 
         progress(Progress("packing weights", done, len(entries), "projections"))
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     return found | {names.get(name, name): tensor.contiguous() for name, tensor in state.items()}
-
-
-_PARTS = {"packed": "packed", "scales": "scale"}

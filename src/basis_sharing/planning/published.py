@@ -8,9 +8,8 @@ from basis_sharing.models.family import ROLES, Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.runtime.entries_basis_sharing import Bits
-from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.factors.uniform import uniform_plan
-from basis_sharing.treatments.rounded import whole_group
+from basis_sharing.treatments.rounded import grid_for
 
 
 def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Plan:
@@ -33,10 +32,8 @@ def published_plan(planning: Planning, ratio: Fraction, decoder: Decoder) -> Pla
 def rounded_plan(planning: Planning, bits: int, decoder: Decoder) -> Plan:
     """Return the plan of a method that rounds all weights to one number of bits."""
     assert planning.preset.rounding is not None
-    entries = []
-    for p in decoder.projections:
-        grid = Grid(bits, whole_group(planning.scale_group, p.d_in), not planning.zero_points)
-        entries.append(Bits(members=(p.name,), tensors={"weight": grid.about}, rounding=planning.preset.rounding))
+    rounding = planning.preset.rounding
+    entries = (Bits.of(p.name, grid_for(planning, bits, p.d_in), rounding) for p in decoder.projections)
     return Plan(method=planning.method, ratio=0.0, entries=tuple(entries))
 
 

@@ -18,8 +18,7 @@ from basis_sharing.plans.plan import Plan, Prediction, dense_parameters
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.target import Target
 from basis_sharing.runtime.entries_basis_sharing import Bits
-from basis_sharing.runtime.format_basis_sharing import Grid
-from basis_sharing.treatments.rounded import whole_group
+from basis_sharing.treatments.rounded import grid_for
 
 _MOST_EXTRAPOLATION = 3.0
 _FEWEST_FAST, _ALL_WIDTHS = 4, (8, 4, 3, 2)
@@ -49,10 +48,9 @@ def with_widths(planning: Planning, target: Target, model: Any, decoder: Decoder
     if planning.widths is not None or not target.limits_bytes:
         return planning
     stored = Bytes(model.dtype.itemsize)
-    in_four_bits = 0
-    for p in decoder.projections:
-        grid = Grid(_FEWEST_FAST, whole_group(planning.scale_group, p.d_in), not planning.zero_points)
-        in_four_bits += stored.of((p,), Bits(members=(p.name,), tensors={"weight": grid.about}))
+    in_four_bits = sum(
+        stored.of((p,), Bits.of(p.name, grid_for(planning, _FEWEST_FAST, p.d_in))) for p in decoder.projections
+    )
     budgets = _budgets(target, model, decoder, ())
     enough = all(budget.budget >= in_four_bits for budget in budgets if budget.cost.name == stored.name)
     return planning if enough else planning.model_copy(update={"widths": _ALL_WIDTHS})

@@ -199,6 +199,11 @@ class Bits(Entry):
 
     rounding: str = "feedback"
 
+    @classmethod
+    def of(cls, name: str, grid: Grid, rounding: str = "feedback") -> "Bits":
+        """Return the entry that rounds the weight of a projection to a grid."""
+        return cls(members=(name,), tensors={"weight": grid.about}, rounding=rounding)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.members) > 1 or set(self.tensors) != {"weight"} or self.grid("weight") is None:

@@ -13,8 +13,12 @@ SMALLEST_GROUP = 16
 
 def grids_for(planning: Planning, d_in: int) -> list[Grid]:
     """Return the grids that settings offer for a matrix with so many inputs, most bits first."""
-    group = whole_group(planning.scale_group, d_in)
-    return [Grid(bits, group, not planning.zero_points) for bits in sorted(planning.offered_widths, reverse=True)]
+    return [grid_for(planning, bits, d_in) for bits in sorted(planning.offered_widths, reverse=True)]
+
+
+def grid_for(planning: Planning, bits: int, d_in: int) -> Grid:
+    """Return the grid of so many bits for a matrix with so many inputs."""
+    return Grid(bits, whole_group(planning.scale_group, d_in), not planning.zero_points)
 
 
 def whole_group(group: int, d_in: int) -> int:

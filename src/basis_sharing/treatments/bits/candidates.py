@@ -9,10 +9,10 @@ from basis_sharing.linalg.rounding import loss_of_error, with_feedback
 from basis_sharing.linalg.truncation import Member
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Projection
-from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.entries_basis_sharing import Bits
 from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
+from basis_sharing.treatments.measuring import measure_missing
 from basis_sharing.treatments.rounded import grids_for
 
 
@@ -21,28 +21,22 @@ def bits_candidates(search: Search) -> list[Candidate]:
     asked = {
         _key(p, grids): (p, grids) for p in search.decoder.projections if (grids := grids_for(search.planning, p.d_in))
     }
-    _measure(search, {key: found for key, found in asked.items() if key not in search.curves})
+    missing = [(key, *found) for key, found in asked.items() if key not in search.curves]
+
+    def measured(item: tuple[CurveKey, Projection, list[Grid]]) -> dict[CurveKey, Floats]:
+        key, p, grids = item
+        (member,) = search.weighting.problem(search.model, (p,))
+        return {key: losses_of(member, grids, weight(search.model, p).dtype)}
+
+    measure_missing(search, missing, measured, "measuring bits")
     return [
-        Candidate((p,), [Bits(members=(p.name,), tensors={"weight": g.about}) for g in grids], search.curves[key])
+        Candidate((p,), [Bits.of(p.name, grid) for grid in grids], search.curves[key])
         for key, (p, grids) in asked.items()
     ]
 
 
 def _key(p: Projection, grids: Sequence[Grid]) -> CurveKey:
     return (f"{Bits.kind} {' '.join(map(str, grids))}", p.name)
-
-
-def _measure(search: Search, missing: dict[CurveKey, tuple[Projection, list[Grid]]]) -> None:
-    """Measure losses; with several processes each measures its share."""
-    processes, new = search.processes, dict[CurveKey, Floats]()
-    own = processes.own(list(missing.items()))
-    for done, (key, (p, grids)) in enumerate(own, start=1):
-        (member,) = search.weighting.problem(search.model, (p,))
-        search.curves[key] = new[key] = losses_of(member, grids, weight(search.model, p).dtype)
-        search.progress(Progress("measuring bits", done, len(own), "projections"))
-    if processes.count > 1:
-        for found in processes.gather(new):
-            search.curves.update(found)
 
 
 def losses_of(member: Member, grids: Sequence[Grid], dtype: torch.dtype) -> Floats:

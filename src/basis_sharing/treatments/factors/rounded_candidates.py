@@ -6,12 +6,12 @@ from basis_sharing.costs.base import shapes_of
 from basis_sharing.linalg.truncation import truncate
 from basis_sharing.models.decoder import weight
 from basis_sharing.models.family import Projection
-from basis_sharing.run.progress import Progress
 from basis_sharing.runtime.entries_basis_sharing import Factors, most_rank
 from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
 from basis_sharing.treatments.factors.options import FactorOptions, worthwhile
 from basis_sharing.treatments.factors.rounding import between_samples, rounding_losses
+from basis_sharing.treatments.measuring import measure_missing
 
 Scope = tuple[Projection, ...]
 
@@ -48,17 +48,13 @@ def _candidate(scope: Scope, grid: Grid, search: Search) -> Candidate:
 
 
 def _measure(search: Search, scopes: Sequence[Scope], grids: Sequence[Grid]) -> None:
-    """Measure what rounding costs where it is not known; with several processes each measures its share."""
-    processes, new = search.processes, dict[CurveKey, Floats]()
-    missing = [scope for scope in scopes if any(_key(scope, grid) not in search.curves for grid in grids)]
-    own = processes.own(missing)
-    for done, scope in enumerate(own, start=1):
+    """Measure what rounding costs where it is not known."""
+
+    def measured(scope: Scope) -> dict[CurveKey, Floats]:
         (member,) = problem = search.weighting.problem(search.model, scope)
         dtype = weight(search.model, scope[0]).dtype
         found = rounding_losses(member, truncate(problem), search.planning.stored_form, grids, dtype)
-        for grid, losses in found.items():
-            search.curves[_key(scope, grid)] = new[_key(scope, grid)] = losses
-        search.progress(Progress("measuring rounded factors", done, len(own), "projections"))
-    if processes.count > 1:
-        for each in processes.gather(new):
-            search.curves.update(each)
+        return {_key(scope, grid): losses for grid, losses in found.items()}
+
+    missing = [scope for scope in scopes if any(_key(scope, grid) not in search.curves for grid in grids)]
+    measure_missing(search, missing, measured, "measuring rounded factors")
