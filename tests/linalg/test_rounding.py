@@ -52,7 +52,7 @@ def test_a_matrix_on_its_grid_stays_what_it_is() -> None:
 
 def test_several_grids_are_rounded_at_once_as_one_by_one() -> None:
     W, G = problem(3, 7, 40)
-    grids = [Grid(8, 16), Grid(3, 16, symmetric=True), Grid(2, 16)]
+    grids = [Grid(8, 100, symmetric=True), Grid(8, 16), Grid(3, 16, symmetric=True), Grid(2, 16)]
     for grid, found in zip(grids, with_feedback(W, grids, G), strict=True):
         (alone,) = with_feedback(W, [grid], G)
         assert torch.equal(found.codes, alone.codes)

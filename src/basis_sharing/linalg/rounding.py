@@ -6,7 +6,7 @@ other, the error at each is made up for at those that are still to be rounded, s
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.runtime.rounded_basis_sharing import on_grid
 
 _SHRINKS = tuple(1 - step / 40 for step in range(17))  # 1 to 0.6 of the range
+_BLOCK = 64  # inputs whose errors are made up for at those after them by one product
 Search = Literal["range", "error"]
 
 
@@ -114,12 +115,14 @@ def with_feedback(
 
     Args:
         W: The matrix, shape ``[d_out, d_in]``.
-        grids: The grids, which have groups of one size.
+        grids: The grids; those with groups of one size are rounded to at once.
         G: Second moment of the inputs, shape ``[d_in, d_in]``.
         search: As for :func:`scales_of`.
         damping: Added to the diagonal of G, in multiples of its mean.
         stored: Dtype in which scales will be stored.
     """
+    if len({grid.group for grid in grids}) > 1:
+        return [with_feedback(W, [grid], G, search=search, damping=damping, stored=stored)[0] for grid in grids]
     (d_out, d_in), size = W.shape, grids[0].group
     U = feedback_of(G, damping).to(W.dtype)
     importance = U.diagonal().pow(-2)
@@ -131,10 +134,13 @@ def with_feedback(
         group = slice(start, min(start + size, d_in))
         parts = rest[group].T.contiguous().split(d_out)
         found = [
-            scales_of(part, grid, importance[group], search, stored) for part, grid in zip(parts, grids, strict=True)
+            scales_of(part, replace(grid, group=len(part.T)), importance[group], search, stored)
+            for part, grid in zip(parts, grids, strict=True)
         ]
         scale, zero = (torch.cat(one)[:, 0] for one in zip(*found, strict=True))
-        codes[group] = _round_block(rest, group, scale, zero, tops, U)
+        for first in range(start, group.stop, _BLOCK):
+            block = slice(first, min(first + _BLOCK, group.stop))
+            codes[block] = _round_block(rest, block, scale, zero, tops, U)
         scales.append(scale)
         zeros.append(zero.to(torch.uint8))
     scale, zero = torch.stack(scales, 1), torch.stack(zeros, 1)
@@ -142,12 +148,12 @@ def with_feedback(
     return [Rounded(*of_grid) for of_grid in zip(*whole, strict=True)]
 
 
-def _round_block(rest: Tensor, group: slice, scale: Tensor, zero: Tensor, tops: Tensor, U: Tensor) -> Tensor:
-    """Round the inputs of a group, of all outputs, and change the inputs after them to make up for the errors.
+def _round_block(rest: Tensor, block: slice, scale: Tensor, zero: Tensor, tops: Tensor, U: Tensor) -> Tensor:
+    """Round some inputs of all outputs, and change the inputs after them to make up for the errors.
 
     Args:
         rest: What is to be rounded, changed in place, shape ``[d_in, d_out]``.
-        group: The inputs.
+        block: The inputs.
         scale: Scale of every output, shape ``[d_out]``.
         zero: Zero point of every output.
         tops: Largest code of every output.
@@ -156,16 +162,16 @@ def _round_block(rest: Tensor, group: slice, scale: Tensor, zero: Tensor, tops: 
     Returns:
         The codes, shape ``[inputs, d_out]``.
     """
-    codes, errors = torch.empty_like(rest[group]), torch.empty_like(rest[group])
-    for place in range(group.start, group.stop):
-        row, at = rest[place], place - group.start
+    codes, errors = torch.empty_like(rest[block]), torch.empty_like(rest[block])
+    for place in range(block.start, block.stop):
+        row, at = rest[place], place - block.start
         torch.minimum((row / scale).add_(zero).round_().clamp_min_(0), tops, out=codes[at])
         error = row.sub((codes[at] - zero).mul_(scale)).div_(U[place, place])
         errors[at] = error
-        if place + 1 < group.stop:
-            rest[place + 1 : group.stop].addr_(U[place, place + 1 : group.stop], error, alpha=-1)
-    if group.stop < len(rest):
-        rest[group.stop :].addmm_(U[group, group.stop :].T, errors, alpha=-1)
+        if place + 1 < block.stop:
+            rest[place + 1 : block.stop].addr_(U[place, place + 1 : block.stop], error, alpha=-1)
+    if block.stop < len(rest):
+        rest[block.stop :].addmm_(U[block, block.stop :].T, errors, alpha=-1)
     return codes
 
 

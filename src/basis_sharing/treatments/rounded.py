@@ -9,6 +9,8 @@ from basis_sharing.runtime.format_basis_sharing import Grid, grid_tensors
 from basis_sharing.runtime.rounded_basis_sharing import pack
 
 SMALLEST_GROUP = 16
+_GROUP = 64
+_ONE_SCALE = 8  # bits
 
 
 def grids_for(planning: Planning, d_in: int) -> list[Grid]:
@@ -17,8 +19,22 @@ def grids_for(planning: Planning, d_in: int) -> list[Grid]:
 
 
 def grid_for(planning: Planning, bits: int, d_in: int) -> Grid:
-    """Return the grid of so many bits for a matrix with so many inputs."""
-    return Grid(bits, whole_group(planning.scale_group, d_in), not planning.zero_points)
+    """Return the grid of so many bits for a matrix with so many inputs.
+
+    Unless a group is asked for, it is symmetric and has one scale per output in 8 bits: the products of PyTorch read
+    that, and there it costs little.
+    """
+    if planning.scale_group is None and bits == _ONE_SCALE:
+        return Grid(bits, d_in, symmetric=True)
+    return Grid(bits, whole_group(planning.scale_group or _GROUP, d_in), not planning.zero_points)
+
+
+def factor_grids_for(planning: Planning, d_in: int) -> list[Grid]:
+    """Return the grids for factors of a matrix with so many inputs; the last group of a factor may be smaller."""
+    return [
+        grid if grid.group == d_in else Grid(grid.bits, planning.scale_group or _GROUP, grid.symmetric)
+        for grid in grids_for(planning, d_in)
+    ]
 
 
 def whole_group(group: int, d_in: int) -> int:
@@ -31,6 +47,11 @@ def whole_group(group: int, d_in: int) -> int:
             return group
         group //= 2
     return d_in
+
+
+def scale_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype whose numbers scales are: bf16 for wider models, whose products with few bits read it."""
+    return torch.bfloat16 if dtype.itemsize > torch.bfloat16.itemsize else dtype
 
 
 def stored_tensors(name: str, rounded: Rounded, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from basis_sharing.runtime.entries_basis_sharing import Bits
 from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
 from basis_sharing.treatments.measuring import measure_missing
-from basis_sharing.treatments.rounded import grids_for
+from basis_sharing.treatments.rounded import grids_for, scale_dtype
 
 
 def bits_candidates(search: Search) -> list[Candidate]:
@@ -48,5 +48,5 @@ def losses_of(member: Member, grids: Sequence[Grid], dtype: torch.dtype) -> Floa
         dtype: Dtype in which scales are stored.
     """
     W, G, H = member.W.T.float(), member.G, member.H
-    rounded = with_feedback(W, grids, G, stored=dtype)
+    rounded = with_feedback(W, grids, G, stored=scale_dtype(dtype))
     return np.array([loss_of_error(one.matrix() - W, G, H) for one in rounded])

@@ -8,7 +8,7 @@ from basis_sharing.linalg.rounding import Rounded, loss_of_error, nearest, scale
 from basis_sharing.linalg.truncation import Member
 from basis_sharing.runtime.entries_basis_sharing import Bits
 from basis_sharing.treatments.base import Outcome
-from basis_sharing.treatments.rounded import stored_tensors
+from basis_sharing.treatments.rounded import scale_dtype, stored_tensors
 
 
 def solve_bits(member: Member, entry: Bits, dtype: torch.dtype) -> Outcome:
@@ -35,7 +35,7 @@ def solve_bits(member: Member, entry: Bits, dtype: torch.dtype) -> Outcome:
 def _rounded(member: Member, W: Tensor, entry: Bits, dtype: torch.dtype) -> Rounded:
     grid = entry.weight_grid
     if entry.rounding == "nearest":
-        return nearest(W, grid, *scales_of(W, grid, search="range", stored=dtype))
+        return nearest(W, grid, *scales_of(W, grid, search="range", stored=scale_dtype(dtype)))
     if entry.rounding == "gptq":
-        return with_feedback(W, [grid], member.G, search="range", damping=0.01, stored=dtype)[0]
-    return with_feedback(W, [grid], member.G, stored=dtype)[0]
+        return with_feedback(W, [grid], member.G, search="range", damping=0.01, stored=scale_dtype(dtype))[0]
+    return with_feedback(W, [grid], member.G, stored=scale_dtype(dtype))[0]

@@ -12,6 +12,7 @@ from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
 from basis_sharing.treatments.factors.options import FactorOptions, worthwhile
 from basis_sharing.treatments.factors.rounding import between_samples, rounding_losses
 from basis_sharing.treatments.measuring import measure_missing
+from basis_sharing.treatments.rounded import factor_grids_for
 
 Scope = tuple[Projection, ...]
 
@@ -24,12 +25,9 @@ def rounded_candidates(scopes: Sequence[Scope], search: Search) -> list[Candidat
     if "bits" not in search.planning.offered_treatments:
         return []
     single = [scope for scope in scopes if len(scope) == 1]
-    grids = [
-        Grid(bits, search.planning.scale_group, not search.planning.zero_points)
-        for bits in search.planning.offered_widths
-    ]
-    _measure(search, single, grids)
-    return [_candidate(scope, grid, search) for scope in single for grid in grids]
+    found = [(scope, factor_grids_for(search.planning, scope[0].d_in)) for scope in single]
+    _measure(search, found)
+    return [_candidate(scope, grid, search) for scope, grids in found for grid in grids]
 
 
 def _key(scope: Scope, grid: Grid) -> CurveKey:
@@ -47,14 +45,17 @@ def _candidate(scope: Scope, grid: Grid, search: Search) -> Candidate:
     )
 
 
-def _measure(search: Search, scopes: Sequence[Scope], grids: Sequence[Grid]) -> None:
+def _measure(search: Search, scopes: Sequence[tuple[Scope, Sequence[Grid]]]) -> None:
     """Measure what rounding costs where it is not known."""
 
-    def measured(scope: Scope) -> dict[CurveKey, Floats]:
+    def measured(item: tuple[Scope, Sequence[Grid]]) -> dict[CurveKey, Floats]:
+        scope, grids = item
         (member,) = problem = search.weighting.problem(search.model, scope)
         dtype = weight(search.model, scope[0]).dtype
         found = rounding_losses(member, truncate(problem), search.planning.stored_form, grids, dtype)
         return {_key(scope, grid): losses for grid, losses in found.items()}
 
-    missing = [scope for scope in scopes if any(_key(scope, grid) not in search.curves for grid in grids)]
+    missing = [
+        (scope, grids) for scope, grids in scopes if any(_key(scope, grid) not in search.curves for grid in grids)
+    ]
     measure_missing(search, missing, measured, "measuring rounded factors")

@@ -21,7 +21,7 @@ from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import encode_pivots
 from basis_sharing.runtime.format_basis_sharing import Grid
 from basis_sharing.treatments.base import Floats, Outcome
-from basis_sharing.treatments.rounded import stored_tensors
+from basis_sharing.treatments.rounded import scale_dtype, stored_tensors
 
 _SAMPLED = (0.2, 0.45, 0.7)
 """Ranks, as parts of the highest, at which the cost of rounding is measured."""
@@ -109,7 +109,7 @@ def _rounded(
     met = G[rest][:, rest]
     matrix = stored.T.float().contiguous()
     found = []
-    for basis in with_feedback(matrix, grids, met, stored=dtype):
+    for basis in with_feedback(matrix, grids, met, stored=scale_dtype(dtype)):
         shared = basis.matrix().T.double()
         full = shared if pivots is None else assemble(pivots, rest, shared)
         coefficients = [_coefficients(member, full, basis.grid, dtype) for member in problem]
@@ -135,4 +135,4 @@ def _coefficients(member: Member, B: Tensor, grid: Grid, dtype: torch.dtype) -> 
     GB = member.G @ B
     M = B.T @ GB
     C = torch.cholesky_solve(GB.T @ member.W, positive_cholesky(M)[0]).T.float().contiguous()
-    return with_feedback(C, [grid], M, stored=dtype)[0]
+    return with_feedback(C, [grid], M, stored=scale_dtype(dtype))[0]
