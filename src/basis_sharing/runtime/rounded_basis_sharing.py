@@ -8,12 +8,16 @@ is the layout ``pack-quantized`` of compressed-tensors. Codes of other widths ar
 the highest bits first, each of which is packed like this. This file is copied into every checkpoint.
 """
 
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import nn
 
 from .format_basis_sharing import FormatError, Grid
+from .kernels_basis_sharing import Kernel, kernel_for
+
+_ARRANGING = Lock()
 
 
 def pack(codes: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -69,6 +73,9 @@ def on_grid(codes: torch.Tensor, scale: torch.Tensor, zero: Any, group: int) -> 
 class RoundedLinear(nn.Module):
     """A linear layer y = x W^T + b whose weight is stored in few bits.
 
+    Where PyTorch has a product for them, codes are brought into its layout, in their own memory, when the layer is
+    first used without gradients, and packed again before they are saved or moved.
+
     Args:
         d_in: Number of input features.
         d_out: Number of output features.
@@ -78,7 +85,7 @@ class RoundedLinear(nn.Module):
         dtype: Dtype of the scales and the bias.
 
     Attributes:
-        packed: The codes of the weight, packed, int32.
+        packed: The codes of the weight: packed, int32, or in the layout of a product, in 8-bit integers.
         scales: Scale of every group, shape ``[d_out, groups]``.
         zero_points: Zero point of every group, packed, int32; None for symmetric grids.
         bias: The bias, or None.
@@ -107,6 +114,7 @@ class RoundedLinear(nn.Module):
         self.scales = nn.Parameter(torch.empty(d_out, groups, device=device, dtype=dtype))
         self.zero_points = None if grid.symmetric else whole(grid.words(d_out), groups)
         self.bias = nn.Parameter(torch.empty(d_out, device=device, dtype=dtype)) if bias else None
+        self._beside: tuple[int, torch.Tensor] | None = None
 
     def extra_repr(self) -> str:
         """Return the sizes and the grid."""
@@ -119,15 +127,76 @@ class RoundedLinear(nn.Module):
 
     def matrix(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight in a dtype, shape ``[d_out, d_in]``."""
-        codes = unpack(self.packed, self.grid, self.in_features).to(dtype)
-        zero: Any = 2 ** (self.grid.bits - 1)
-        if self.zero_points is not None:
-            zero = unpack(self.zero_points.T, self.grid, self.out_features).T.to(dtype)[:, :, None]
-        return on_grid(codes, self.scales.to(dtype), zero, self.grid.group)
+        zero: Any = 2 ** (self.grid.bits - 1) if self.zero_points is None else self._zeros().to(dtype)[:, :, None]
+        return on_grid(self._codes().to(dtype), self.scales.to(dtype), zero, self.grid.group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` of shape ``[..., d_in]`` to ``[..., d_out]``."""
-        return nn.functional.linear(x, self.matrix(x.dtype), self.bias)
+        if torch.is_grad_enabled() and (x.requires_grad or self.scales.requires_grad):
+            return nn.functional.linear(x, self.matrix(x.dtype), self.bias)
+        kernel = self._kernel(x)
+        if kernel is None:
+            return nn.functional.linear(x, self.matrix(x.dtype), self.bias)
+        product = kernel.product(x, self.packed, self._read_beside(kernel))
+        return product if self.bias is None else product + self.bias
+
+    def _kernel(self, x: torch.Tensor) -> Kernel | None:
+        """Return the product for the weight, after bringing codes into its layout; None: there is none."""
+        if torch.compiler.is_compiling() and not self.is_arranged:
+            return None
+        kernel = kernel_for(self.grid, self.in_features, self.out_features, x.device, x.dtype)
+        if kernel is not None and not self.is_arranged:
+            with _ARRANGING, torch.inference_mode(False), torch.no_grad():
+                if not self.is_arranged:
+                    self.packed.data = kernel.arranged(self._codes())
+        return kernel
+
+    @property
+    def is_arranged(self) -> bool:
+        """Whether codes are in the layout of a product."""
+        return self.packed.dtype != torch.int32
+
+    def _read_beside(self, kernel: Kernel) -> torch.Tensor:
+        """Return what a product reads beside the codes, which is made anew when scales have changed."""
+        version = 0 if torch.compiler.is_compiling() or self.scales.is_inference() else self.scales._version
+        if self._beside is None or (self._beside[0] != version and not torch.compiler.is_compiling()):
+            with torch.inference_mode(False), torch.no_grad():
+                self._beside = (version, kernel.beside(self.scales.float(), self._zeros().float()))
+        return self._beside[1]
+
+    def _codes(self) -> torch.Tensor:
+        """Return the codes, uint8, shape ``[d_out, d_in]``."""
+        if not self.is_arranged:
+            return unpack(self.packed, self.grid, self.in_features)
+        kernel = kernel_for(self.grid, self.in_features, self.out_features, self.packed.device, torch.float32)
+        assert kernel is not None
+        return kernel.codes(self.packed)
+
+    def _zeros(self) -> torch.Tensor:
+        """Return the zero points, shape ``[d_out, groups]``."""
+        if self.zero_points is None:
+            return torch.full_like(self.scales, 2 ** (self.grid.bits - 1))
+        return unpack(self.zero_points.T, self.grid, self.out_features).T
+
+    def _pack_again(self) -> None:
+        """Bring the codes back from the layout of a product, which belongs to this machine."""
+        self._beside = None
+        if self.is_arranged:
+            with _ARRANGING, torch.inference_mode(False), torch.no_grad():
+                if self.is_arranged:
+                    self.packed.data = pack(self._codes(), self.grid)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._pack_again()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._pack_again()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._pack_again()
+        super()._load_from_state_dict(*arguments)
 
     def counted(self) -> dict[nn.Parameter, int]:
         """Return how many parameters of the model every tensor holds: codes count, scales and zero points do not."""
@@ -145,6 +214,41 @@ class RoundedLinear(nn.Module):
         """
         if not torch.isfinite(self.scales).all():
             raise FormatError(f"the scales of {name} contain NaN or infinity: the checkpoint is damaged.")
+
+
+class RoundedEmbedding(RoundedLinear):
+    """A table of embeddings in 8 bits, stored like the weight of a linear layer, which may be tied to it.
+
+    Args:
+        count: Number of embeddings.
+        width: Features of each.
+        grid: What the table is rounded to, symmetric.
+        multiplier: What embeddings are multiplied by after they are looked up.
+        device: Device of the (uninitialised) tensors.
+        dtype: Dtype of the scales and of the embeddings.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        width: int,
+        grid: Grid,
+        multiplier: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(width, count, grid, device=device, dtype=dtype)
+        self.num_embeddings, self.embedding_dim, self.multiplier = count, width, multiplier
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of tokens, shape ``[..., width]``."""
+        at = ids.flatten()
+        rows, scales = self.packed[at], self.scales[at]
+        codes = rows.view(torch.uint8) ^ 128 if self.is_arranged else unpack(rows, self.grid, self.embedding_dim)
+        found = on_grid(codes.to(scales.dtype), scales, 2 ** (self.grid.bits - 1), self.grid.group)
+        if self.multiplier != 1.0:
+            found = found * torch.tensor(self.multiplier, dtype=found.dtype, device=found.device)
+        return found.view(*ids.shape, self.embedding_dim)
 
 
 def matrix_layer(
