@@ -71,7 +71,7 @@ def _rounded(model: Any, folder: Path) -> list["Bits"]:
 
     from basis_sharing.exports.dense import skeleton_of
     from basis_sharing.models.multimodal import is_multimodal
-    from basis_sharing.runtime.entries_basis_sharing import Bits
+    from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings
 
     entries: Iterable[Entry] = model.config.quantization_config.entries
     found = []
@@ -80,6 +80,11 @@ def _rounded(model: Any, folder: Path) -> list["Bits"]:
     skeleton = skeleton_of(model)
     for entry in entries:
         name = f"{entry.owner} in {folder}"
+        if isinstance(entry, Embeddings):
+            raise ModelError(
+                f"{name} is a table in 8 bits, which compressed-tensors has no form for: compress without "
+                "--embedding-bits, or use --to dense."
+            )
         if not isinstance(entry, Bits):
             raise ModelError(
                 f"{name} has factors, which compressed-tensors has no form for: compress with "

@@ -65,7 +65,7 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
     for done, (entry, name) in enumerate(compressed, start=1):
         kind = kind_of(entry)
         W = kind.weight(model.get_submodule(name))
-        state[f"{name}.weight"] = (W if transposed[name] else W.T).to(model.dtype).contiguous()
+        state[f"{name}.weight"] = (W if transposed.get(name) else W.T).to(model.dtype).contiguous()
         bias = kind.renamed(entry).get(f"{name}.bias", f"{name}.bias")
         if bias in stored:
             state[f"{name}.bias"] = stored[bias]

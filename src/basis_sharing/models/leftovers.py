@@ -152,7 +152,7 @@ def untied_notes(model: PreTrainedModel) -> list[str]:
     head = model.get_output_embeddings()
     # Some multimodal models have the setting in one of their two configurations only.
     tying = [c for c in (model.config.get_text_config(), model.config) if getattr(c, "tie_word_embeddings", False)]
-    if not tying or head is None or head.weight is model.get_input_embeddings().weight:
+    if not tying or head is None or next(head.parameters()) is next(model.get_input_embeddings().parameters()):
         return []
     for config in tying:
         config.tie_word_embeddings = False

@@ -116,7 +116,7 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     rows.append(row(_EMBEDDINGS, False, "embeddings stay as they are"))
     head = model.get_output_embeddings()
     if head is not None:
-        tied = head.weight is model.get_input_embeddings().weight
+        tied = next(head.parameters()) is next(model.get_input_embeddings().parameters())
         reason = "tied to the embeddings and counted there" if tied else "the output head stays as it is"
         rows.append(row(_HEAD, False, reason))
     rows += [row(left.name, False, left.reason) for left in decoder.left_dense]

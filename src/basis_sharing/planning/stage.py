@@ -125,14 +125,14 @@ class MakePlan:
     def _within(self, limits: Sequence[TimeLimit], planner: Planner, run: Run) -> Plan:
         """Return the plan for the target that keeps limits on time."""
         if self._target.max_perplexity_increase is None:
-            return plan_for(self._target, run.model, planner, limits)
+            return plan_for(self._target, self._planning, run.model, planner, limits)
         text = self._trial_text(run)
         weighting = self._collect.weighting
 
         def measured(plan: Plan) -> Prediction:
             return measured_prediction(plan, run, weighting, text)
 
-        return plan_for_increase(self._target, run.model, planner, limits, measured)
+        return plan_for_increase(self._target, self._planning, run.model, planner, limits, measured)
 
     def _trial_text(self, run: Run) -> EvaluationText:
         evaluation = self._evaluation

@@ -16,8 +16,10 @@ from basis_sharing.planning.clock import TimeLimit
 from basis_sharing.planning.planner import Planner
 from basis_sharing.plans.plan import Plan, Prediction, dense_parameters
 from basis_sharing.recipe.planning import Planning
+from basis_sharing.recipe.rounding import Rounding
 from basis_sharing.recipe.target import Target
 from basis_sharing.runtime.entries_basis_sharing import Bits
+from basis_sharing.treatments.embeddings import saved_bytes
 from basis_sharing.treatments.rounded import grid_for
 
 _MOST_EXTRAPOLATION = 3.0
@@ -51,7 +53,7 @@ def with_widths(planning: Planning, target: Target, model: Any, decoder: Decoder
     in_four_bits = sum(
         stored.of((p,), Bits.of(p.name, grid_for(planning, _FEWEST_FAST, p.d_in))) for p in decoder.projections
     )
-    budgets = _budgets(target, model, decoder, ())
+    budgets = _budgets(target, planning, model, decoder, ())
     enough = all(budget.budget >= in_four_bits for budget in budgets if budget.cost.name == stored.name)
     return planning if enough else planning.model_copy(update={"widths": _ALL_WIDTHS})
 
@@ -73,7 +75,9 @@ class _Budget:
     best: Callable[[float], str]
 
 
-def _budgets(target: Target, model: Any, decoder: Decoder, limits: Sequence[TimeLimit]) -> list[_Budget]:
+def _budgets(
+    target: Target, planning: Rounding, model: Any, decoder: Decoder, limits: Sequence[TimeLimit]
+) -> list[_Budget]:
     """Return the budgets for a ratio, for limits on costs, and for limits on time."""
     budgets = []
     if target.ratio is not None:
@@ -92,10 +96,13 @@ def _budgets(target: Target, model: Any, decoder: Decoder, limits: Sequence[Time
         limit = target.limits[cost.limit]
         name = f"--{cost.limit.replace('_', '-')} {limit:,}"
 
-        def best(least: float, cost: Cost = cost) -> str:
-            return f"{cost.whole(least, model, decoder):,.0f}"
+        rounds = planning.embedding_bits is not None and isinstance(cost, Bytes)
+        saved = saved_bytes(model) if rounds else 0
 
-        budgets.append(_Budget(cost, cost.budget(limit, model, decoder), name, best))
+        def best(least: float, cost: Cost = cost, saved: int = saved) -> str:
+            return f"{cost.whole(least - saved, model, decoder):,.0f}"
+
+        budgets.append(_Budget(cost, cost.budget(limit, model, decoder) + saved, name, best))
     for time in limits:
 
         def fastest(least: float, time: TimeLimit = time) -> str:
@@ -105,13 +112,15 @@ def _budgets(target: Target, model: Any, decoder: Decoder, limits: Sequence[Time
     return budgets
 
 
-def plan_for(target: Target, model: Any, planner: Planner, limits: Sequence[TimeLimit] = ()) -> Plan:
+def plan_for(
+    target: Target, planning: Rounding, model: Any, planner: Planner, limits: Sequence[TimeLimit] = ()
+) -> Plan:
     """Return the plan for a ratio, or for limits on costs and time.
 
     Raises:
         PlanError: The target cannot be met, with the best possible value, or is met by the original model.
     """
-    budgets = _budgets(target, model, planner.decoder, limits)
+    budgets = _budgets(target, planning, model, planner.decoder, limits)
     names = [budget.name for budget in budgets]
     try:
         plan = planner.within([(budget.cost, budget.budget) for budget in budgets])
@@ -131,7 +140,12 @@ def _unreachable(budget: _Budget, error: UnreachableError) -> PlanError:
 
 
 def plan_for_increase(
-    target: Target, model: Any, planner: Planner, limits: Sequence[TimeLimit], measured: Callable[[Plan], Prediction]
+    target: Target,
+    planning: Rounding,
+    model: Any,
+    planner: Planner,
+    limits: Sequence[TimeLimit],
+    measured: Callable[[Plan], Prediction],
 ) -> Plan:
     """Return the smallest plan whose perplexity is expected to rise by at most ``max_perplexity_increase``.
 
@@ -140,6 +154,7 @@ def plan_for_increase(
 
     Args:
         target: The target.
+        planning: How what is outside of the projections is rounded.
         model: The model.
         planner: The planner.
         limits: Limits on time, which the plan keeps as well.
@@ -150,7 +165,7 @@ def plan_for_increase(
     """
     assert target.max_perplexity_increase is not None
     allowed = math.log1p(target.max_perplexity_increase)
-    budgets = _budgets(target, model, planner.decoder, limits)
+    budgets = _budgets(target, planning, model, planner.decoder, limits)
     within = [(budget.cost, budget.budget) for budget in budgets]
     try:
         prediction = measured(planner.within_loss(allowed, within))

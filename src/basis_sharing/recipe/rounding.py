@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 from basis_sharing.recipe.model import names_in
 from basis_sharing.recipe.settings import Option, Settings
 
-ROUNDING = "Rounding"
-"""Heading of the settings that say how weights are rounded."""
+ROUNDING, EMBEDDINGS = "Rounding", "Embeddings"
+"""Headings of the settings that say how projections, and what is outside of them, are rounded."""
 WIDTHS = range(2, 9)
 
 
@@ -26,17 +26,35 @@ class Rounding(Settings):
         ),
     ] = Field(default=None, min_length=1)
     scale_group: Annotated[
-        int,
+        int | None,
         Option(
             "Consecutive inputs of an output that have a scale in common; halved until it divides the inputs",
             metavar="N",
+            default="64; in 8 bits all inputs, without zero points",
             panel=ROUNDING,
         ),
-    ] = Field(default=64, ge=16)
+    ] = Field(default=None, ge=16)
     zero_points: Annotated[
         bool,
         Option("Round to multiples of a scale on both sides of zero alike", flag="--no-zero-points", panel=ROUNDING),
     ] = True
+
+    embedding_bits: Annotated[
+        int | None,
+        Option(
+            "Bits of the embeddings and of the output head: 8, with one scale per token",
+            metavar="8",
+            default="they stay as they are",
+            panel=EMBEDDINGS,
+        ),
+    ] = None
+
+    @field_validator("embedding_bits")
+    @classmethod
+    def _eight(cls, value: int | None) -> int | None:
+        if value not in (None, 8):
+            raise ValueError(f"embedding_bits {value} is not possible: give 8, or leave it out.")
+        return value
 
     @field_validator("widths", mode="before")
     @classmethod
@@ -64,5 +82,6 @@ class RoundingKeywords(TypedDict, total=False):
     """The settings of :class:`Rounding` as Python keywords."""
 
     widths: tuple[int, ...] | int | str | None
-    scale_group: int
+    scale_group: int | None
     zero_points: bool
+    embedding_bits: int | None

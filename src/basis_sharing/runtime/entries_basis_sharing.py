@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of entries: factors, and weights in few bits.
+"""The kinds of entries: factors, weights in few bits, and embeddings in few bits.
 
 This file is copied into every checkpoint and needs neither torch nor transformers.
 """
@@ -252,4 +252,47 @@ class Bits(Entry):
 
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the packed weight, its scales and zero points."""
+        return on_disk_shapes(f"{self.owner}.weight", (None, None), self.weight_grid)
+
+
+@register_entry
+@dataclass(frozen=True, kw_only=True)
+class Embeddings(Entry):
+    """The embeddings, with an output head that is tied to them, or an output head of its own, rounded: one table.
+
+    It is no option of a plan: it concerns no projection of a decoder block.
+    """
+
+    kind: ClassVar[str] = "embeddings"
+    dtypes: ClassVar[frozenset[str]] = GRID_DTYPES
+
+    @classmethod
+    def of(cls, names: Sequence[str], grid: Grid) -> "Embeddings":
+        """Return the entry that rounds the table of modules to a grid."""
+        return cls(members=tuple(names), tensors={"weight": grid.about})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        grid = self.grid("weight")
+        if set(self.tensors) != {"weight"} or grid is None or grid.bits != 8 or not grid.symmetric:
+            raise FormatError(f"the entry of {self.owner} has no table in int8, which embeddings are rounded to.")
+
+    @property
+    def weight_grid(self) -> Grid:
+        """What the table is rounded to."""
+        grid = self.grid("weight")
+        assert grid is not None
+        return grid
+
+    def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
+        """Return the packed table, its scales and zero points."""
+        d_in, d_out = shapes[0]
+        return self.weight_grid.stored(d_in, d_out)
+
+    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
+        """Return no products: the head is not counted among the projections."""
+        return ()
+
+    def on_disk(self) -> dict[str, tuple[int | None, ...]]:
+        """Return the shapes of the packed table, its scales and zero points."""
         return on_disk_shapes(f"{self.owner}.weight", (None, None), self.weight_grid)

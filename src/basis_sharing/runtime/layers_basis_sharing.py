@@ -2,8 +2,8 @@
 """The installation of the modules of a compressed model from the entries of a checkpoint.
 
 This file is copied into every checkpoint. A *kind* defines how an entry is loaded: :class:`FactorsKind` replaces
-projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`. Other kinds are registered by the
-packages that define them.
+projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`, and :class:`EmbeddingsKind`
+embeddings and output head by modules with one table. Other kinds are registered by the packages that define them.
 """
 
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .entries_basis_sharing import Bits, Factors
+from .entries_basis_sharing import Bits, Embeddings, Factors
 from .factorized_basis_sharing import FactorizedLinear, full_basis, input_order, share_readings
 from .format_basis_sharing import Entry, FormatError, Grid, grid_tensors
-from .rounded_basis_sharing import RoundedLinear
+from .rounded_basis_sharing import RoundedEmbedding, RoundedLinear
 
 
 class Kind(Protocol):
@@ -239,5 +239,58 @@ class BitsKind:
         return module.matrix(torch.float64).detach().T
 
 
+class EmbeddingsKind:
+    """Loading of entries of the kind ``embeddings``: a table of embeddings, a tied head, or a head of its own."""
+
+    def install(self, model: nn.Module, entry: Embeddings) -> dict[str, str]:
+        """Replace the members, whose weights are tied no longer: their packed tables and scales are."""
+        ties: dict[str, str] = {}
+        owner: RoundedLinear | None = None
+        for name in entry.members:
+            new = _rounded_table(projection_at(model, name), entry.weight_grid)
+            if owner is not None:
+                if (new.in_features, new.out_features) != (owner.in_features, owner.out_features):
+                    raise FormatError(f"{name} has another shape than {entry.owner}, to which config.json ties it.")
+                new.packed, new.scales = owner.packed, owner.scales
+                ties |= {f"{name}.{part}": f"{entry.owner}.{part}" for part in ("packed", "scales")}
+            owner = owner or new
+            replace(model, name, new)
+            for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+                tied = getattr(model, attribute, None) or {}
+                setattr(model, attribute, {alias: of for alias, of in tied.items() if alias != f"{name}.weight"})
+        return ties
+
+    def finish(self, model: nn.Module, entry: Embeddings) -> None:
+        """Make sure that the scales are numbers."""
+        module = model.get_submodule(entry.owner)
+        assert isinstance(module, RoundedLinear)
+        module.check(entry.owner)
+
+    def renamed(self, entry: Embeddings) -> dict[str, str]:
+        """Return the name of the packed table in memory, by that on disk."""
+        return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
+
+    def weight(self, module: nn.Module) -> torch.Tensor:
+        """Return the table transposed, shape ``[width, tokens]``, fp64."""
+        assert isinstance(module, RoundedLinear)
+        return module.matrix(torch.float64).detach().T
+
+
+def _rounded_table(old: nn.Module, grid: Grid) -> RoundedLinear:
+    """Return an uninitialised module in 8 bits for embeddings or an output head.
+
+    Raises:
+        FormatError: The module is neither.
+    """
+    if isinstance(old, nn.Linear):
+        dtype = old.weight.dtype
+        return RoundedLinear(old.in_features, old.out_features, grid, old.bias is not None, "meta", dtype)
+    if isinstance(old, nn.Embedding) and old.max_norm is None:
+        multiplier = float(getattr(old, "scalar_embed_scale", getattr(old, "embed_scale", 1.0)))
+        return RoundedEmbedding(old.num_embeddings, old.embedding_dim, grid, multiplier, "meta", old.weight.dtype)
+    raise FormatError(f"{type(old).__name__} is no table of embeddings that can be rounded.")
+
+
 register_kind(Factors.kind, FactorsKind())
+register_kind(Embeddings.kind, EmbeddingsKind())
 register_kind(Bits.kind, BitsKind())

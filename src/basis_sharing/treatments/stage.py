@@ -14,6 +14,7 @@ from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.surgery import declare_compressed
 from basis_sharing.treatments.base import TREATMENTS
+from basis_sharing.treatments.embeddings import RoundEmbeddings
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.stage import Collect
 
@@ -131,11 +132,14 @@ class Declare:
     Args:
         execute: The stage that carries out the plan.
         planned: The stage that makes the plan.
+        outside: The stage that rounds what is outside of the projections.
         provenance: How the checkpoint was made; the ratio of the plan is added.
     """
 
-    def __init__(self, execute: Execute, planned: Planned, provenance: Mapping[str, Any]) -> None:
-        self._execute, self._planned, self._provenance = execute, planned, provenance
+    def __init__(
+        self, execute: Execute, planned: Planned, outside: RoundEmbeddings, provenance: Mapping[str, Any]
+    ) -> None:
+        self._execute, self._planned, self._outside, self._provenance = execute, planned, outside, provenance
 
     def needs(self, shapes: Shapes) -> Iterable[Needs]:
         """Return nothing: the stage needs no memory or time."""
@@ -145,4 +149,5 @@ class Declare:
         """Write the entries into the model's configuration."""
         plan = self._planned.plan
         provenance = {**self._provenance, "ratio": plan.ratio, **_predicted_speed(plan)}
-        declare_compressed(run.model, [done.entry for done in self._execute.executed], provenance)
+        entries = [*(done.entry for done in self._execute.executed), *self._outside.entries]
+        declare_compressed(run.model, entries, provenance)

@@ -23,6 +23,7 @@ from basis_sharing.results.compression import CalibrationReport
 from basis_sharing.run.machine import default_dtype
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Shapes, Speeds, Stage
+from basis_sharing.treatments.embeddings import RoundEmbeddings
 from basis_sharing.treatments.factors.ordering import OrderInputs
 from basis_sharing.treatments.stage import Declare, Execute
 from basis_sharing.weightings.base import WEIGHTINGS
@@ -60,7 +61,8 @@ class CompressionStages:
         self.refit = [RefitAll(self.original, self.plan, self.execute)] if asked.chosen_refit == "always" else []
         self.repair = RepairBlocks(self.original, self.execute)
         self.order = OrderInputs(self.execute, pivoted=asked.stored_form == "pivoted", join=in_nats)
-        self.declare = Declare(self.execute, self.plan, provenance)
+        self.embeddings = RoundEmbeddings(asked)
+        self.declare = Declare(self.execute, self.plan, self.embeddings, provenance)
         self.result_window = RunWindow(windows, "checking the result")
         self.check = CheckResult(self.original_window, self.result_window)
         self.after = Evaluate(asked, asked.length, "evaluating the result")
@@ -82,6 +84,7 @@ class CompressionStages:
             *self.refit,
             self.repair,
             self.order,
+            self.embeddings,
             self.declare,
             self.result_window,
             self.check,
