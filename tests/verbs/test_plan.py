@@ -10,6 +10,9 @@ import basis_sharing
 from basis_sharing.cli.main import main
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.plans.plan import Plan
+from basis_sharing.reports.forecast_figure import draw_forecast
+from basis_sharing.reports.table import Table
+from basis_sharing.reports.tables.forecast import forecast_tables
 from basis_sharing.results.forecast import Forecast
 from basis_sharing.verbs.plan import RATIOS
 from pico import PICO, pico_tokenizer, save_pico
@@ -123,3 +126,33 @@ def test_the_verb_writes_plan_and_picture(tmp_path: Path, capsys: pytest.Capture
         len({name.split(".")[2] for name in entry.members}) > 1 for entry in plan.entries
     )
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_curves_against_bytes_have_plain_rounding_beside_them(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**SETTINGS, "bits": 3.4, "scale_group": 32, "across_depth": False, "rank_multiple": 1}
+    found = basis_sharing.plan(PICO["llama"](), tokenizer=pico_tokenizer(), baselines=(), embedding_bits=8, **settings)
+    curves = {
+        name: {point.bits: point for point in found.bit_points if point.method == name}
+        for name in ("auto", "bits alone", "ranks alone", "rtn", "gptq")
+    }
+    assert sum(map(len, curves.values())) == len(found.bit_points)
+    for name in ("bits alone", "ranks alone", "rtn", "gptq"):
+        for bits, point in curves[name].items():
+            assert curves["auto"][bits].loss <= point.loss + 1e-4
+            assert curves["auto"][bits].bytes <= point.bytes or name != "rtn"
+    assert all(curves["gptq"][bits].loss < point.loss for bits, point in curves["rtn"].items())
+    # Rounded to 4 bits as rtn does it, the model has just these bytes.
+    _, result = basis_sharing.compress(
+        PICO["llama"](), tokenizer=pico_tokenizer(), method="rtn", bits=4, embedding_bits=8, scale_group=32
+    )
+    assert result.after.bytes_in_memory in {point.bytes for point in curves["rtn"].values()}
+    assert found.plan.prediction is not None
+    assert found.unranked_loss is None or found.unranked_loss >= found.plan.prediction.loss
+    draw_forecast(found, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    (table,) = [one for one in forecast_tables(found) if isinstance(one, Table) and "by bits" in str(one.title)]
+    assert len(table.rows) == len(curves["auto"])
+
+
+def test_without_a_limit_on_bytes_there_are_no_such_curves(forecast: Forecast) -> None:
+    assert forecast.bit_points == ()

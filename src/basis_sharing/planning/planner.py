@@ -1,15 +1,17 @@
 """The planner: plans that meet a target with the least expected loss, from measured candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from basis_sharing.costs.base import Cost
+from basis_sharing.costs.bytes import Bytes
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.errors import PlanError
 from basis_sharing.models.family import Decoder
 from basis_sharing.planning.allocation import Allocation, allocate
-from basis_sharing.planning.space import PricedScope, Space, priced, restricted
+from basis_sharing.planning.space import PricedScope, Space, arranged, priced, restricted
 from basis_sharing.plans.plan import Plan, PlannedFor, Prediction, dense_parameters
+from basis_sharing.treatments.base import Candidate
 
 _RATIO_TOLERANCE = 1e-4
 
@@ -74,6 +76,12 @@ class Planner:
         """Return the plan whose compressible projections have at most ``parameters`` parameters."""
         return self.within([(Parameters(), parameters)])
 
+    def as_small_as(self, plan: Plan, itemsize: int) -> Plan:
+        """Return the plan of the size of another one: of its bytes if that one rounds, else of its parameters."""
+        if any(entry.tensors for entry in plan.entries):
+            return self.within([(Bytes(itemsize), plan.bytes(self.decoder, itemsize))])
+        return self.of_size(plan.parameters(self.decoder))
+
     def within_loss(self, loss: float, limits: Sequence[tuple[Cost, float]] = ()) -> Plan:
         """Return the smallest plan whose expected loss is at most ``loss``, up to a tolerance of 1e-4 in the ratio.
 
@@ -110,6 +118,11 @@ class Planner:
     def with_new_prices(self) -> "Planner":
         """Return the planner after measured costs have changed."""
         return replace(self, _priced={})
+
+    def only(self, wanted: Callable[[Candidate], bool]) -> "Planner":
+        """Return the planner with some of the candidates; none is measured again."""
+        candidates = [c for scope in self.space.scopes for c in scope.candidates if len(c.options) and wanted(c)]
+        return replace(self, space=arranged(self.decoder, candidates), _priced={})
 
     def without_sharing_across_depth(self) -> "Planner":
         """Return the planner without sharing across layers; no candidate is measured again."""

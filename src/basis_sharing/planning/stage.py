@@ -90,7 +90,8 @@ class MakePlan:
             # A limit on time is kept by aligned ranks only, so there is no plan without multiples to compare with.
             if multiples.rounds and not self._target.limits_time:
                 every_rank = self.planner(run, curves, None)
-                run.notes.append(cost_of_multiples(self.plan, every_rank, multiples))
+                itemsize = run.model.dtype.itemsize
+                run.notes.append(cost_of_multiples(self.plan, every_rank, multiples, itemsize))
         run.notes.extend([*clock.notes, *slower_than_the_original(self.plan)])
         self._on_plan(self.plan)
 
@@ -145,15 +146,16 @@ class MakePlan:
         )
 
 
-def cost_of_multiples(plan: Plan, every_rank: Planner, multiples: Multiples) -> str:
+def cost_of_multiples(plan: Plan, every_rank: Planner, multiples: Multiples, itemsize: int) -> str:
     """Return a sentence on what the multiples of ranks cost.
 
     Args:
         plan: The plan.
         every_rank: The planner that may choose any rank.
         multiples: The multiples.
+        itemsize: Bytes of a number of the model.
     """
-    unrounded = every_rank.of_size(plan.parameters(every_rank.decoder))
+    unrounded = every_rank.as_small_as(plan, itemsize)
     assert plan.prediction is not None
     assert unrounded.prediction is not None
     price = plan.prediction.loss - unrounded.prediction.loss

@@ -25,11 +25,15 @@ def draw_forecast(forecast: Forecast, path: Path) -> None:
     prediction = forecast.plan.prediction
     assert prediction is not None
     timed = bool(prediction.speeds)
-    figure = Figure(figsize=(13.5 if timed else 8.5, 5.2), layout="constrained")
-    by_size, *others = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    _draw_sizes(forecast, by_size)
-    for axes in others:
-        _draw_speeds(forecast, axes)
+    drawn = [
+        _draw_sizes,
+        *([_draw_bytes] if forecast.bit_points else []),
+        *([_draw_speeds] if timed else []),
+    ]
+    figure = Figure(figsize=(8.5 if len(drawn) == 1 else 6.75 * len(drawn), 5.2), layout="constrained")
+    by_size, *others = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    for draw, axes in zip(drawn, (by_size, *others), strict=True):
+        draw(forecast, axes)
     by_size.set_yscale("log")
     by_size.set_ylim(0.93, _MOST_SHOWN)
     by_size.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} x"))
@@ -79,6 +83,20 @@ def _draw_sizes(forecast: Forecast, axes: Any) -> None:
     axes.plot([_parameters(forecast) / 1e6], [exp(prediction.nats_per_token)], "*", color=_CHOSEN, markersize=14)
     axes.plot([forecast.dense_parameters / 1e6], [1.0], "s", color="black", label="original")
     axes.set_xlabel("parameters of the whole model, millions")
+
+
+def _draw_bytes(forecast: Forecast, axes: Any) -> None:
+    """Draw a curve against bytes for the planner, for its options one by one, and for plain rounding."""
+    prediction, scale = forecast.plan.prediction, _scale(forecast)
+    assert prediction is not None
+    axes.set_prop_cycle(color=_OTHERS)
+    for method in dict.fromkeys(point.method for point in forecast.bit_points):
+        points = sorted((p.bytes, p.loss * scale) for p in forecast.bit_points if p.method == method)
+        points = [(size, loss) for size, loss in points if exp(min(loss, 7)) <= _MOST_SHOWN]
+        style = _STYLES.get(method, {"linewidth": 1.3, "marker": "."})
+        axes.plot([size / 2**20 for size, _ in points], [exp(loss) for _, loss in points], label=method, **style)
+    axes.set_xlabel("bytes of the whole model, MiB")
+    axes.set_title("in the same bytes", fontsize=10, loc="left")
 
 
 def _draw_speeds(forecast: Forecast, axes: Any) -> None:

@@ -26,6 +26,23 @@ class Point(Frozen):
     speeds: dict[str, float] = Field(default_factory=dict)
 
 
+class BitPoint(Frozen):
+    """One plan on a curve of expected loss against bytes.
+
+    Attributes:
+        method: ``"auto"``; ``"bits alone"`` and ``"ranks alone"``: the planner without its other options; or the name
+            of a method that rounds every weight to the same number of bits.
+        bits: Bits per weight of the compressible projections that it may have, scales and indices counted.
+        bytes: Bytes of the whole model that it has.
+        loss: Expected rise of the loss in nats per token, before any scaling.
+    """
+
+    method: str
+    bits: float
+    bytes: int
+    loss: float
+
+
 class RoleForecast(Frozen):
     """What a plan does to the projections of one role.
 
@@ -57,10 +74,14 @@ class Forecast(Frozen):
         dense_multiplications: Multiplications per token in its compressible projections.
         points: The curves of the planner, for sizes, and of the published methods.
         speed_points: The curve of the planner for speeds, each the least speed in all phases.
+        bit_points: The curves against bytes of the planner, with all and with some of its options, and of rounding to
+            the same number of bits; empty unless bytes or bits are limited.
         roles: What the plan does to every role.
         rank_multiples: What the ranks of the plan are multiples of, in words; None: every rank is possible.
         unrounded_loss: Expected loss of the best plan of the same size without rank multiples; None if there are none
             or the target limits time.
+        unranked_loss: Expected loss of the best plan in the same bytes that gives no projection a rank; None if there
+            is no such plan, or the plan itself is one.
         unshared_loss: Expected loss of the best plan of the same size without sharing across layers; None if the plan
             itself has no such sharing.
         notes: Notes on unusual events, one sentence each.
@@ -71,8 +92,10 @@ class Forecast(Frozen):
     dense_multiplications: int
     points: tuple[Point, ...]
     speed_points: tuple[Point, ...] = ()
+    bit_points: tuple[BitPoint, ...] = ()
     roles: tuple[RoleForecast, ...] = ()
     rank_multiples: str | None = None
     unrounded_loss: float | None = None
+    unranked_loss: float | None = None
     unshared_loss: float | None = None
     notes: tuple[str, ...] = ()

@@ -15,17 +15,19 @@ from basis_sharing.planning.clock import Clock, check_machine
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import MakePlan, known_curves, slower_than_the_original
+from basis_sharing.planning.targets import with_widths
 from basis_sharing.planning.trial import measured_prediction
 from basis_sharing.plans.plan import Plan, dense_parameters, spans_blocks
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
-from basis_sharing.results.forecast import Forecast, Point, RoleForecast
+from basis_sharing.results.forecast import BitPoint, Forecast, Point, RoleForecast
 from basis_sharing.run.machine import machine_for
 from basis_sharing.run.progress import ProgressCallback, silent
 from basis_sharing.run.run import Run, opened, source_of
 from basis_sharing.run.stages import least_memory, needs_of
 from basis_sharing.treatments.base import Curves
 from basis_sharing.treatments.factors.published import published_losses
+from basis_sharing.verbs.plan_by_bytes import curves_by_bytes, loss_without_ranks
 from basis_sharing.verbs.stages import shapes_of_run
 from basis_sharing.weightings.base import WEIGHTINGS
 from basis_sharing.weightings.stage import Collect
@@ -115,15 +117,21 @@ class _Forecasting:
         plan = self._measured(plan)
         points = (*self._curve(planner), *(point for name in baselines for point in self._baseline(name)))
         speed_points = tuple(self._speed_curve())
+        bit_points: list[BitPoint] = []
+        if self._recipe.limits_bytes:
+            planning = with_widths(self._recipe, self._recipe, self._run.model, decoder)
+            bit_points = curves_by_bytes(planner, planning, self._run, self._collect.weighting, self._curves)
         return Forecast(
             plan=plan,
             dense_parameters=self._other + dense_parameters(decoder),
             dense_multiplications=dense_parameters(decoder),
             points=points,
             speed_points=speed_points,
+            bit_points=tuple(bit_points),
             roles=tuple(self._roles(plan)),
             rank_multiples=str(self._multiples) if rounded else None,
             unrounded_loss=unrounded,
+            unranked_loss=loss_without_ranks(plan, planner, self._run) if bit_points else None,
             unshared_loss=unshared,
             notes=(*self._run.notes, *self._clock.notes, *slower_than_the_original(plan)),
         )
@@ -133,8 +141,8 @@ class _Forecasting:
         return self._in_the_same_size(self._make.planner(self._run, self._curves, None), plan)
 
     def _in_the_same_size(self, planner: Planner, plan: Plan) -> float:
-        """Return the expected loss of a planner's plan with as many parameters as ``plan``."""
-        return _expected(planner.of_size(plan.parameters(self._run.decoder)))
+        """Return the expected loss of a planner's plan of the size of ``plan``."""
+        return _expected(planner.as_small_as(plan, self._run.model.dtype.itemsize))
 
     def _measured(self, plan: Plan) -> Plan:
         """Return the plan with its prediction scaled by a measurement, if a text is given and none was made yet."""

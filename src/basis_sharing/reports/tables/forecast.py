@@ -6,7 +6,7 @@ from math import exp
 
 from basis_sharing.plans.plan import Plan, PredictedSpeed
 from basis_sharing.reports.table import Block, Table, columns
-from basis_sharing.reports.tables.cells import NOTHING, noted, percent, times
+from basis_sharing.reports.tables.cells import NOTHING, noted, percent, size, times
 from basis_sharing.reports.tables.groups import sharing_counts
 from basis_sharing.results.forecast import Forecast
 from basis_sharing.results.words import expectation
@@ -19,6 +19,8 @@ def forecast_tables(forecast: Forecast) -> list[Block]:
     tables: list[Block] = [size_table(forecast)]
     if forecast.speed_points:
         tables.append(speed_table(forecast))
+    if forecast.bit_points:
+        tables.append(bits_table(forecast))
     if forecast.roles:
         tables.append(role_table(forecast))
     return [*tables, *plan_sentences(forecast), *noted(forecast.notes)]
@@ -59,6 +61,23 @@ def speed_table(forecast: Forecast) -> Table:
         for point in forecast.speed_points
     )
     return Table("Planned for speed", columns(*_phases(forecast), "removed", "expected perplexity", words=0), rows)
+
+
+def bits_table(forecast: Forecast) -> Table:
+    """Return the expected perplexity of the planner and its options at every number of bits, and of plain rounding."""
+    prediction = forecast.plan.prediction
+    scale = 1.0 if prediction is None or prediction.scale is None else prediction.scale
+    methods = list(dict.fromkeys(point.method for point in forecast.bit_points))
+    rows = []
+    for bits in sorted({point.bits for point in forecast.bit_points}, reverse=True):
+        same = {point.method: point for point in forecast.bit_points if point.bits == bits}
+        cells = [_multiple(same[name].loss * scale) if name in same else NOTHING for name in methods]
+        rows.append((f"{bits:.2f}", size(max(point.bytes for point in same.values())), *cells))
+    return Table(
+        "Expected perplexity, multiple of the original's, by bits per weight of the projections",
+        columns("bits", "model", *methods, words=0),
+        tuple(rows),
+    )
 
 
 def role_table(forecast: Forecast) -> Table:
@@ -118,6 +137,13 @@ def plan_sentences(forecast: Forecast) -> list[str]:
         *rounding_sentences(plan),
         expectation(prediction),
     ]
+    if forecast.unranked_loss is not None:
+        known = {name: entry for entry in plan.entries for name in entry.members if entry.kind != "bits"}
+        gain = forecast.unranked_loss / prediction.loss - 1
+        sentences.append(
+            f"{len(known)} projections get a rank: without ranks the expected loss would be {percent(gain)} higher in "
+            "the same bytes."
+        )
     if forecast.unshared_loss is not None:
         gain = forecast.unshared_loss / prediction.loss - 1
         sentences.append(

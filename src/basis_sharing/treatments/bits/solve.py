@@ -25,14 +25,22 @@ def solve_bits(member: Member, entry: Bits, dtype: torch.dtype) -> Outcome:
     W = member.W.T.float()
     if not torch.isfinite(W).all():
         raise NumericalError("a weight matrix contains NaN or infinity: the model is damaged.")
-    rounded = _rounded(member, W, entry, dtype)
+    rounded = rounded_as(entry, member, W, dtype)
     G, H = member.G.double(), member.H
     loss, total = loss_of_error((rounded.matrix() - W).double(), G, H), loss_of_error(W.double(), G, H)
     tensors = stored_tensors(f"{entry.owner}.weight", rounded, dtype)
     return Outcome(entry, tensors, loss, loss / total if total > 0 else 0.0)
 
 
-def _rounded(member: Member, W: Tensor, entry: Bits, dtype: torch.dtype) -> Rounded:
+def rounded_as(entry: Bits, member: Member, W: Tensor, dtype: torch.dtype) -> Rounded:
+    """Return a weight rounded as its entry says.
+
+    Args:
+        entry: The entry.
+        member: The weight with its weightings.
+        W: The weight, shape ``[d_out, d_in]``, fp32.
+        dtype: Dtype of the model.
+    """
     grid = entry.weight_grid
     if entry.rounding == "nearest":
         return nearest(W, grid, *scales_of(W, grid, search="range", stored=scale_dtype(dtype)))
