@@ -14,6 +14,7 @@ from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.format_basis_sharing import Entry
 from basis_sharing.runtime.surgery import declare_compressed
 from basis_sharing.treatments.base import TREATMENTS
+from basis_sharing.treatments.bits.grids import grid_note
 from basis_sharing.treatments.embeddings import RoundEmbeddings
 from basis_sharing.treatments.execute import execute
 from basis_sharing.weightings.stage import Collect
@@ -90,6 +91,8 @@ class Execute:
         about = {**measured, **self._about(), "weighting": weighting.name, "entries": entries}
         self.folder = run.parts_folder("parts", about)
         self.executed = []
+        if any(entry.tensors for entry in plan.entries):
+            run.notes.extend(grid_note(run.model, run.decoder))
         with errors_of(self.folder):
             outcomes = execute(
                 run.model,

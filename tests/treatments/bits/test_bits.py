@@ -8,6 +8,7 @@ import torch
 
 import basis_sharing
 from basis_sharing.errors import PlanError
+from basis_sharing.exports.dense import dense_model
 from basis_sharing.models.decoder import describe, weight
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
@@ -132,3 +133,14 @@ def test_scales_can_be_trained_afterwards(text: str) -> None:
     scales = [p for name, p in model.named_parameters() if name.endswith(".scales")]
     assert scales
     assert all(p.grad is not None for p in scales)
+
+
+def test_weights_that_lie_on_a_grid_already_are_noticed(text: str) -> None:
+    model = PICO["llama"]()
+    _, result = basis_sharing.compress(model, tokenizer=pico_tokenizer(), method="rtn", bits=4, scale_group=32)
+    assert not any("grid" in note for note in result.notes)
+    dense = dense_model(model)
+    _, again = basis_sharing.compress(dense, tokenizer=pico_tokenizer(), method="rtn", bits=4, scale_group=32)
+    assert any("lie on a grid of 16 numbers per 32 inputs already" in note for note in again.notes)
+    _, ranks = basis_sharing.compress(dense_model(model), 0.2, tokenizer=pico_tokenizer(), method="svd")
+    assert not any("grid" in note for note in ranks.notes)
