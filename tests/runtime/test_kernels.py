@@ -150,3 +150,19 @@ def test_a_machine_without_the_product_says_so_once(monkeypatch: pytest.MonkeyPa
         "PyTorch has no product with 4-bit weights for this cpu: they are unpacked at every use, which is slower."
     ]
     assert not made.is_arranged
+
+
+def test_a_layout_with_other_places_in_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As processors with wider instructions have it: many rows and the way back do not depend on the order."""
+    monkeypatch.setattr(kernels, "_PART", 64 * D_IN)
+    low, high = torch.arange(0, 64, 2), torch.arange(1, 64, 2)
+    kernel, generator = FourBits(64, 64, low, high), torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (D_OUT, D_IN), generator=generator).to(torch.uint8)
+    blocks = codes.view(-1, 64, D_IN)
+    arranged = (blocks[:, low] | blocks[:, high] << 4).transpose(1, 2).reshape(D_OUT, D_IN // 2)
+    assert torch.equal(kernel.codes(arranged), codes)
+    scales = (torch.rand(D_OUT, D_IN // 64, generator=generator) + 0.5).bfloat16().float()
+    beside = kernel.beside(scales, torch.full_like(scales, 8))
+    x = torch.randn(100, D_IN, generator=generator)
+    exact = x @ ((codes.float() - 8) * scales.repeat_interleave(64, 1)).T
+    torch.testing.assert_close(kernel.product(x, arranged, beside), exact, rtol=1e-3, atol=1e-2)

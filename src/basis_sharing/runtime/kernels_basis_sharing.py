@@ -16,7 +16,7 @@ from .format_basis_sharing import Grid
 
 _MOST_ROWS = 48  # beyond them, unpacking takes less time than it saves
 _LEAST_NUMBERS = 2**16  # smaller matrices gain nothing
-_PART = 512  # outputs that are unpacked at once, so that they stay in the cache
+_PART = 2**22  # numbers that are unpacked at once
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -76,7 +76,7 @@ class EightBits(Kernel):
         return torch._weight_int8pack_mm(x, arranged, beside)
 
     def _with_many(self, x: torch.Tensor, arranged: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
-        parts = [nn.functional.linear(x, part.to(x.dtype)) for part in arranged.split(_PART)]
+        parts = [nn.functional.linear(x, part.to(x.dtype)) for part in arranged.split(max(1, _PART // x.shape[1]))]
         return torch.cat(parts, 1) * beside.to(x.dtype)
 
 
@@ -106,7 +106,8 @@ class FourBits(Kernel):
         """Return arranged codes as they were."""
         d_out, d_in = len(arranged), 2 * arranged.shape[1]
         in_place = torch.empty(d_out // self.block, self.block, d_in, dtype=torch.uint8)
-        in_place[:, self._outputs] = _halves(arranged.view(-1, d_in, self.block // 2), torch.uint8).transpose(1, 2)
+        columns = self._in_columns(arranged.view(-1, d_in, self.block // 2), torch.uint8)
+        in_place[:, self._outputs] = columns.view(d_in, -1, self.block).permute(1, 2, 0)
         return in_place.view(d_out, d_in)
 
     def beside(self, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
@@ -119,26 +120,29 @@ class FourBits(Kernel):
 
     def _with_many(self, x: torch.Tensor, arranged: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
         d_in, groups, block = x.shape[1], len(beside), self.block
-        blocks = arranged.view(-1, d_in, block // 2)
-        # Shape [blocks, groups, 1, outputs of a block, 2].
-        numbers = beside.to(x.dtype).view(groups, -1, block, 2)[:, :, self._outputs].transpose(0, 1)[:, :, None]
-        parts = []
-        for part, beside_part in zip(blocks.split(_PART // block), numbers.split(_PART // block), strict=True):
-            matrix = _halves(part, x.dtype)
-            scale, eight = beside_part.unbind(-1)
-            matrix.view(-1, groups, self.group, block).mul_(scale).add_(eight - 8 * scale)
-            parts.append(torch.matmul(x, matrix))
-        product = torch.cat(parts)
-        product = product if self._places is None else product[:, :, self._places]
-        return product.transpose(0, 1).reshape(len(x), -1)
+        scales, eights = beside.to(x.dtype).unbind(-1)
+        # A code c stands for c scale + (eight - 8 scale); the second part needs the sum of the inputs of a group only.
+        product = x.view(len(x), groups, -1).sum(-1) @ (eights - 8 * scales)
+        many = max(1, _PART // (block * d_in)) * block
+        parts = zip(arranged.split(many), scales.split(many, 1), product.split(many, 1), strict=True)
+        for part, scale, found in parts:
+            matrix = self._in_columns(part.view(-1, d_in, block // 2), x.dtype)
+            matrix.view(groups, self.group, -1).mul_(self._reordered(scale, self._outputs)[:, None])
+            found += self._reordered(x @ matrix, self._places)
+        return product
 
+    def _in_columns(self, blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the codes of blocks, shape ``[d_in, outputs]``, the outputs of a block in the order of the layout."""
+        count, d_in, half = blocks.shape
+        columns = torch.empty(d_in, count, 2, half, dtype=dtype)
+        columns[:, :, 0], columns[:, :, 1] = (blocks & 15).transpose(0, 1), (blocks >> 4).transpose(0, 1)
+        return columns.view(d_in, 2 * count * half)
 
-def _halves(blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the lower and the upper bits of bytes of shape ``[blocks, d_in, n]``, shape ``[blocks, d_in, 2 n]``."""
-    count, d_in, bytes_each = blocks.shape
-    both = torch.empty(count, d_in, 2, bytes_each, dtype=dtype)
-    both[:, :, 0], both[:, :, 1] = blocks & 15, blocks >> 4
-    return both.view(count, d_in, 2 * bytes_each)
+    def _reordered(self, columns: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """Return columns with those of every block at other places; None: as they are."""
+        if self._places is None or places is None:
+            return columns
+        return columns.view(len(columns), -1, self.block)[:, :, places].view(len(columns), -1)
 
 
 def _four_bit_layout(codes: torch.Tensor) -> torch.Tensor:
