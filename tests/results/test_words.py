@@ -155,7 +155,7 @@ def test_what_was_asked_and_reached() -> None:
 
 
 def test_bits_that_were_asked_and_reached() -> None:
-    rounded = SIZES.model_copy(update={"bytes_in_memory": 120})  # 80 for what is not compressed, 40 for 80 weights
+    rounded = SIZES.model_copy(update={"projection_bytes": 40})  # for 80 weights
     found = result(bits=4).model_copy(update={"before": SIZES, "after": rounded})
     assert asked_and_reached(found) == (
         "Method auto; bits asked 4.0, reached 4.0000 per weight of the compressible projections, scales and indices "

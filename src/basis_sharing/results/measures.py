@@ -9,6 +9,7 @@ class Sizes(Frozen):
     Attributes:
         parameters: Parameters of the whole model, shared ones counted once.
         projection_parameters: Parameters of the weights of the compressible projections (biases not counted).
+        projection_bytes: Bytes of these weights, with scales and indices; None in results of earlier versions.
         projection_multiplications: Multiplications per token in the compressible projections.
         bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once.
         bytes_on_disk: Bytes of the weight files; None for a model that is not on disk.
@@ -16,6 +17,7 @@ class Sizes(Frozen):
 
     parameters: int
     projection_parameters: int
+    projection_bytes: int | None = None
     projection_multiplications: int
     bytes_in_memory: int
     bytes_on_disk: int | None

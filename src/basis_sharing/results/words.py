@@ -104,21 +104,20 @@ def expectation(prediction: Prediction) -> str:
     return f"{cost}, scaled by {prediction.scale:.2f}{error}, one plan measured on {prediction.text}."
 
 
-def bits_per_weight(result: CompressionResult) -> float:
-    """Return the bits in memory per weight of the compressible projections, for an original in one dtype."""
-    before, after = result.before, result.after
-    itemsize = round(before.bytes_in_memory / before.parameters)
-    outside = before.bytes_in_memory - itemsize * before.projection_parameters
-    return 8 * (after.bytes_in_memory - outside) / before.projection_parameters
+def bits_per_weight(result: CompressionResult) -> float | None:
+    """Return the bits in memory per weight of the compressible projections; None for results of earlier versions."""
+    stored = result.after.projection_bytes
+    return None if stored is None else 8 * stored / result.before.projection_parameters
 
 
 def asked_and_reached(result: CompressionResult) -> str:
     """Return the target and what was reached, in one sentence: bits where they were asked, else what was removed."""
     given = [(name, value) for name in TARGETS if (value := getattr(result.recipe, name)) is not None]
     asked = " and ".join(f"{name.replace('_', ' ')} asked {value}" for name, value in given)
-    if result.recipe.bits is not None:
+    reached = bits_per_weight(result)
+    if result.recipe.bits is not None and reached is not None:
         return (
-            f"Method {result.method}; {asked}, reached {bits_per_weight(result):.4f} per weight of the compressible "
+            f"Method {result.method}; {asked}, reached {reached:.4f} per weight of the compressible "
             "projections, scales and indices counted."
         )
     return (

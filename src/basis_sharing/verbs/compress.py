@@ -227,9 +227,11 @@ def _identity(recipe: Recipe, run: Run, text: CalibrationText | None) -> dict[st
 
 
 def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None) -> Sizes:
+    itemsize = model.dtype.itemsize
     return Sizes(
         parameters=parameter_count(model),
         projection_parameters=projection_parameters(model, [p.name for p in decoder.projections]),
+        projection_bytes=dense_parameters(decoder) * itemsize if plan is None else plan.bytes(decoder, itemsize),
         projection_multiplications=dense_parameters(decoder) if plan is None else plan.multiplications(decoder),
         bytes_in_memory=memory_bytes(model),
         bytes_on_disk=on_disk,
