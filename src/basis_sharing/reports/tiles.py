@@ -29,10 +29,9 @@ def answer(material: Material) -> str:
     result = material.result
     fewer = 1 - result.after.parameters / result.before.parameters
     saved = result.before.bytes_in_memory - result.after.bytes_in_memory
-    gain = (
-        f"{material.name} has {percent(fewer)} fewer parameters than {material.original} and needs "
-        f"{amount_of_bytes(saved)} less memory"
-    )
+    rounded = f"the numbers of {material.original} in fewer bits"
+    has = f"{percent(fewer)} fewer parameters than {material.original}" if fewer else rounded
+    gain = f"{material.name} has {has} and needs {amount_of_bytes(saved)} less memory"
     if not material.perplexities:
         return f"{gain}. What that costs in quality was not measured: compress with --evaluate, or use compare."
     dense, small = material.perplexities[0]

@@ -7,6 +7,7 @@ from basis_sharing.reports.tables.sizes import size_table
 from basis_sharing.results.compression import CompressionResult
 from basis_sharing.results.words import (
     asked_and_reached,
+    bits_per_weight,
     calibrated_on,
     condensed,
     expectation,
@@ -49,6 +50,9 @@ def origin_table(result: CompressionResult) -> Table:
         ("fraction removed from the compressible projections", f"{result.ratio_reached:.4f}"),
         ("groups", groups_and_shared(result)),
     ]
+    bits = bits_per_weight(result)
+    if bits is not None and any(report.entry.tensors for report in result.entries):
+        rows.append(("bits per weight of these projections, scales and indices counted", f"{bits:.3f}"))
     text = calibrated_on(result)
     if text is not None and result.calibration is not None:
         rows += [("calibration text", text), ("fingerprint of these windows", result.calibration.fingerprint)]
