@@ -197,3 +197,34 @@ def test_the_verb_prints_what_was_gained(space: Path, tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "KL divergence from the original" in printed
     assert "perplexity" in printed
+
+
+@pytest.mark.parametrize("preset", ["distill", "next-token"])
+def test_a_model_in_few_bits_learns_its_scales_and_keeps_its_codes(preset: str, space: Path, tmp_path: Path) -> None:
+    text = str(space / "text.txt")
+    compress(
+        space / "model",
+        bits=3.5,
+        embedding_bits=8,
+        scale_group=16,
+        rank_multiple=8,
+        output=tmp_path / "small",
+        calibration=text,
+        windows=4,
+        length=64,
+    )
+    settings: dict[str, Any] = {"calibration": text, "length": 64, "windows": 24, "epochs": 2, "preset": preset}
+    result = recover(tmp_path / "small", tmp_path / "out", **settings)
+    assert result.recovery is not None
+    assert result.recovery.loss_after < result.recovery.loss_before
+    small, larger = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("small", "out"))
+    after = dict(larger.named_parameters())
+    changed = {n: not torch.equal(p, after[n]) for n, p in small.named_parameters()}
+    assert not any(moved for name, moved in changed.items() if name.endswith((".packed", ".zero_points")))
+    assert all(moved for name, moved in changed.items() if name.endswith(".scales") and "layers" in name)
+
+
+def test_adapters_on_coefficients_in_few_bits_are_refused(space: Path, tmp_path: Path) -> None:
+    compress(space / "model", method="rtn", bits=4, scale_group=16, output=tmp_path / "small")
+    with pytest.raises(RecipeError, match=r"this model has none but those in few bits: use --preset distill"):
+        recover(tmp_path / "small", tmp_path / "out", calibration=str(space / "text.txt"), length=64, preset="paper")

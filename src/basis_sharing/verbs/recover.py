@@ -282,27 +282,43 @@ class _Train:
 
 
 def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """Return all parameters of the language model but those of its embeddings and output head, by name."""
+    """Return all parameters of the language model that can be trained, without embeddings and output head, by name.
+
+    Of matrices in few bits these are the scales.
+    """
     outside = {
         id(parameter)
         for module in (model.get_input_embeddings(), model.get_output_embeddings(), *towers(model).values())
         if module is not None
         for parameter in module.parameters()
     }
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in outside}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in outside and parameter.is_floating_point()
+    }
 
 
 def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
     """Return the model with LoRA adapters on its coefficients, and the adapters' parameters by name.
 
     Raises:
-        RecipeError: The package peft is not installed.
+        RecipeError: The package peft is not installed, or all coefficients are in few bits.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise RecipeError("LoRA needs the package peft: pip install 'basis-sharing[recover]'.") from None
-    names = [f"{name}.coeff" for name, module in model.named_modules() if isinstance(module, FactorizedLinear)]
+    names = [
+        f"{name}.coeff"
+        for name, module in model.named_modules()
+        if isinstance(module, FactorizedLinear) and isinstance(module.coeff, nn.Linear)
+    ]
+    if not names:
+        raise RecipeError(
+            "LoRA is for coefficients, and this model has none but those in few bits: use --preset distill or "
+            "next-token, which train the scales."
+        )
     setting = LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=names, task_type="CAUSAL_LM"
     )
