@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 import basis_sharing
 from basis_sharing.cli.main import main
 from basis_sharing.errors import ModelError
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult
+from basis_sharing.runtime.entries_basis_sharing import Bits
 from forks import fresh
 from pico import PICO, save_pico
 
@@ -93,8 +95,19 @@ def test_rounded_weights_load_elsewhere_as_compressed_tensors(tmp_path: Path) ->
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected)
-    widths = json.loads((output / "config.json").read_text())["quantization_config"]["config_groups"]
-    assert {group["weights"]["num_bits"] for group in widths.values()} == {4, 8}
+    groups = json.loads((output / "config.json").read_text())["quantization_config"]["config_groups"].values()
+    assert {group["weights"]["num_bits"] for group in groups} == {4, 8}
+    bits = {name: group["weights"]["num_bits"] for group in groups for name in group["targets"]}
+    entries = CompressionResult.read(folder / RESULT_FILE).entries
+    own = {report.entry.owner: report.entry.weight_grid.bits for report in entries if isinstance(report.entry, Bits)}
+    assert own.keys() == bits.keys()
+    assert all(bits[name] >= own[name] for name in own)
+    assert any(bits[name] > own[name] for name in own), (
+        "no projection had fewer bits than another that it is fused with"
+    )
+    for block in range(5):
+        read = [f"model.layers.{block}.self_attn.{role}_proj" for role in "qkv"]
+        assert len({bits[name] for name in read}) == 1
 
 
 @pytest.mark.parametrize(

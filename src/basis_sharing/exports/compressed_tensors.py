@@ -1,10 +1,13 @@
 """Export of a model whose projections are rounded, and not factorized, as an ordinary compressed-tensors checkpoint.
 
 transformers (with the package compressed-tensors) and vLLM load it without this package, and multiply with their own
-kernels. The layout is ``pack-quantized``: of 4 and 8 bits ours is the same.
+kernels. The layout is ``pack-quantized``: of 4 and 8 bits ours is the same. Engines fuse projections that read one
+input, which have to be on grids of one kind then: they are written in the most bits and the smallest groups among them,
+which changes no weight.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
 _WIDTHS = (4, 8)
 _SHARD = "5GB"
-_PARTS = {"packed": "packed", "scales": "scale"}
 
 
 class CompressedTensors:
@@ -49,10 +51,11 @@ class CompressedTensors:
         entries = _rounded(model, folder)
         check_space(staging, memory_bytes(model))
         config = native_config(model.config)
-        config.quantization_config = configuration(entries)
+        grids = _written_grids(model, entries)
+        config.quantization_config = configuration(grids, model)
         with output_errors(staging):
             config.save_pretrained(staging)
-            save_torch_state_dict(_tensors(model, entries, progress), staging, max_shard_size=_SHARD)
+            save_torch_state_dict(_tensors(model, grids, progress), staging, max_shard_size=_SHARD)
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(staging)
             load_tokenizer(source).save_pretrained(staging)
@@ -107,11 +110,34 @@ def _rounded(model: Any, folder: Path) -> list["Bits"]:
     return found
 
 
-def configuration(entries: Iterable["Bits"]) -> dict[str, Any]:
-    """Return the ``quantization_config`` of compressed-tensors: one group of modules for every grid."""
-    by_grid: dict[Grid, list[str]] = {}
+def _written_grids(model: Any, entries: Sequence["Bits"]) -> dict[str, "Grid"]:
+    """Return the grid in which every weight is written, by the name of its projection."""
+    from basis_sharing.exports.dense import skeleton_of
+    from basis_sharing.models.decoder import describe
+    from basis_sharing.runtime.format_basis_sharing import Grid
+
+    inputs = {p.name: (p.block, p.input) for p in describe(skeleton_of(model)).projections}
+    readers: dict[tuple[int, str], list[Grid]] = {}
     for entry in entries:
-        by_grid.setdefault(entry.weight_grid, []).append(entry.owner)
+        readers.setdefault(inputs[entry.owner], []).append(entry.weight_grid)
+    common = {
+        read: Grid(max(grid.bits for grid in grids), gcd(*(grid.group for grid in grids)), symmetric=True)
+        for read, grids in readers.items()
+    }
+    return {entry.owner: common[inputs[entry.owner]] for entry in entries}
+
+
+def configuration(grids: Mapping[str, "Grid"], model: Any) -> dict[str, Any]:
+    """Return the ``quantization_config`` of compressed-tensors: one group of modules for every kind of grid.
+
+    Args:
+        grids: The grid of every weight that is rounded, by the name of its projection.
+        model: The model with these projections.
+    """
+    alike: dict[tuple[int, int | None], list[str]] = {}
+    for name, grid in grids.items():
+        whole = grid.group >= model.get_submodule(name).in_features
+        alike.setdefault((grid.bits, None if whole else grid.group), []).append(name)
     groups = {
         f"group_{number}": {
             "format": "pack-quantized",
@@ -119,15 +145,15 @@ def configuration(entries: Iterable["Bits"]) -> dict[str, Any]:
             "output_activations": None,
             "targets": names,
             "weights": {
-                "num_bits": grid.bits,
+                "num_bits": bits,
                 "type": "int",
                 "symmetric": True,
-                "strategy": "group",
-                "group_size": grid.group,
+                "strategy": "channel" if size is None else "group",
+                "group_size": size,
                 "dynamic": False,
             },
         }
-        for number, (grid, names) in enumerate(by_grid.items())
+        for number, ((bits, size), names) in enumerate(alike.items())
     }
     return {
         "quant_method": "compressed-tensors",
@@ -138,17 +164,30 @@ def configuration(entries: Iterable["Bits"]) -> dict[str, Any]:
     }
 
 
-def _tensors(model: Any, entries: Sequence["Bits"], progress: ProgressCallback) -> dict[str, "Tensor"]:
+def _tensors(model: Any, grids: Mapping[str, "Grid"], progress: ProgressCallback) -> dict[str, "Tensor"]:
     """Return the tensors of the checkpoint by name; tied ones once."""
     import torch
 
     tied = set(getattr(model, "all_tied_weights_keys", {}))
-    names: dict[str, str] = {}
-    found: dict[str, Tensor] = {}
-    for done, entry in enumerate(entries, start=1):
-        module = model.get_submodule(entry.owner)
-        names |= {f"{entry.owner}.{part}": f"{entry.owner}.weight_{new}" for part, new in _PARTS.items()}
-        found[f"{entry.owner}.weight_shape"] = torch.tensor([module.out_features, module.in_features])
-        progress(Progress("packing weights", done, len(entries), "projections"))
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    return found | {names.get(name, name): tensor.contiguous() for name, tensor in state.items()}
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    for done, (name, grid) in enumerate(grids.items(), start=1):
+        module = model.get_submodule(name)
+        state |= _rewritten(name, module, grid)
+        state[f"{name}.weight_shape"] = torch.tensor([module.out_features, module.in_features])
+        for part in ("packed", "scales"):
+            del state[f"{name}.{part}"]
+        progress(Progress("packing weights", done, len(grids), "projections"))
+    return state
+
+
+def _rewritten(name: str, module: Any, grid: "Grid") -> dict[str, "Tensor"]:
+    """Return the packed codes and the scales of a weight on a grid that holds it exactly."""
+    from basis_sharing.runtime.rounded_basis_sharing import pack
+
+    codes = module.codes() + 2 ** (grid.bits - 1) - 2 ** (module.grid.bits - 1)
+    scales = module.scales.detach()
+    repeats = grid.groups(module.in_features) // scales.shape[1]
+    return {
+        f"{name}.weight_packed": pack(codes, grid),
+        f"{name}.weight_scale": scales.repeat_interleave(repeats, 1).contiguous(),
+    }

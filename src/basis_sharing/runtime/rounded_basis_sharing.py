@@ -128,7 +128,7 @@ class RoundedLinear(nn.Module):
     def matrix(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight in a dtype, shape ``[d_out, d_in]``."""
         zero: Any = 2 ** (self.grid.bits - 1) if self.zero_points is None else self._zeros().to(dtype)[:, :, None]
-        return on_grid(self._codes().to(dtype), self.scales.to(dtype), zero, self.grid.group)
+        return on_grid(self.codes().to(dtype), self.scales.to(dtype), zero, self.grid.group)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` of shape ``[..., d_in]`` to ``[..., d_out]``."""
@@ -148,7 +148,7 @@ class RoundedLinear(nn.Module):
         if kernel is not None and not self.is_arranged:
             with _ARRANGING, torch.inference_mode(False), torch.no_grad():
                 if not self.is_arranged:
-                    self.packed.data = kernel.arranged(self._codes())
+                    self.packed.data = kernel.arranged(self.codes())
         return kernel
 
     @property
@@ -164,7 +164,7 @@ class RoundedLinear(nn.Module):
                 self._beside = (version, kernel.beside(self.scales.float(), self._zeros().float()))
         return self._beside[1]
 
-    def _codes(self) -> torch.Tensor:
+    def codes(self) -> torch.Tensor:
         """Return the codes, uint8, shape ``[d_out, d_in]``."""
         if not self.is_arranged:
             return unpack(self.packed, self.grid, self.in_features)
@@ -184,7 +184,7 @@ class RoundedLinear(nn.Module):
         if self.is_arranged:
             with _ARRANGING, torch.inference_mode(False), torch.no_grad():
                 if self.is_arranged:
-                    self.packed.data = pack(self._codes(), self.grid)
+                    self.packed.data = pack(self.codes(), self.grid)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._pack_again()
