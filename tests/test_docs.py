@@ -158,14 +158,14 @@ def json_blocks(page: str) -> list[Any]:
 
 
 def test_the_files_on_the_page_of_the_format_are_read(tmp_path: Path) -> None:
-    checkpoint, rounded, old, plan = json_blocks("checkpoint-format.md")
+    checkpoint, rounded, embeddings, old, plan = json_blocks("checkpoint-format.md")
     config = checkpoint["quantization_config"]
     entries = entries_of_config(config)
     assert config["format_version"] == FORMAT_VERSION
     assert [entry.to_dict() for entry in entries] == config["entries"]
     assert len(decode_pivots(config["entries"][0]["pivots"], 64, config["entries"][0]["rank"])[0]) == 55
     assert entries_of_config(old)[0] == entries[1]
-    assert entry_from(rounded).to_dict() == rounded
+    assert [entry_from(one).to_dict() for one in (rounded, embeddings)] == [rounded, embeddings]
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan), encoding="utf-8")
     assert json.loads(Plan.read(path).model_dump_json()) == plan
