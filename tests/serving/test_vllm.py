@@ -68,12 +68,17 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "pivoted": {"method": "basis-sharing", "form": "pivoted"},
     "planned": {"method": "auto"},
     "some roles": {"method": "svd-llm", "roles": ("q", "o", "up")},
+    "bits": {"bits": 5.5, "treatments": "bits", "scale_group": 16, "widths": "8,3"},
+    "bits and ranks": {"bits": 3.7, "rank_multiple": 8, "widths": "8,4,3", "scale_group": 16, "across_depth": False},
 }
+IN_FEW_BITS = ("bits", "bits and ranks")
 CASES = [
     *[(model, structure, 1) for model in MODELS for structure in ("shared", "pivoted")],
     ("llama", "planned", 1),
     ("llama", "some roles", 1),
     *[(model, structure, 2) for model in ("llama", "opt", "phi3") for structure in ("shared", "pivoted")],
+    *[(model, structure, 1) for model in ("llama", "phi3", "opt") for structure in IN_FEW_BITS],
+    *[(model, "bits", 2) for model in ("llama", "phi3")],
 ]
 
 
@@ -82,8 +87,10 @@ def compress(model: str, structure: str, folder: Path) -> CompressionResult:
     text = folder.with_name("text.txt")
     text.write_text(TEXT)
     settings = {"calibration": str(text), "windows": 4, "length": 64, **STRUCTURES[structure]}
+    if structure not in IN_FEW_BITS:
+        settings["ratio"] = 0.3
     _, result = basis_sharing.compress(
-        build(model, **MODELS[model]), 0.3, tokenizer=pico_tokenizer(), output=folder, **settings
+        build(model, **MODELS[model]), tokenizer=pico_tokenizer(), output=folder, **settings
     )
     return result
 
@@ -118,7 +125,8 @@ def chosen_by_vllm(folder: Path, ranks: int, execution: str = "eager") -> list[l
 def test_vllm_chooses_the_tokens_that_transformers_does(model: str, structure: str, ranks: int, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     result = compress(model, structure, folder)
-    assert any(len(entry.members) > 1 for entry in result.entries) or structure == "some roles"
+    shares = any(len(entry.members) > 1 for entry in result.entries)
+    assert shares or structure == "some roles" or structure in IN_FEW_BITS
     assert chosen_by_vllm(folder, ranks) == chosen_by_transformers(folder)
 
 
@@ -145,3 +153,14 @@ def test_a_newer_format_is_refused_in_words(tmp_path: Path) -> None:
     done = run_vllm(folder, 1)
     assert done.returncode != 0
     assert "format version 99, newer than the version 2 known here: update basis-sharing" in done.stderr + done.stdout
+
+
+def test_a_group_that_processes_would_tear_apart_is_refused_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    model = build("llama", **MODELS["llama"])
+    basis_sharing.compress(model, tokenizer=pico_tokenizer(), method="rtn", bits=4, scale_group=64, output=folder)
+    done = run_vllm(folder, 2)
+    assert done.returncode != 0
+    assert "inputs cannot be divided among 2 processes" in done.stderr + done.stdout

@@ -151,6 +151,12 @@ class RoundedLinear(nn.Module):
                     self.packed.data = kernel.arranged(self.codes())
         return kernel
 
+    def arrange(self) -> None:
+        """Bring codes into the layout of a product now, if there is one, as it otherwise happens at the first use."""
+        kernel = self._kernel(self.scales)
+        if kernel is not None:
+            self._read_beside(kernel)
+
     @property
     def is_arranged(self) -> bool:
         """Whether codes are in the layout of a product."""

@@ -5,8 +5,9 @@ vLLM finds :func:`register` through the entry point ``vllm.general_plugins``; a 
     vllm serve ./llama-20
 
 vLLM fuses projections that read one input (``qkv_proj``, ``gate_up_proj``). Here such a layer has *parts*: a dense
-weight for one or more projections in a row, or coefficients and a basis that parts of other layers may share. The input
-is put in order once, bases that are stored side by side are one product, and the outputs of the parts are concatenated.
+weight for one or more projections in a row, a weight in few bits, or coefficients and a basis that parts of other
+layers may share. The input is put in order once, bases that are stored side by side are one product, and the outputs of
+the parts are concatenated. Matrices in few bits are multiplied as in transformers, by :class:`RoundedLinear`.
 
 With tensor parallelism, a layer that splits its outputs holds every whole basis and its own columns of the
 coefficients. A layer that splits its inputs holds its own rows of the basis and the whole coefficients, and sums the
@@ -14,7 +15,6 @@ hidden vectors, whose size is the rank of the basis, over all processes.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -34,11 +34,13 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
-from basis_sharing.runtime.entries_basis_sharing import Factors
-from basis_sharing.runtime.factorized_basis_sharing import input_order
+from basis_sharing.runtime.entries_basis_sharing import Bits, Factors
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, FormatError
+from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
+from basis_sharing.serving.vllm_parts import Basis, Part, Place, numbers_of
 
 _SHARDS = ("q", "k", "v")
+_TENSORS = ("weight", "scales", "zero_points")  # of a matrix on disk
 _TRANSPOSING = ("gpt2",)  # architectures whose loader transposes every matrix, also those of factors
 
 
@@ -59,12 +61,12 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         super().__init__()
-        self.groups: dict[str, Factors] = {}
+        self.groups: dict[str, Factors | Bits] = {}
         for entry in entries:
-            if not isinstance(entry, Factors):
-                raise FormatError(f"vLLM cannot serve entries of kind {entry.kind}: export the model first.")
-            if entry.tensors:
-                raise FormatError("vLLM cannot serve factors in few bits yet: export the model first.")
+            if not isinstance(entry, (Factors, Bits)):
+                raise FormatError(
+                    f"vLLM cannot serve entries of kind {entry.kind}: compress without them, or export the model first."
+                )
             self.groups |= dict.fromkeys(entry.members, entry)
         self.bases: dict[tuple[str, int], Basis] = {}
 
@@ -127,118 +129,16 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
                 "use tensor parallelism."
             )
         split = isinstance(layer, RowParallelLinear) and layer.tp_size > 1
+        if split and group.basis_grid is not None:
+            raise FormatError(
+                f"the basis of {group.owner} is in few bits, whose groups of inputs tensor parallelism would tear "
+                "apart: use one process."
+            )
         rank, ranks = (layer.tp_rank, layer.tp_size) if split else (0, 1)
         key = (group.holder, ranks)
         if key not in self.bases:
             self.bases[key] = Basis(group, inputs * ranks, rank, ranks, dtype)
         return self.bases[key]
-
-
-class Basis(nn.Module):
-    """The rows of one or more bases in one tensor that this process needs.
-
-    Args:
-        group: The group of the basis, or one of those whose bases are side by side.
-        d_in: Number of inputs over all processes.
-        rank: Rank of this process.
-        ranks: Number of processes among which the inputs are split.
-        dtype: Dtype of the weights.
-
-    Attributes:
-        order: Indices of the inputs in order, if they have to be put in order and are not split; else None.
-        order_name: Name of the order, the same for all bases in this order.
-    """
-
-    order: Tensor | None
-    pivots: Tensor | None
-    places: Tensor | None
-    rest: Tensor | None
-
-    def __init__(self, group: Factors, d_in: int, rank: int, ranks: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        first, last = rank * (d_in // ranks), (rank + 1) * (d_in // ranks)
-        columns = slice(first, last)
-        self.pivoted, self.whole, self.rank = group.form == "pivoted", ranks == 1, group.rank
-        self.order_name = " ".join(group.order) or group.owner
-        indices: dict[str, Tensor | None] = dict.fromkeys(("order", "pivots", "places", "rest"))
-        if self.pivoted:
-            order = input_order(group, d_in).long().cpu()
-            pivots, rest = order.split((group.rank, d_in - group.rank))
-            if not self.whole:
-                mine, theirs = ((part >= first) & (part < last) for part in (pivots, rest))
-                indices = {
-                    "order": None,
-                    "pivots": pivots[mine] - first,
-                    "places": mine.nonzero()[:, 0],
-                    "rest": rest[theirs] - first,
-                }
-                before = int((rest < first).sum())
-                columns = slice(before, before + int(theirs.sum()))
-            else:
-                columns = slice(0, len(rest))
-                if not torch.equal(order, torch.arange(d_in)):
-                    indices["order"] = order
-        for name, values in indices.items():
-            on_device = None if values is None else values.to(torch.get_default_device())
-            self.register_buffer(name, on_device, persistent=False)
-        rows = group.rank if group.rows is None else group.rows[1]
-        self._columns, stored = columns, columns.stop - columns.start
-        self.weight = nn.Parameter(torch.empty(rows, stored, dtype=dtype), requires_grad=False)
-
-    def load(self, tensor: Tensor) -> None:
-        """Load this process' columns of the tensor on disk, which has shape ``[rows, stored]``."""
-        self.weight.data.copy_(tensor[:, self._columns])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the contribution of this process' inputs, in order, to the hidden vectors, shape ``[..., rows]``."""
-        if not self.pivoted:
-            hidden: Tensor = nn.functional.linear(x, self.weight)
-            return hidden
-        if self.whole:
-            leading, others = x.split((self.rank, x.shape[-1] - self.rank), dim=-1)
-            product = nn.functional.linear(others, self.weight).unflatten(-1, (-1, self.rank))
-            hidden = (product + leading.unsqueeze(-2)).flatten(-2)
-            return hidden
-        assert self.pivots is not None
-        assert self.places is not None
-        assert self.rest is not None
-        hidden = nn.functional.linear(x.index_select(-1, self.rest), self.weight)
-        return hidden.index_add(-1, self.places, x.index_select(-1, self.pivots))
-
-
-class Part(nn.Module):
-    """A projection of a layer in factors, or consecutive dense ones.
-
-    Args:
-        group: Its group; None: it is dense.
-        basis: Its basis; None: it is dense.
-        outputs: Number of outputs on this process.
-        columns: Rank of the basis; for a dense part, number of inputs on this process.
-        dtype: Dtype of the weights.
-    """
-
-    def __init__(
-        self, group: Factors | None, basis: Basis | None, outputs: int, columns: int, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        self.basis = basis
-        self.first = 0 if group is None or group.rows is None else group.rows[0]
-        self.weight = nn.Parameter(torch.empty(outputs, columns, dtype=dtype), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map the hidden vectors of its basis (the input, if it is dense) to its outputs."""
-        columns = self.weight.shape[1]
-        own = hidden if hidden.shape[-1] == columns else hidden.narrow(-1, self.first, columns)
-        return nn.functional.linear(own, self.weight)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor on disk belongs: the outputs ``start`` to ``stop`` of a part."""
-
-    part: Part
-    start: int
-    stop: int
 
 
 class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
@@ -264,41 +164,62 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> None:
         """Create the parts, and two parameters whose loaders pass tensors from disk to their place."""
         # Summing hidden vectors over the processes replaces summing the outputs.
-        layer.adds_hidden = isinstance(layer, RowParallelLinear) and layer.tp_size > 1 and layer.reduce_results
+        split = isinstance(layer, RowParallelLinear) and layer.tp_size > 1 and layer.reduce_results
+        layer.adds_hidden = split and isinstance(self.config.groups[self.names[0]], Factors)
         if layer.adds_hidden:
             layer.reduce_results = False
         # An architecture that fuses projections itself has one part for several of vLLM's partitions.
         sizes = output_partition_sizes if len(self.names) > 1 else [sum(output_partition_sizes)]
         layer.parts, places = nn.ModuleList(), list[Place]()
         named = zip(self.names, sizes, strict=True)
-        for group, found in groupby(named, lambda each: self.config.groups.get(each[0])):
-            for own in [list(found)] if group is None else [[each] for each in found]:
+        for entry, found in groupby(named, lambda each: self.config.groups.get(each[0])):
+            for own in [list(found)] if entry is None else [[each] for each in found]:
                 basis, columns = None, input_size_per_partition
-                if group is not None:
-                    basis = self.config.basis(group, input_size_per_partition, layer, params_dtype)
-                    columns = group.rank
+                if isinstance(entry, Factors):
+                    basis = self.config.basis(entry, input_size_per_partition, layer, params_dtype)
+                    columns = entry.rank
                 stops = list(accumulate(size for _, size in own))
-                part = Part(group, basis, stops[-1], columns, params_dtype)
+                part = Part(entry, basis, stops[-1], columns, params_dtype)
                 layer.parts.append(part)
                 places += [Place(part, stop - size, stop) for stop, (_, size) in zip(stops, own, strict=True)]
 
-        def load_basis(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+        def load_basis(name: str, tensor: Tensor, shard: str | int | None) -> None:
             basis = places[_index(shard)].part.basis
             assert basis is not None
-            basis.load(_as_on_disk(tensor))
+            matrix = basis.matrix
+            basis.load(name, numbers_of(name, _as_on_disk(tensor), matrix.grid, matrix.inputs, matrix.outputs))
 
-        def load_weight(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+        def load_weight(name: str, tensor: Tensor, shard: str | int | None) -> None:
             place = places[_index(shard)]
-            own = self._own(layer, place, _as_on_disk(tensor), shard, output_partition_sizes)
-            place.part.weight.data[place.start : place.stop].copy_(own)
+            matrix, inputs = place.part.matrix, place.part.columns * _divided(layer, place)
+            outputs = self._outputs(layer, place, shard)
+            numbers = numbers_of(name, _as_on_disk(tensor), matrix.grid, inputs, outputs)
+            own = self._own(layer, place, numbers, shard, output_partition_sizes)
+            matrix.load(name, own, slice(place.start, place.stop))
 
-        layer.weight, layer.basis = _routing_parameter(load_weight), nn.Module()
-        layer.basis.weight = _routing_parameter(load_basis)
+        layer.basis = nn.Module()
+        for name in _TENSORS:
+            setattr(layer, name, _routing_parameter(name, load_weight))
+            setattr(layer.basis, name, _routing_parameter(name, load_basis))
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Bring matrices in few bits into the layout of their products."""
+        for module in layer.modules():
+            if isinstance(module, RoundedLinear):
+                module.arrange()
+
+    def _outputs(self, layer: Any, place: Place, shard: str | int | None) -> int:
+        """Return the number of outputs of a projection over all processes."""
+        if not isinstance(layer, ColumnParallelLinear) or layer.tp_size == 1:
+            return place.stop - place.start
+        if len(self.names) > 1:
+            return _whole_sizes(layer)[_index(shard)]
+        return int(layer.output_size)
 
     def _own(self, layer: Any, place: Place, tensor: Tensor, shard: str | int | None, sizes: list[int]) -> Tensor:
-        """Return the part of a weight on disk that belongs to this process."""
+        """Return the part of a weight, or of its scales or zero points, that belongs to this process."""
         if isinstance(layer, RowParallelLinear):
-            width = place.part.weight.shape[1]
+            width = tensor.shape[1] // _divided(layer, place)
             start = layer.tp_rank * width if place.part.basis is None else 0
             return tensor[:, start : start + width]
         if not isinstance(layer, ColumnParallelLinear):
@@ -333,11 +254,32 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         return result if bias is None else result + bias
 
 
-def _routing_parameter(load: Callable[..., None]) -> nn.Parameter:
-    """Return an empty parameter with a loader that passes tensors on disk to their part."""
+def _routing_parameter(name: str, load: Callable[[str, Tensor, str | int | None], None]) -> nn.Parameter:
+    """Return an empty parameter with a loader that passes tensors on disk, and their name, to their part."""
     parameter = nn.Parameter(torch.empty(0), requires_grad=False)
-    parameter.weight_loader = load  # type: ignore[attr-defined]
+
+    def loader(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+        load(name, tensor, shard)
+
+    parameter.weight_loader = loader  # type: ignore[attr-defined]
     return parameter
+
+
+def _divided(layer: Any, place: Place) -> int:
+    """Return among how many processes the inputs of a part are divided.
+
+    Raises:
+        FormatError: They cannot be, because a group of inputs would be torn apart.
+    """
+    if not isinstance(layer, RowParallelLinear) or place.part.basis is not None:
+        return 1
+    grid, count = place.part.matrix.grid, int(layer.tp_size)
+    if grid is not None and count > 1 and place.part.columns % grid.group:
+        raise FormatError(
+            f"groups of {grid.group} inputs cannot be divided among {count} processes: compress with a smaller "
+            "--scale-group, or use one process."
+        )
+    return count
 
 
 def _index(shard: str | int | None) -> int:
