@@ -71,6 +71,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "bits": {"bits": 5.5, "treatments": "bits", "scale_group": 16, "widths": "8,3"},
     "bits and ranks": {"bits": 3.7, "rank_multiple": 8, "widths": "8,4,3", "scale_group": 16, "across_depth": False},
 }
+STRUCTURES["bits and embeddings"] = {**STRUCTURES["bits"], "embedding_bits": 8}
 IN_FEW_BITS = ("bits", "bits and ranks")
 CASES = [
     *[(model, structure, 1) for model in MODELS for structure in ("shared", "pivoted")],
@@ -79,6 +80,8 @@ CASES = [
     *[(model, structure, 2) for model in ("llama", "opt", "phi3") for structure in ("shared", "pivoted")],
     *[(model, structure, 1) for model in ("llama", "phi3", "opt") for structure in IN_FEW_BITS],
     *[(model, "bits", 2) for model in ("llama", "phi3")],
+    ("phi3", "bits and embeddings", 1),  # with a head of its own
+    ("llama", "bits and embeddings", 2),
 ]
 
 
@@ -87,7 +90,7 @@ def compress(model: str, structure: str, folder: Path) -> CompressionResult:
     text = folder.with_name("text.txt")
     text.write_text(TEXT)
     settings = {"calibration": str(text), "windows": 4, "length": 64, **STRUCTURES[structure]}
-    if structure not in IN_FEW_BITS:
+    if "bits" not in STRUCTURES[structure]:
         settings["ratio"] = 0.3
     _, result = basis_sharing.compress(
         build(model, **MODELS[model]), tokenizer=pico_tokenizer(), output=folder, **settings
@@ -126,7 +129,7 @@ def test_vllm_chooses_the_tokens_that_transformers_does(model: str, structure: s
     folder = tmp_path / "small"
     result = compress(model, structure, folder)
     shares = any(len(entry.members) > 1 for entry in result.entries)
-    assert shares or structure == "some roles" or structure in IN_FEW_BITS
+    assert shares or structure == "some roles" or "bits" in STRUCTURES[structure]
     assert chosen_by_vllm(folder, ranks) == chosen_by_transformers(folder)
 
 

@@ -1,5 +1,6 @@
 """What a layer in vLLM consists of: matrices, dense or in few bits, and bases that several layers may share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -177,3 +178,14 @@ def numbers_of(name: str, tensor: Tensor, grid: Grid | None, inputs: int, output
     if name == "weight":
         return unpack(tensor, grid, inputs)
     return unpack(tensor.T, grid, outputs).T
+
+
+def routing_parameter(name: str, load: Callable[[str, Tensor, str | int | None], None]) -> nn.Parameter:
+    """Return an empty parameter with a loader that passes tensors on disk, and their name, to their part."""
+    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def loader(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
+        load(name, tensor, shard)
+
+    parameter.weight_loader = loader  # type: ignore[attr-defined]
+    return parameter

@@ -14,7 +14,7 @@ coefficients. A layer that splits its inputs holds its own rows of the basis and
 hidden vectors, whose size is the rank of the basis, over all processes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -31,13 +31,15 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
-from basis_sharing.runtime.entries_basis_sharing import Bits, Factors
+from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings, Factors
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, FormatError
 from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
-from basis_sharing.serving.vllm_parts import Basis, Part, Place, numbers_of
+from basis_sharing.serving.vllm_embeddings import RoundedEmbeddingMethod
+from basis_sharing.serving.vllm_parts import Basis, Part, Place, numbers_of, routing_parameter
 
 _SHARDS = ("q", "k", "v")
 _TENSORS = ("weight", "scales", "zero_points")  # of a matrix on disk
@@ -62,7 +64,11 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
     def __init__(self, entries: Iterable[Entry]) -> None:
         super().__init__()
         self.groups: dict[str, Factors | Bits] = {}
+        self.tables: list[Embeddings] = []
         for entry in entries:
+            if isinstance(entry, Embeddings):
+                self.tables.append(entry)
+                continue
             if not isinstance(entry, (Factors, Bits)):
                 raise FormatError(
                     f"vLLM cannot serve entries of kind {entry.kind}: compress without them, or export the model first."
@@ -101,8 +107,12 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         """Rename projections for architectures that have other module names in vLLM."""
         self.groups = hf_to_vllm_mapper.apply_dict(self.groups)
 
-    def get_quant_method(self, layer: Any, prefix: str) -> LinearMethodBase | None:
-        """Return the method of a linear layer: factorized if a part of it is compressed, else vLLM's own; else None."""
+    def get_quant_method(self, layer: Any, prefix: str) -> QuantizeMethodBase | None:
+        """Return the method of a layer: ours if it is compressed; else vLLM's own, or None for its default."""
+        if isinstance(layer, VocabParallelEmbedding):
+            # Architectures do not name the layer; the embeddings come first, then a head that is not tied to them.
+            table = self.tables[-1 if isinstance(layer, ParallelLMHead) else 0] if self.tables else None
+            return None if table is None else RoundedEmbeddingMethod(table)
         if not isinstance(layer, LinearBase):
             return None
         names = self.parts_of(prefix)
@@ -199,8 +209,8 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
 
         layer.basis = nn.Module()
         for name in _TENSORS:
-            setattr(layer, name, _routing_parameter(name, load_weight))
-            setattr(layer.basis, name, _routing_parameter(name, load_basis))
+            setattr(layer, name, routing_parameter(name, load_weight))
+            setattr(layer.basis, name, routing_parameter(name, load_basis))
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Bring matrices in few bits into the layout of their products."""
@@ -252,17 +262,6 @@ class FactorizedMethod(LinearMethodBase):  # type: ignore[misc]
         if layer.adds_hidden and not layer.skip_bias_add:
             bias = layer.bias  # vLLM passes it only on the first process, because it expects a sum to follow
         return result if bias is None else result + bias
-
-
-def _routing_parameter(name: str, load: Callable[[str, Tensor, str | int | None], None]) -> nn.Parameter:
-    """Return an empty parameter with a loader that passes tensors on disk, and their name, to their part."""
-    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
-
-    def loader(_: nn.Parameter, tensor: Tensor, shard: str | int | None = None) -> None:
-        load(name, tensor, shard)
-
-    parameter.weight_loader = loader  # type: ignore[attr-defined]
-    return parameter
 
 
 def _divided(layer: Any, place: Place) -> int:
