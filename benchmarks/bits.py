@@ -4,9 +4,9 @@
 
 The weights of the real models at hand lie on a 4-bit grid, which flatters rounding to 4 bits. So the residual stream is
 rotated by a random orthogonal matrix first, norms are folded into the projections and the head is untied: the function
-is the same, the grid is gone (``--no-rotation`` leaves it). The model is stored in bf16 and measured in fp32. Scales and
-zero points are counted: 4 bits in groups of 64 are 4.31 per weight. Rows that are in the result already are left out;
-``--picture FILE`` draws them all.
+is the same, the grid is gone (``--no-rotation`` leaves it). The model is stored in bf16 and measured in fp32. Scales
+and zero points are counted: 4 bits in groups of 64 are 4.31 per weight. Rows that are in the result already are left
+out; ``--picture FILE`` draws them all.
 """
 
 import argparse
