@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,22 @@ def test_settings_of_the_planner_mean_nothing_to_fixed_methods(
 ) -> None:
     with pytest.raises(RecipeError, match=f"{flag} has no meaning for method {method}: .* use method auto"):
         Recipe.create(method=method, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"widths": "4"}, "--widths"),
+        ({"scale_group": 32}, "--scale-group"),
+        ({"zero_points": False}, "--no-zero-points"),
+    ],
+)
+def test_settings_of_rounding_mean_nothing_without_bits(settings: dict[str, Any], flag: str) -> None:
+    for target in ({"ratio": 0.2}, {"bits": 4, "treatments": "factors"}):
+        with pytest.raises(RecipeError, match=f"{flag} has no meaning where nothing is rounded: add --bits"):
+            Recipe.create(**target, **settings)
+    assert Recipe.create(max_bytes="1MB", **settings).offered_treatments == ("factors", "bits")
+    assert Recipe.create(ratio=0.2, treatments="factors,bits", **settings)
 
 
 @pytest.mark.parametrize("settings", [{"group_size": 2}, {"group_size": 1}, {"share": "q,k"}, {"share": ()}])

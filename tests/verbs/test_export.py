@@ -116,7 +116,7 @@ def test_rounded_weights_load_elsewhere_as_compressed_tensors(tmp_path: Path) ->
         ({"zero_points": True}, "has zero points, which transformers cannot load in this form: .* --no-zero-points"),
         ({"bits": 4, "widths": "8,3"}, "has 3 bits, which compressed-tensors packs otherwise"),
         (
-            {"bits": None, "ratio": 0.3, "treatments": "factors"},
+            {"bits": None, "ratio": 0.3, "treatments": "factors", "scale_group": None, "zero_points": True},
             "has factors, which compressed-tensors has no",
         ),
     ],

@@ -113,7 +113,7 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     for p in decoder.projections:
         shapes_of[p.role].add((p.d_in, p.d_out))
     rows = [row(role, True, "", shapes_of[role]) for role in ROLES if role in shapes_of]
-    rows.append(row(_EMBEDDINGS, False, "embeddings stay as they are"))
+    rows.append(row(_EMBEDDINGS, False, "stay as they are, or in 8 bits (--embedding-bits 8)"))
     head = model.get_output_embeddings()
     if head is not None:
         tied = next(head.parameters()) is next(model.get_input_embeddings().parameters())

@@ -333,7 +333,10 @@ def _guard(source: ModelSource, what: str, action: Callable[[], _T]) -> _T:
     except MemoryError as error:
         raise ModelError(f"{source.given} does not fit into memory; use a machine with more of it.") from error
     except Exception as error:  # other libraries raise anything on damaged input
-        raise ModelError(f"The {what} of {source.given} cannot be loaded: {first_line(error)}.") from error
+        reason = first_line(error)
+        if "ignore_mismatched_sizes" in reason:  # transformers prints the shapes above it, where nobody sees them
+            reason = "a weight in its files has another shape than its config.json says"
+        raise ModelError(f"The {what} of {source.given} cannot be loaded: {reason}.") from error
 
 
 def _fetch(source: ModelSource, weights: bool = False) -> Path:

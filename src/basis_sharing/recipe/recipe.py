@@ -78,7 +78,19 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Ta
             other = "method basis-sharing" if self.preset.planned else "method auto"
             flag = flag_of(wrong, options[wrong])
             raise ValueError(f"{flag} has no meaning for method {self.method}: leave it out, or use {other}.")
+        self._rounds_something()
         return self
+
+    def _rounds_something(self) -> None:
+        """Check that settings of rounding come with bits among the treatments."""
+        fields, options = type(self).model_fields, type(self).options()
+        idle = "bits" not in self.offered_treatments
+        wrong = next((n for n in Planning.in_panel(ROUNDING) if idle and getattr(self, n) != fields[n].default), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{flag_of(wrong, options[wrong])} has no meaning where nothing is rounded: add --bits, --max-bytes or "
+                "--treatments factors,bits, or leave it out."
+            )
 
     def _is_rounding(self) -> None:
         """Check the settings of a method that rounds all weights to the same number of bits."""

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import basis_sharing
-from basis_sharing.errors import PlanError
+from basis_sharing.errors import ModelError, PlanError
 from basis_sharing.exports.dense import dense_model
 from basis_sharing.models.decoder import describe, weight
+from basis_sharing.models.source import load_model, resolve
 from basis_sharing.plans.plan import Plan
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.results.compression import CompressionResult
@@ -144,3 +146,18 @@ def test_weights_that_lie_on_a_grid_already_are_noticed(text: str) -> None:
     assert any("lie on a grid of 16 numbers per 32 inputs already" in note for note in again.notes)
     _, ranks = basis_sharing.compress(dense_model(model), 0.2, tokenizer=pico_tokenizer(), method="svd")
     assert not any("grid" in note for note in ranks.notes)
+
+
+def test_damaged_codes_are_refused_in_words(text: str, tmp_path: Path) -> None:
+    compressed(text, method="rtn", bits=4, across_depth=True, output=tmp_path / "small")
+    file = tmp_path / "small" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.int32 and name.endswith(".weight"))
+    scales = name.replace(".weight", ".scales")
+    for damage, sentence in (
+        ({name: tensors[name][:, :-1].contiguous()}, "another shape than its config.json says"),
+        ({scales: torch.full_like(tensors[scales], torch.nan)}, "contain NaN or infinity: the checkpoint is damaged"),
+    ):
+        save_file({**tensors, **damage}, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=sentence):
+            load_model(resolve(tmp_path / "small"))
