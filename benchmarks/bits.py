@@ -22,6 +22,7 @@ from basis_sharing import compress
 from basis_sharing.cli.console import progress_bars
 from basis_sharing.errors import PlanError
 from basis_sharing.evaluation.perplexity import measure
+from basis_sharing.results.words import bits_per_weight
 from common import CALIBRATION, ROOT, TEST_TEXT, evaluation_on, machine, read, real_model, save
 
 NAME = "bits-smollm2"
@@ -71,12 +72,10 @@ def row(folder: Path, text: Any, options: argparse.Namespace, settings: dict[str
             progress=progress,
             **settings,
         )
-    weights = result.before.projection_parameters
-    stored = result.after.bytes_in_memory - (result.before.bytes_in_memory - 2 * weights)
     found = measure(model.float(), text)
     expected = None if result.prediction is None else result.prediction.loss
     made = {
-        "bits": 8 * stored / weights,
+        "bits": bits_per_weight(result),
         "expected": expected,
         "nats": found.nats_per_token,
         "perplexity": found.perplexity,
@@ -112,13 +111,13 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     axes.axhline(original, color="grey", linestyle=":", label="original")
     axes.set(
         xlabel="bits per projection weight, scales and zero points counted",
+        ylabel="perplexity, as a multiple of the original's",
         yscale="log",
         ylim=(original * 0.9, original * 12),
         xlim=(2, 5),
     )
     axes.set_yticks([scale * original for scale in (1, 1.5, 2, 3, 5, 10)], labels=["1 x", "1.5", "2", "3", "5", "10"])
     axes.minorticks_off()
-    axes.set_ylabel("perplexity, as a multiple of the original's")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.tight_layout()

@@ -36,7 +36,7 @@ def test_it_loads_as_it_was_saved(name: str, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert torch.equal(logits(loaded), expected)
     assert memory_bytes(loaded) == result.after.bytes_in_memory
-    assert memory_bytes(plain) - memory_bytes(loaded) == saved_bytes(plain)
+    assert memory_bytes(plain) - memory_bytes(loaded) == saved_bytes(result.recipe, plain)
     tied = PICO[name]().config.tie_word_embeddings
     table, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     assert isinstance(table, RoundedEmbedding)

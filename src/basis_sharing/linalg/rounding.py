@@ -121,10 +121,19 @@ def with_feedback(
         damping: Added to the diagonal of G, in multiples of its mean.
         stored: Dtype in which scales will be stored.
     """
-    if len({grid.group for grid in grids}) > 1:
-        return [with_feedback(W, [grid], G, search=search, damping=damping, stored=stored)[0] for grid in grids]
-    (d_out, d_in), size = W.shape, grids[0].group
     U = feedback_of(G, damping).to(W.dtype)
+    found: dict[Grid, Rounded] = {}
+    for size in dict.fromkeys(grid.group for grid in grids):
+        same = [grid for grid in grids if grid.group == size]
+        found |= zip(same, _rounded_together(W, same, U, search, stored), strict=True)
+    return [found[grid] for grid in grids]
+
+
+def _rounded_together(
+    W: Tensor, grids: Sequence[Grid], U: Tensor, search: Search, stored: torch.dtype | None
+) -> list[Rounded]:
+    """Return a matrix rounded to several grids with groups of one size, for the U of :func:`feedback_of`."""
+    (d_out, d_in), size = W.shape, grids[0].group
     importance = U.diagonal().pow(-2)
     rest = W.T.repeat(1, len(grids)).contiguous()
     tops = torch.cat([torch.full((d_out,), float(2**grid.bits - 1)).to(W) for grid in grids])

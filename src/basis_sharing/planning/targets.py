@@ -96,8 +96,7 @@ def _budgets(
         limit = target.limits[cost.limit]
         name = f"--{cost.limit.replace('_', '-')} {limit:,}"
 
-        rounds = planning.embedding_bits is not None and isinstance(cost, Bytes)
-        saved = saved_bytes(model) if rounds else 0
+        saved = saved_bytes(planning, model) if isinstance(cost, Bytes) else 0
 
         def best(least: float, cost: Cost = cost, saved: int = saved) -> str:
             return f"{cost.whole(least - saved, model, decoder):,.0f}"

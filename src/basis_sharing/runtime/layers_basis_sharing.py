@@ -211,7 +211,26 @@ def _holder(model: nn.Module, entry: Factors) -> FactorizedLinear:
     return holder
 
 
-class BitsKind:
+class _RoundedKind:
+    """What entries of one rounded matrix have in common."""
+
+    def finish(self, model: nn.Module, entry: Bits | Embeddings) -> None:
+        """Make sure that the scales are numbers."""
+        module = model.get_submodule(entry.owner)
+        assert isinstance(module, RoundedLinear)
+        module.check(entry.owner)
+
+    def renamed(self, entry: Bits | Embeddings) -> dict[str, str]:
+        """Return the name of the packed matrix in memory, by that on disk."""
+        return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
+
+    def weight(self, module: nn.Module) -> torch.Tensor:
+        """Return the matrix, shape ``[d_in, d_out]``, fp64."""
+        assert isinstance(module, RoundedLinear)
+        return module.matrix(torch.float64).detach().T
+
+
+class BitsKind(_RoundedKind):
     """Loading of entries of the kind ``bits`` as :class:`RoundedLinear` modules."""
 
     def install(self, model: nn.Module, entry: Bits) -> dict[str, str]:
@@ -223,23 +242,8 @@ class BitsKind:
         replace(model, entry.owner, RoundedLinear(d_in, d_out, entry.weight_grid, has_bias, "meta", dtype))
         return {}
 
-    def finish(self, model: nn.Module, entry: Bits) -> None:
-        """Make sure that the scales are numbers."""
-        module = model.get_submodule(entry.owner)
-        assert isinstance(module, RoundedLinear)
-        module.check(entry.owner)
 
-    def renamed(self, entry: Bits) -> dict[str, str]:
-        """Return the name of the packed weight in memory, by that on disk."""
-        return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
-
-    def weight(self, module: nn.Module) -> torch.Tensor:
-        """Return the weight, shape ``[d_in, d_out]``, fp64."""
-        assert isinstance(module, RoundedLinear)
-        return module.matrix(torch.float64).detach().T
-
-
-class EmbeddingsKind:
+class EmbeddingsKind(_RoundedKind):
     """Loading of entries of the kind ``embeddings``: a table of embeddings, a tied head, or a head of its own."""
 
     def install(self, model: nn.Module, entry: Embeddings) -> dict[str, str]:
@@ -259,21 +263,6 @@ class EmbeddingsKind:
                 tied = getattr(model, attribute, None) or {}
                 setattr(model, attribute, {alias: of for alias, of in tied.items() if alias != f"{name}.weight"})
         return ties
-
-    def finish(self, model: nn.Module, entry: Embeddings) -> None:
-        """Make sure that the scales are numbers."""
-        module = model.get_submodule(entry.owner)
-        assert isinstance(module, RoundedLinear)
-        module.check(entry.owner)
-
-    def renamed(self, entry: Embeddings) -> dict[str, str]:
-        """Return the name of the packed table in memory, by that on disk."""
-        return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
-
-    def weight(self, module: nn.Module) -> torch.Tensor:
-        """Return the table transposed, shape ``[width, tokens]``, fp64."""
-        assert isinstance(module, RoundedLinear)
-        return module.matrix(torch.float64).detach().T
 
 
 def _rounded_table(old: nn.Module, grid: Grid) -> RoundedLinear:

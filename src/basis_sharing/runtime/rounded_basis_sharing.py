@@ -132,9 +132,8 @@ class RoundedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map ``x`` of shape ``[..., d_in]`` to ``[..., d_out]``."""
-        if torch.is_grad_enabled() and (x.requires_grad or self.scales.requires_grad):
-            return nn.functional.linear(x, self.matrix(x.dtype), self.bias)
-        kernel = self._kernel(x)
+        trained = torch.is_grad_enabled() and (x.requires_grad or self.scales.requires_grad)
+        kernel = None if trained else self._kernel(x)
         if kernel is None:
             return nn.functional.linear(x, self.matrix(x.dtype), self.bias)
         product = kernel.product(x, self.packed, self._read_beside(kernel))
@@ -172,11 +171,15 @@ class RoundedLinear(nn.Module):
 
     def codes(self) -> torch.Tensor:
         """Return the codes, uint8, shape ``[d_out, d_in]``."""
+        return self._codes_in(self.packed)
+
+    def _codes_in(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the codes of all rows of ``packed``, or in 8 bits of some, uint8, shape ``[rows, d_in]``."""
         if not self.is_arranged:
-            return unpack(self.packed, self.grid, self.in_features)
+            return unpack(rows, self.grid, self.in_features)
         kernel = kernel_for(self.grid, self.in_features, self.out_features, self.packed.device, torch.float32)
         assert kernel is not None
-        return kernel.codes(self.packed)
+        return kernel.codes(rows)
 
     def _zeros(self) -> torch.Tensor:
         """Return the zero points, shape ``[d_out, groups]``."""
@@ -249,8 +252,7 @@ class RoundedEmbedding(RoundedLinear):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of tokens, shape ``[..., width]``."""
         at = ids.flatten()
-        rows, scales = self.packed[at], self.scales[at]
-        codes = rows.view(torch.uint8) ^ 128 if self.is_arranged else unpack(rows, self.grid, self.embedding_dim)
+        codes, scales = self._codes_in(self.packed[at]), self.scales[at]
         found = on_grid(codes.to(scales.dtype), scales, 2 ** (self.grid.bits - 1), self.grid.group)
         if self.multiplier != 1.0:
             found = found * torch.tensor(self.multiplier, dtype=found.dtype, device=found.device)

@@ -5,7 +5,7 @@ of its entries (a :class:`~basis_sharing.runtime.layers_basis_sharing.Kind`) hav
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -171,11 +171,16 @@ def register(treatment: Treatment, kind: Kind | None = None) -> Treatment:
 
 
 def install(model: nn.Module, outcome: Outcome) -> None:
-    """Install modules that hold the tensors of an outcome into a model.
+    """Install modules that hold the tensors of an outcome into a model; see :func:`place`."""
+    place(model, outcome.entry, outcome.tensors)
+
+
+def place(model: nn.Module, entry: Entry, tensors: Mapping[str, Tensor]) -> None:
+    """Install the modules of an entry into a model, with their tensors by the names on disk.
 
     Tensors get the device and, unless the entry specifies another one, the dtype of the weights they replace.
     """
-    entry, kind = outcome.entry, kind_of(outcome.entry)
+    kind = kind_of(entry)
     originals = {name: model.get_submodule(name) for name in entry.members}
     ties = kind.install(model, entry)
     declare_ties(model, ties)
@@ -183,14 +188,15 @@ def install(model: nn.Module, outcome: Outcome) -> None:
     like = originals[entry.owner].weight
     assert isinstance(like, nn.Parameter)
     placed: dict[str, nn.Parameter] = {}
-    for name, tensor in outcome.tensors.items():
+    for name, tensor in tensors.items():
         own = not tensor.is_floating_point() or any(name.endswith(f".{part}") for part in entry.tensors)
         data = tensor.to(device=like.device, dtype=tensor.dtype if own else like.dtype).contiguous()
         trainable = like.requires_grad and data.is_floating_point()
         placed[renamed.get(name, name)] = nn.Parameter(data, requires_grad=trainable)
     for name, original in originals.items():
-        if isinstance(original.bias, nn.Parameter):
-            placed[renamed.get(f"{name}.bias", f"{name}.bias")] = original.bias
+        bias = getattr(original, "bias", None)  # embeddings have none
+        if isinstance(bias, nn.Parameter):
+            placed[renamed.get(f"{name}.bias", f"{name}.bias")] = bias
         model.get_submodule(name).train(original.training)
     placed |= {alias: placed[owner] for alias, owner in ties.items()}
     set_parameters(model, placed)

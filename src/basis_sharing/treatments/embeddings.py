@@ -12,11 +12,9 @@ from basis_sharing.recipe.rounding import Rounding
 from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.runtime.entries_basis_sharing import Embeddings
-from basis_sharing.runtime.format_basis_sharing import FormatError, Grid
-from basis_sharing.runtime.layers_basis_sharing import kind_of
-from basis_sharing.runtime.modeling_basis_sharing import declare_ties
+from basis_sharing.runtime.format_basis_sharing import FormatError, Grid, grid_tensors
 from basis_sharing.runtime.rounded_basis_sharing import pack
-from basis_sharing.runtime.surgery import set_parameters
+from basis_sharing.treatments.base import place
 from basis_sharing.treatments.rounded import scale_dtype
 
 _ROWS = 8192  # tokens that are rounded at once
@@ -51,7 +49,7 @@ class RoundEmbeddings:
         if self._settings.embedding_bits is None:
             return
         self.entries = entries_of(run.model)
-        saved = saved_bytes(run.model)
+        saved = saved_bytes(self._settings, run.model)
         for entry in self.entries:
             round_table(run.model, entry)
         run.notes.append(f"Embeddings and output head are in 8 bits, which saves {saved / 2**20:.1f} MiB.")
@@ -79,9 +77,11 @@ def _grid(width: int) -> Grid:
     return Grid(8, width, symmetric=True)
 
 
-def saved_bytes(model: Any) -> int:
-    """Return how many bytes of memory the rounding of a model's tables saves."""
+def saved_bytes(settings: Rounding, model: Any) -> int:
+    """Return how many bytes of memory the rounding of a model's tables saves; 0 if the settings leave them."""
     saved = 0
+    if settings.embedding_bits is None:
+        return saved
     for entry in entries_of(model):
         module = model.get_submodule(entry.owner)
         count, width = module.weight.shape
@@ -92,34 +92,18 @@ def saved_bytes(model: Any) -> int:
 
 
 @torch.no_grad()
-def round_table(model: nn.Module, entry: Embeddings) -> None:
+def round_table(model: Any, entry: Embeddings) -> None:
     """Round a table, and replace the modules that use it.
 
     Raises:
         ModelError: A module is of another kind than entries can hold.
     """
-    originals = {name: model.get_submodule(name) for name in entry.members}
-    weight = originals[entry.owner].weight
-    assert isinstance(weight, nn.Parameter)
-    packed, scales = _rounded(weight, entry.weight_grid)
-    placed: dict[str, nn.Parameter] = {
-        f"{entry.owner}.packed": nn.Parameter(packed, requires_grad=False),
-        f"{entry.owner}.scales": nn.Parameter(scales, requires_grad=weight.requires_grad),
-    }
-    kind = kind_of(entry)
+    packed, scales = _rounded(model.get_submodule(entry.owner).weight, entry.weight_grid)
+    tensors = dict(zip(grid_tensors(f"{entry.owner}.weight", entry.weight_grid), (packed, scales), strict=True))
     try:
-        ties = kind.install(model, entry)
+        place(model, entry, tensors)
     except FormatError as error:
         raise ModelError(f"{error} Leave out --embedding-bits.") from None
-    declare_ties(model, ties)
-    for name, original in originals.items():
-        bias = getattr(original, "bias", None)
-        if isinstance(bias, nn.Parameter):
-            placed[f"{name}.bias"] = bias
-        model.get_submodule(name).train(original.training)
-    placed |= {alias: placed[owner] for alias, owner in ties.items()}
-    set_parameters(model, placed)
-    kind.finish(model, entry)
 
 
 def _rounded(weight: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

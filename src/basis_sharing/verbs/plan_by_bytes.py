@@ -5,7 +5,6 @@ from typing import Any
 
 from basis_sharing.costs.bytes import Bytes
 from basis_sharing.errors import PlanError
-from basis_sharing.models.sizes import memory_bytes
 from basis_sharing.planning.planner import Planner
 from basis_sharing.planning.published import rounded_plan
 from basis_sharing.plans.plan import Plan, dense_parameters
@@ -79,8 +78,7 @@ class _Places:
         model: Any = run.model
         self._decoder, self._itemsize = run.decoder, model.dtype.itemsize
         self._weights = dense_parameters(run.decoder)
-        saved = 0 if planning.embedding_bits is None else saved_bytes(model)
-        self._outside = memory_bytes(model) - self._weights * self._itemsize - saved
+        self._outside = int(Bytes(self._itemsize).outside(model, run.decoder)) - saved_bytes(planning, model)
 
     def point(self, method: str, plan: Plan, loss: float, bits: float | None = None) -> BitPoint:
         """Return the place of a plan that may have so many bits per weight; None: those that it has."""
