@@ -35,12 +35,17 @@ WAYS: dict[str, dict[str, Any]] = {
         if name != "basis-sharing" and not p.rounding
     },
     **{name: {"bits": 4, "method": name, "scale_group": 16} for name, preset in PRESETS.items() if preset.rounding},
-    **{name: {"ratio": 0.3, "treatments": (name,)} for name in TREATMENTS if name not in ("factors", "bits")},
+    **{
+        name: {"ratio": 0.3, "treatments": (name,)} for name in TREATMENTS if name not in ("factors", "bits", "experts")
+    },
+    "experts": {"ratio": 0.3, "treatments": ("experts",)},
+    "experts and factors": {"ratio": 0.3},
     "bits": {"bits": 5.5, "treatments": ("bits",), "scale_group": 32, "widths": (8, 3)},
     "bits and ranks": {"bits": 3.7, "rank_multiple": 8, "widths": (8, 4, 3), "zero_points": False},
     "all treatments": {"bits": 6, "max_flops": 250_000, "treatments": tuple(TREATMENTS), "scale_group": 16},
 }
 """The methods and treatments, each as the settings that ask for it; method auto is treatment factors."""
+EXPERTS = ("experts", "experts and factors")
 
 
 @torch.no_grad()
@@ -80,12 +85,23 @@ class Compressed:
         return [entry.members for entry in self.result.entries if entry.entry.kind == "factors"]
 
 
-BARE = [*[(name, form) for name in PICO for form in FORMS], ("llama", "auto"), ("llama", "bits and ranks")]
+BARE = [
+    *[(name, form) for name in PICO for form in FORMS],
+    ("llama", "auto"),
+    ("llama", "bits and ranks"),
+    ("mixtral", "experts"),
+]
 """Cases that load without the package."""
 CASES = [
     *BARE,
     *[("llama", name) for name in WAYS if name in PRESETS and name not in ("auto", "rtn")],
-    *[(name, way) for name in ("llama", "gpt2") for way in WAYS if "treatments" in WAYS[way] or "bits" in way],
+    ("mixtral", "experts and factors"),
+    *[
+        (name, way)
+        for name in ("llama", "gpt2")
+        for way in WAYS
+        if way not in EXPERTS and ("treatments" in WAYS[way] or "bits" in way)
+    ],
 ]
 
 
@@ -109,6 +125,7 @@ def assert_shared(model: Any, groups: list[tuple[str, ...]]) -> None:
 def test_the_ratio_is_reached_by_the_ways_that_were_asked_for(case: Compressed) -> None:
     settings, entries = WAYS[case.way], [entry.entry for entry in case.result.entries]
     method, asked = settings.get("method", "auto"), case.result.recipe.offered_treatments
+    asked = tuple(name for name in asked if name != "experts" or describe(PICO[case.name]()).experts)
     kinds = {entry.kind for entry in entries}
     assert kinds == set(asked) or (case.way == "all treatments" and len(kinds) > 1 and kinds <= set(asked))
     factors = [entry for entry in entries if isinstance(entry, Factors)]
@@ -121,7 +138,7 @@ def test_the_ratio_is_reached_by_the_ways_that_were_asked_for(case: Compressed) 
         model = PICO[case.name]()
         decoder = describe(model)
         plan = Plan(method="auto", ratio=0.0, entries=tuple(entries))
-        assert plan.bytes(decoder, 4) <= settings["bits"] / 8 * sum(p.d_in * p.d_out for p in decoder.projections)
+        assert plan.bytes(decoder, 4) <= settings["bits"] / 8 * sum(p.d_in * p.d_out for p in decoder.parts)
     if method != "auto":
         assert any(len(members) > 1 for members in case.groups) == (method == "basis-sharing")
         compressed = {name for members in case.groups for name in members}
@@ -244,10 +261,12 @@ def test_accounting_equals_disk_and_memory(case: Compressed) -> None:
     for name, shape in expected.items():
         assert all(size in (None, found) for size, found in zip(shape, on_disk[name], strict=True)), name
     members = {name for group in case.groups for name in group}
-    stored = {name for name in on_disk if name.rpartition(".")[0].removesuffix(".basis") in members}
+    parts = (".basis", ".input_basis", ".output_basis")
+    stored = {name for name in on_disk if any(name.rpartition(".")[0].removesuffix(part) in members for part in parts)}
     assert {name for name in stored if not name.endswith(".bias")} == set(expected)
-    projections = [p for p in describe(PICO[case.name]()).projections if p.name not in members]
-    dense = sum(p.d_in * p.d_out for p in projections)
+    decoder = describe(PICO[case.name]())
+    counted_parts = decoder.parts if case.result.recipe.compresses_experts else decoder.projections
+    dense = sum(p.d_in * p.d_out for p in counted_parts if p.name not in members)
     assert after.projection_parameters == dense + sum(counted[name] for name in expected)
     assert case.result.before.parameters == sum(p.numel() for p in PICO[case.name]().parameters())
 

@@ -28,6 +28,7 @@ ABOVE_ALL = {"__init__", "__main__"}
 TRAVELLING = {
     "format_basis_sharing",
     "entries_basis_sharing",
+    "experts_basis_sharing",
     "kernels_basis_sharing",
     "rounded_basis_sharing",
     "config_basis_sharing",

@@ -48,9 +48,9 @@ class ToyKind:
     def renamed(self, entry: Toy) -> dict[str, str]:
         return {}
 
-    def weight(self, module: nn.Module) -> Tensor:
+    def dense(self, module: nn.Module) -> dict[str, Tensor]:
         assert isinstance(module, ToyLinear)
         assert module.inputs is not None
         full = torch.zeros(module.in_features, module.out_features, dtype=torch.float64)
         full[module.inputs.long()] = (module.weight.double() * module.scales.detach().double()[:, None]).T
-        return full
+        return {"weight": full}

@@ -6,7 +6,7 @@ of the block before it. Weights need no gradients, so a backward step costs abou
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from basis_sharing.blocks.states import BlockInputs, make_block_inputs, states_l
 from basis_sharing.calibration.forward import own_windows
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import NumericalError
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Decoder, Experts, Projection
 from basis_sharing.run.durable import UNFINISHED
 from basis_sharing.run.machine import Machine
 from basis_sharing.run.processes import Processes
@@ -162,8 +162,9 @@ class _Stages:
         done, total = first * windows, blocks * windows
         for index in list(reversed(range(blocks)))[first:]:
             projections = [p for p in self.decoder.projections if p.block == index]
+            experts = [e for e in self.decoder.experts if e.block == index]
             with self._block(index) as (block, call):
-                watch = _Watch(block, self.decoder.blocks[index], projections)
+                watch = _Watch(block, self.decoder.blocks[index], projections, experts)
                 for window in range(windows):
                     x = inputs.read(index, window, self._device).requires_grad_(True)
                     with torch.enable_grad(), watch:
@@ -182,6 +183,14 @@ class _Stages:
             yield module, self._calls.of(index, self._device, self._dtype)
 
 
+class _Identity(nn.Module):
+    """The identity before or after experts: what it returns has a gradient of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a view of a tensor."""
+        return x.view_as(x)
+
+
 class _Watch:
     """Accumulates the moments of one block during forward and backward passes.
 
@@ -189,9 +198,16 @@ class _Watch:
     over all passes.
     """
 
-    def __init__(self, block: nn.Module, path: str, projections: list[Projection]) -> None:
+    def __init__(
+        self, block: nn.Module, path: str, projections: Sequence[Projection], experts: Sequence[Experts] = ()
+    ) -> None:
         device = next(block.parameters()).device
         self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
+        self._experts = {e: block.get_submodule(e.name.removeprefix(f"{path}.")) for e in experts}
+        self._visits = {e: torch.zeros(e.count, dtype=torch.int64, device=device) for e in experts}
+        around = [side for e in experts for side in (e.reads, e.writes)]
+        self._modules |= {side.name: _Identity() for side in around}
+        projections = [*projections, *around]
         self._readers = {p.input: p for p in reversed(projections)}
         self._inputs = {
             name: MomentAccumulator(p.d_in, Statistics(gram=True, abs_sum=True), device)
@@ -205,6 +221,13 @@ class _Watch:
         for name, projection in self._readers.items():
             module = self._modules[projection.name]
             self._handles.append(module.register_forward_pre_hook(self._watch_input(name)))
+        for experts, module in self._experts.items():
+            reads, writes = self._modules[experts.reads.name], self._modules[experts.writes.name]
+            self._handles += [
+                module.register_forward_pre_hook(self._count(experts), with_kwargs=True),
+                module.register_forward_pre_hook(_passed_through(reads), with_kwargs=True),
+                module.register_forward_hook(lambda _, __, output, writes=writes: writes(output)),
+            ]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -213,6 +236,15 @@ class _Watch:
     def _watch_input(self, name: str) -> Any:
         def forward(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._inputs[name].add(args[0].detach().flatten(0, -2))
+
+        return forward
+
+    def _count(self, experts: Experts) -> Any:
+        def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = (*args, *kwargs.values())
+            routing = next((one for one in given if isinstance(one, Tensor) and not one.is_floating_point()), None)
+            if routing is not None:
+                self._visits[experts] += torch.bincount(routing.flatten(), minlength=experts.count)[: experts.count]
 
         return forward
 
@@ -240,6 +272,9 @@ class _Watch:
         The token count of every projection is that of the text, including experts that read only some of the tokens.
         """
         inputs = {name: accumulator.finish(processes) for name, accumulator in self._inputs.items()}
+        for experts, visits in self._visits.items():
+            processes.add_up(visits)
+            inputs[experts.reads.input].visits = visits.cpu()
         count = torch.tensor(tokens)
         processes.add_up(count)
         outputs = {
@@ -247,3 +282,15 @@ class _Watch:
             for name, accumulator in self._outputs.items()
         }
         return {**inputs, **outputs}
+
+
+def _passed_through(identity: nn.Module) -> Any:
+    """Return a hook that passes the first argument of a module through another one."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (identity(args[0]), *args[1:]), kwargs
+        name, first = next(iter(kwargs.items()))
+        return args, {**kwargs, name: identity(first)}
+
+    return hook

@@ -99,8 +99,8 @@ def _store(
     decoder: Decoder, machine: Machine, statistics: Statistics, gradients: bool = False
 ) -> Iterator[MomentStore]:
     """Yield a temporary store for moments, on disk if memory is too small for them."""
-    widths = {(p.block, p.input): p.d_in for p in decoder.projections}
+    widths = {(p.block, p.input): p.d_in for p in decoder.measured}
     needed = sum(4 * width**2 if statistics.gram else 8 * width for width in widths.values())
-    needed += sum(4 * p.d_out**2 for p in decoder.projections) if gradients else 0
+    needed += sum(4 * p.d_out**2 for p in decoder.measured) if gradients else 0
     with tempfile.TemporaryDirectory(prefix="basis-sharing-") as folder:
         yield MomentStore(None if machine.holds_moments(needed) else Path(folder))

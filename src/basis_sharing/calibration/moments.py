@@ -14,6 +14,7 @@ from basis_sharing.run.durable import write_whole
 from basis_sharing.run.processes import Processes
 
 _TILE = 512
+_TENSORS = ("gram", "abs_sum", "gradient", "visits")
 
 
 @dataclass
@@ -25,12 +26,14 @@ class Moments:
         gram: Sum of x^T x over the tokens, shape ``[d_in, d_in]``, fp32.
         abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
         gradient: Sum of g^T g over the tokens, g the loss gradient at the output, shape ``[d_out, d_out]``, fp32.
+        visits: Number of tokens that each expert is given, shape ``[experts]``, int64; for what experts read.
     """
 
     tokens: int = 0
     gram: Tensor | None = None
     abs_sum: Tensor | None = None
     gradient: Tensor | None = None
+    visits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,10 @@ class MomentStore:
         tensors: dict[str, Tensor] = {}
         for name, moment in moments.items():
             tensors[f"{name}/tokens"] = torch.tensor(moment.tokens)
-            if moment.gram is not None:
-                tensors[f"{name}/gram"] = moment.gram
-            if moment.abs_sum is not None:
-                tensors[f"{name}/abs_sum"] = moment.abs_sum
-            if moment.gradient is not None:
-                tensors[f"{name}/gradient"] = moment.gradient
+            for kind in _TENSORS:
+                tensor = getattr(moment, kind)
+                if tensor is not None:
+                    tensors[f"{name}/{kind}"] = tensor
         write_whole(self._path(block), lambda path: save_file(tensors, path))
 
     def fill(self, blocks: Iterable[tuple[int, Mapping[str, Moments]]]) -> None:
@@ -159,12 +160,8 @@ class MomentStore:
             return self._blocks[block][name]
         with safe_open(self._path(block), framework="pt") as file:
             stored = {key: file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}/")}  # noqa: SIM118
-        return Moments(
-            tokens=int(stored[f"{name}/tokens"]),
-            gram=stored.get(f"{name}/gram"),
-            abs_sum=stored.get(f"{name}/abs_sum"),
-            gradient=stored.get(f"{name}/gradient"),
-        )
+        tensors = {kind: stored.get(f"{name}/{kind}") for kind in _TENSORS}
+        return Moments(int(stored[f"{name}/tokens"]), **tensors)
 
     def total(self, keys: Iterable[tuple[int, str]]) -> Moments:
         """Return the moments of several inputs of one width, summed as if they were one input."""

@@ -36,7 +36,7 @@ class CalibrationText:
         return {
             "text": self.windows.fingerprint,
             "calibration_dtype": dtype_name(self.dtype),
-            "projections": [p.name for p in decoder.projections],
+            "projections": [part.name for part in decoder.parts],
         }
 
 

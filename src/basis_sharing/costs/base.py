@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Compressible, Decoder
 from basis_sharing.run.registry import Registry
 from basis_sharing.runtime.format_basis_sharing import Product, Shape, Stored
 
 Floats = NDArray[np.float64]
-Scope = Sequence[Projection]
+Scope = Sequence[Compressible]
 
 
 class Priced(Protocol):

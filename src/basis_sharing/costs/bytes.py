@@ -26,7 +26,7 @@ class Bytes(Cost):
         """Return the bytes of the model outside the weights of the compressible projections."""
         from basis_sharing.models.sizes import memory_bytes  # torch, which reading a plan does not need
 
-        return memory_bytes(model) - self.dense(decoder.projections)
+        return memory_bytes(model) - self.dense(decoder.parts)
 
 
 def size_of(tensor: Stored, itemsize: int) -> Any:

@@ -21,7 +21,8 @@ class Multiplications(Cost):
 
     def dense(self, scope: Scope) -> int:
         """Return the multiplications of the dense weights."""
-        return sum(p.d_in * p.d_out for p in scope)
+        products = (product for part in scope for product in part.products)
+        return sum(product.d_in * product.d_out * product.times for product in products)
 
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the multiplications of the output head."""

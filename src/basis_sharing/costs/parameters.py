@@ -29,4 +29,4 @@ class Parameters(Cost):
         """Return the parameters of the model outside the weights of the compressible projections."""
         from basis_sharing.models.sizes import parameter_count  # torch, which reading a plan does not need
 
-        return parameter_count(model) - self.dense(decoder.projections)
+        return parameter_count(model) - self.dense(decoder.parts)

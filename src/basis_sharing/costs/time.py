@@ -9,11 +9,11 @@ import numpy as np
 from basis_sharing.costs.base import Cost, Priced, Scope, inputs_of, shapes_of
 from basis_sharing.costs.products import Operation
 from basis_sharing.costs.time_table import TimeTable
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Compressible, Decoder
 from basis_sharing.runtime.format_basis_sharing import Grid
 
 _ROUNDING = 1e-9
-_IN_ORDER = ("down",)  # roles that read neurons, which are put in order where they are computed
+_IN_ORDER = ("down", "shared_down")  # roles that read neurons, which are put in order where they are computed
 Phase = Literal["prefill", "decode"]
 
 
@@ -78,9 +78,10 @@ class Time(Cost):
 
     def dense(self, scope: Scope) -> float:
         """Return the seconds of the dense projections."""
-        return sum(self._table.seconds(self._product(p.d_in, p.d_out)) for p in scope)
+        products = (product for part in scope for product in part.products)
+        return sum(one.times * self._table.seconds(self._product(one.d_in, one.d_out)) for one in products)
 
-    def share(self, projection: Projection, scope: Scope, option: Priced) -> float:
+    def share(self, projection: Compressible, scope: Scope, option: Priced) -> float:
         """Return the seconds of one projection of a scope under an option, of which all have the same part by size."""
         sizes = sum(p.d_in + p.d_out for p in scope)
         seconds: float = self.of(scope, option) * (projection.d_in + projection.d_out) / sizes
@@ -88,7 +89,7 @@ class Time(Cost):
 
     def outside(self, model: Any, decoder: Decoder) -> float:
         """Return the seconds of the model outside its compressible projections."""
-        return self.original - self.dense(decoder.projections)
+        return self.original - self.dense(decoder.parts)
 
     def budget(self, limit: float, model: Any, decoder: Decoder) -> float:
         """Return the seconds of the projections for a limit on the whole model, which its own time does not exceed."""
@@ -96,8 +97,8 @@ class Time(Cost):
 
     def needed(self, scope: Scope, options: Iterable[Priced]) -> Iterator[Operation]:
         """Yield the operations whose times the options and the dense projections of a scope need."""
-        for p in scope:
-            yield self._product(p.d_in, p.d_out)
+        for product in (product for part in scope for product in part.products):
+            yield self._product(product.d_in, product.d_out)
         for option in options:
             for operations, _ in self._parts(scope, option):
                 yield from operations

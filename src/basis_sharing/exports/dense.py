@@ -64,8 +64,9 @@ def dense_model(model: Any, *, progress: ProgressCallback = silent) -> "PreTrain
     state = {name: tensor for name, tensor in stored.items() if not name.startswith(inside)}
     for done, (entry, name) in enumerate(compressed, start=1):
         kind = kind_of(entry)
-        W = kind.weight(model.get_submodule(name))
-        state[f"{name}.weight"] = (W if transposed.get(name) else W.T).to(model.dtype).contiguous()
+        for weight, W in kind.dense(model.get_submodule(name)).items():
+            turned = weight == "weight" and not transposed.get(name)
+            state[f"{name}.{weight}"] = (W.T if turned else W).to(model.dtype).contiguous()
         bias = kind.renamed(entry).get(f"{name}.bias", f"{name}.bias")
         if bias in stored:
             state[f"{name}.bias"] = stored[bias]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.detect import Detection, detect, find_blocks
+from basis_sharing.models.experts import find_experts
 from basis_sharing.models.families import family_in
 from basis_sharing.models.family import ROLES, Decoder, Family, LeftDense, Projection
 from basis_sharing.models.linears import features, is_dense, is_matrix_module
@@ -45,10 +46,12 @@ def describe(model: PreTrainedModel) -> Decoder:
         ) from error
     blocks = tuple(f"{family.blocks}.{name}" for name, _ in stack.named_children())
     projections, reasons = _projections(model, family, blocks)
-    left_dense = _left_dense(model, blocks, {p.name for p in projections}, {**detection.reasons, **reasons})
+    experts, others = find_experts(model, blocks)
+    compressible = {p.name for p in (*projections, *experts)}
+    left_dense = _left_dense(model, blocks, compressible, {**detection.reasons, **reasons, **others})
     if not projections:
         raise ModelError(f"{type(model).__name__} {_nothing_to_compress(left_dense)}.")
-    return Decoder(family, blocks, tuple(projections), left_dense)
+    return Decoder(family, blocks, tuple(projections), left_dense, tuple(experts))
 
 
 def _nothing_to_compress(left_dense: Sequence[LeftDense]) -> str:
@@ -75,18 +78,19 @@ def weight(model: nn.Module, projection: Projection) -> Tensor:
 
 
 def with_roles(decoder: Decoder, roles: Sequence[str] | None) -> Decoder:
-    """Return a decoder with only the projections of some roles; None: all roles.
+    """Return a decoder with only the projections and experts of some roles; None: all roles.
 
     Raises:
         ModelError: The model has no projections of a role.
     """
     if roles is None:
         return decoder
-    present = list(dict.fromkeys(p.role for p in decoder.projections))
+    present = list(dict.fromkeys(p.role for p in decoder.parts))
     for role in roles:
         if role not in present:
             raise ModelError(f"this model has no projections of role {role!r}: choose from {', '.join(present)}.")
-    return replace(decoder, projections=tuple(p for p in decoder.projections if p.role in roles))
+    projections = tuple(p for p in decoder.projections if p.role in roles)
+    return replace(decoder, projections=projections, experts=tuple(e for e in decoder.experts if e.role in roles))
 
 
 def parameter(model: nn.Module, projection: Projection) -> Tensor:
@@ -179,12 +183,9 @@ def _left_dense(
             continue
         name = left_dense_name(blocks, path)
         counts[name] += parameter.numel()
-        why.setdefault(name, reasons.get(owner) or _reason(path, parameter))
+        why.setdefault(name, reasons.get(owner) or _reason(path))
     return tuple(LeftDense(name, why[name], counts[name]) for name in counts)
 
 
-def _reason(path: str, parameter: nn.Parameter) -> str:
-    special = special_part(path)
-    if special is not None and "expert" in special and parameter.dim() == 3:
-        return "experts stored as one 3-D parameter are left dense"
-    return special or UNKNOWN_ROLE
+def _reason(path: str) -> str:
+    return special_part(path) or UNKNOWN_ROLE

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from basis_sharing.errors import ModelError
 from basis_sharing.models.families import needs_bos
-from basis_sharing.models.family import ROLES, Family
+from basis_sharing.models.family import ROLES, SHARED, Family
 from basis_sharing.models.linears import is_dense, is_matrix_module
 from basis_sharing.models.multimodal import text_stack
 from basis_sharing.models.probe import Reading, read_inputs
@@ -190,7 +190,7 @@ def _name_inputs(groups: list[list[str]], roles: dict[str, str]) -> dict[str, di
     for group in groups:
         members = {roles[path]: path for path in group}
         attention = members.keys() & {"q", "k", "v", "kv", "qkv"}
-        mlp = members.keys() & {"gate", "up", "gate_up"}
+        mlp = {role.removeprefix(SHARED) for role in members} & {"gate", "up", "gate_up"}
         if attention and mlp:
             name = "block_in"
         elif attention:

@@ -1,11 +1,17 @@
 """The structure of a family of models as data: its decoder blocks, projections and their inputs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-ROLES = ("q", "k", "v", "kv", "qkv", "o", "gate", "up", "gate_up", "down")
-"""All roles of projections, in the order in which they act within a decoder block."""
+from basis_sharing.runtime.format_basis_sharing import Product
+
+EXPERTS = "experts"
+_MLP = ("gate", "up", "gate_up", "down")
+SHARED = "shared_"
+"""What the roles of the expert that all tokens use begin with."""
+ROLES = ("q", "k", "v", "kv", "qkv", "o", *_MLP, EXPERTS, *(f"{SHARED}{role}" for role in _MLP))
+"""All roles of projections and experts, in the order in which they act within a decoder block."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,16 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Projection:
-    """One compressible weight matrix of a decoder block.
+class Compressible:
+    """A compressible part of a decoder block: a projection, or the experts of a mixture.
 
     Attributes:
         name: Module path in the model, e.g. ``"model.layers.3.self_attn.q_proj"``.
         block: Index of the decoder block in depth order.
         role: Its role, one of :data:`ROLES`.
-        input: Name of its input; projections of a block have the same name exactly if they read the same tensor.
+        input: Name of its input; parts of a block have the same name exactly if they read the same tensor.
         d_in: Number of input features.
-        d_out: Number of output features.
-        bias: Whether it has a bias.
-        transposed: Whether the stored weight is ``[d_in, d_out]`` (``Conv1D``) instead of ``[d_out, d_in]``.
+        d_out: Number of output features; of experts the numbers in their weights for each input feature.
     """
 
     name: str
@@ -53,8 +57,58 @@ class Projection:
     input: str
     d_in: int
     d_out: int
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """The products with its weights for one token."""
+        return (Product(self.d_in, self.d_out),)
+
+
+@dataclass(frozen=True)
+class Projection(Compressible):
+    """One compressible weight matrix of a decoder block.
+
+    Attributes:
+        bias: Whether it has a bias.
+        transposed: Whether the stored weight is ``[d_in, d_out]`` (``Conv1D``) instead of ``[d_out, d_in]``.
+    """
+
     bias: bool
     transposed: bool
+
+
+@dataclass(frozen=True)
+class Experts(Compressible):
+    """The experts of one decoder block, which read one input and write one output, in one module.
+
+    Attributes:
+        count: Number of experts.
+        active: Number of experts per token.
+        weights: Names of the parameters of the module.
+    """
+
+    count: int
+    active: int
+    weights: tuple[str, ...]
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """The products with the weights of the experts of one token."""
+        return (Product(self.d_in, self.d_out // self.count, self.active),)
+
+    @property
+    def reads(self) -> Projection:
+        """The identity before all experts; its input is what they read, its output too."""
+        return self._identity("reads")
+
+    @property
+    def writes(self) -> Projection:
+        """The identity after the experts; its input is the weighted sum of what they compute, its output too."""
+        return self._identity("writes")
+
+    def _identity(self, side: str) -> Projection:
+        name = f"{self.name}.{side}"
+        return Projection(name, self.block, self.role, f"{name}.input", self.d_in, self.d_in, False, False)
 
 
 @dataclass(frozen=True)
@@ -81,15 +135,33 @@ class Decoder:
         blocks: Module paths of the decoder blocks in depth order.
         projections: Every compressible projection, ordered by block, then by role.
         left_dense: Weights inside the blocks that are not compressed (norms and biases are not listed).
+        experts: The compressible experts, ordered by block.
     """
 
     family: Family
     blocks: tuple[str, ...]
     projections: tuple[Projection, ...]
     left_dense: tuple[LeftDense, ...] = field(default=())
+    experts: tuple[Experts, ...] = field(default=())
 
     @cached_property
-    def by_name(self) -> Mapping[str, Projection]:
+    def parts(self) -> tuple[Compressible, ...]:
+        """Everything that can be compressed, ordered by block."""
+        return tuple(sorted((*self.projections, *self.experts), key=lambda part: part.block))
+
+    @cached_property
+    def measured(self) -> tuple[Projection, ...]:
+        """The projections whose inputs and loss gradients are measured: all, and the identities around experts."""
+        around = (side for experts in self.experts for side in (experts.reads, experts.writes))
+        return tuple(sorted((*self.projections, *around), key=lambda part: part.block))
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Compressible]:
+        """Everything that can be compressed by its module path."""
+        return {part.name: part for part in self.parts}
+
+    @cached_property
+    def projection_by_name(self) -> Mapping[str, Projection]:
         """Every compressible projection by its module path."""
         return {projection.name: projection for projection in self.projections}
 
@@ -97,6 +169,11 @@ class Decoder:
         """Return the compressible projections of one block."""
         return [projection for projection in self.projections if projection.block == index]
 
-    def path_in_block(self, projection: Projection) -> str:
-        """Return the module path of a projection inside its block."""
-        return projection.name.removeprefix(f"{self.blocks[projection.block]}.")
+    def path_in_block(self, part: Compressible) -> str:
+        """Return the module path of a part inside its block."""
+        return part.name.removeprefix(f"{self.blocks[part.block]}.")
+
+    @cached_property
+    def without_experts(self) -> "Decoder":
+        """The decoder in which experts stay dense."""
+        return replace(self, experts=())

@@ -1,6 +1,9 @@
 """The role of a linear module from its name, and the reasons why some weights stay dense."""
 
 import re
+from collections.abc import Sequence
+
+from basis_sharing.models.family import SHARED
 
 _ROLE_BY_NAME = {
     role: frozenset(names.split())
@@ -17,16 +20,18 @@ _ROLE_BY_NAME = {
         "down": "down_proj fc2 fc_out dense_4h_to_h proj_down w_out layer_2",
     }.items()
 }
+_OF_AN_MLP = ("gate", "up", "gate_up", "down")
 _OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
 """Names of the last projection of attention or of the MLP, depending on the parent module."""
 
 _IN_ATTENTION = re.compile(r"(^|_)(attn|attention)($|_)|^self_?attn|^selfattention", re.IGNORECASE)
 _IN_MLP = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward)($|_)", re.IGNORECASE)
 
+_SHARED_EXPERT = re.compile(r"^shared_?(expert|mlp)s?$")
 _MIXERS = "state-space, convolution and linear-attention mixers are left dense"
 _LEFT_DENSE = (
-    (re.compile(r"expert"), "experts are left dense"),
     (re.compile(r"router|^gate$|_gate$"), "routers and gates are left dense"),
+    (re.compile(r"expert"), "experts are left dense"),
     (re.compile(r"cross_?attn|cross_?attention|encoder_attn"), "cross-attention is left dense"),
     (
         re.compile(r"mamba|ssm|linear_attn|conv|recurrent|rglru|temporal_block"),
@@ -53,6 +58,13 @@ def role_of(path: str, siblings: frozenset[str]) -> str | None:
     if special_part(path) is not None:
         return None
     *parents, name = path.split(".")
+    role = _role_by_name(parents, name, siblings)
+    shared = role in _OF_AN_MLP and any(_SHARED_EXPERT.search(part.lower()) for part in parents)
+    return f"{SHARED}{role}" if shared else role
+
+
+def _role_by_name(parents: Sequence[str], name: str, siblings: frozenset[str]) -> str | None:
+    """Return the role of a linear module by its name and those of its parents; None if the name is not known."""
     lowered = name.lower()
     if lowered in {"w1", "w2", "w3"}:
         has_gate = ".".join([*parents, name[0] + "3"]) in siblings
@@ -75,6 +87,6 @@ def special_part(path: str) -> str | None:
     """
     for part in path.lower().split("."):
         for pattern, reason in _LEFT_DENSE:
-            if pattern.search(part):
+            if pattern.search(part) and not _SHARED_EXPERT.search(part):
                 return reason
     return _MIXERS if _STATE_SPACE.search(path.lower()) else None

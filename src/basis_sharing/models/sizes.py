@@ -110,7 +110,7 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
         )
 
     shapes_of: dict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for p in decoder.projections:
+    for p in decoder.parts:
         shapes_of[p.role].add((p.d_in, p.d_out))
     rows = [row(role, True, "", shapes_of[role]) for role in ROLES if role in shapes_of]
     rows.append(row(_EMBEDDINGS, False, "stay as they are, or in 8 bits (--embedding-bits 8)"))
@@ -140,6 +140,7 @@ _BESIDE = "beside the language model: stays as it is, to the byte"
 def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
     """Return the label of the row of each parameter by full name; unlisted parameters belong to the last row."""
     labels = {f"{p.name}.weight": p.role for p in decoder.projections}
+    labels |= {f"{e.name}.{name}": e.role for e in decoder.experts for name in e.weights if not name.endswith("bias")}
     for block, path, parameter in block_parameters(model, decoder.blocks):
         name = f"{block}.{path}"
         if name not in labels and is_matrix(path, parameter):

@@ -183,7 +183,7 @@ class Clock:
                 tokens=time.workload.tokens,
                 batch=time.workload.batch,
                 original=time.original,
-                seconds=time.original - time.dense(decoder.projections) + plan.cost(decoder, time),
+                seconds=time.original - time.dense(decoder.parts) + plan.cost(decoder, time),
             )
             for time in self.times
         )
@@ -193,7 +193,7 @@ class Clock:
         decoder = self._run.decoder
         known = decoder.by_name
         for time in self.products:
-            yield from time.needed(decoder.projections, ())
+            yield from time.needed(decoder.parts, ())
             for entry in plan.entries:
                 yield from time.needed([known[name] for name in entry.members], (entry,))
 

@@ -34,7 +34,7 @@ class Multiples:
     @property
     def rounds(self) -> bool:
         """Whether any rank is rounded."""
-        return max(self.of_shape.values()) > 1
+        return max(self.of_shape.values(), default=1) > 1
 
     def bounded(self) -> "Multiples":
         """Return multiples so large that every shape has at most 40 ranks, whose times can all be measured."""

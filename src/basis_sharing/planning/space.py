@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from basis_sharing.costs.base import Cost
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Compressible, Decoder
 from basis_sharing.planning.allocation import Curve, Lane
 from basis_sharing.plans.plan import AnyEntry
 from basis_sharing.treatments.base import TREATMENTS, Candidate, Floats, Search, Treatment
@@ -23,7 +23,7 @@ class Scope:
         candidates: The candidates.
     """
 
-    projections: tuple[Projection, ...]
+    projections: tuple[Compressible, ...]
     candidates: tuple[Candidate, ...]
 
 
@@ -51,13 +51,13 @@ def arranged(decoder: Decoder, candidates: Iterable[Candidate]) -> Space:
     by_scope: dict[tuple[str, ...], list[Candidate]] = {}
     for candidate in candidates:
         by_scope.setdefault(tuple(p.name for p in candidate.scope), []).append(candidate)
-    for p in decoder.projections:
+    for p in decoder.parts:
         by_scope.setdefault((p.name,), [])
     names = list(by_scope)
     index = {name: position for position, name in enumerate(names)}
     scopes = tuple(Scope(tuple(decoder.by_name[name] for name in scope), tuple(by_scope[scope])) for scope in names)
     lanes = []
-    for blocks in lanes_of(decoder):
+    for blocks in lanes_of(decoder.parts, decoder):
         places = {p.name: (position, decoder.path_in_block(p)) for position, b in enumerate(blocks) for p in b}
         ways = ways_to_divide(blocks[0], decoder)
         segments: dict[Part, dict[tuple[int, int], int]] = {part: {} for part in parts_in(ways)}

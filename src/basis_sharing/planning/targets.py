@@ -50,7 +50,7 @@ def with_widths(planning: Planning, target: Target, model: Any, decoder: Decoder
     if planning.widths is not None or not target.limits_bytes:
         return planning
     stored = Bytes(model.dtype.itemsize)
-    in_four_bits = sum(
+    in_four_bits = stored.dense(decoder.experts) + sum(
         stored.of((p,), Bits.of(p.name, grid_for(planning, _FEWEST_FAST, p.d_in))) for p in decoder.projections
     )
     budgets = _budgets(target, planning, model, decoder, ())

@@ -190,7 +190,7 @@ class Plan(_Frozen):
         """Return the cost of the compressible projections under the plan in one currency."""
         known = decoder.by_name
         used = {name for entry in self.entries for name in entry.members}
-        total = cost.dense([p for p in decoder.projections if p.name not in used])
+        total = cost.dense([part for part in decoder.parts if part.name not in used])
         for entry in self.entries:
             total += cost.of([known[name] for name in entry.members], entry)
         return total
@@ -213,8 +213,13 @@ class Plan(_Frozen):
 
 
 def dense_parameters(decoder: Decoder) -> int:
-    """Return the parameters of all compressible projections, which are also their multiplications per token."""
-    return Parameters().dense(decoder.projections)
+    """Return the parameters of all compressible projections and experts."""
+    return Parameters().dense(decoder.parts)
+
+
+def dense_multiplications(decoder: Decoder) -> int:
+    """Return the multiplications per token of all compressible projections and experts."""
+    return Multiplications().dense(decoder.parts)
 
 
 def structure_of(decoder: Decoder) -> str:

@@ -31,6 +31,11 @@ class ModelSettings(Settings):
         ),
     ] = "auto"
 
+    @property
+    def compresses_experts(self) -> bool:
+        """Whether the experts of mixtures are among what is compressed."""
+        return False
+
     @field_validator("roles", mode="before")
     @classmethod
     def _listed_roles(cls, value: object) -> object:

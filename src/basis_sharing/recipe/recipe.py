@@ -104,10 +104,18 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Ta
 
     @property
     def offered_treatments(self) -> tuple[str, ...]:
-        """The treatments that projections may get: rounding as well where bytes or bits are limited."""
+        """The treatments that projections and experts may get: rounding as well where bytes or bits are limited."""
         if self.preset.rounding is not None:
             return ("bits",)
-        return self.treatments or (("factors", "bits") if self.limits_bytes else ("factors",))
+        if self.treatments is not None or not self.preset.planned:
+            return self.treatments or ("factors",)
+        rounding = ("bits",) if self.limits_bytes else ()
+        return ("factors", *rounding, *(("experts",) if self.gradients else ()))
+
+    @property
+    def compresses_experts(self) -> bool:
+        """Whether the experts of mixtures are among what is compressed: what they lose is priced with gradients."""
+        return self.preset.planned and self.gradients and "experts" in self.offered_treatments
 
     @property
     def chosen_refit(self) -> Literal["never", "always", "anchored"]:

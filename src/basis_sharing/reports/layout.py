@@ -8,7 +8,7 @@ from basis_sharing.costs.base import shapes_of
 from basis_sharing.costs.bytes import size_of
 from basis_sharing.errors import ResultError
 from basis_sharing.models.decoder import describe
-from basis_sharing.models.family import ROLES, Projection
+from basis_sharing.models.family import ROLES, Compressible
 from basis_sharing.models.sizes import role_table
 from basis_sharing.models.source import load_skeleton, resolve
 from basis_sharing.results.compression import CompressionResult
@@ -27,7 +27,7 @@ class Cell:
         kept: Kept fraction, e.g. the rank divided by the highest useful rank; 1 if it stayed dense.
     """
 
-    projection: Projection
+    projection: Compressible
     group: int | None
     label: str | None
     kept: float
@@ -61,7 +61,7 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
     """
     skeleton = load_skeleton(resolve(folder))
     decoder = describe(skeleton)
-    projections = {projection.name: projection for projection in decoder.projections}
+    projections = {projection.name: projection for projection in decoder.parts}
     group_of: dict[str, int] = {}
     kept: list[float] = []
     saved: Counter[str] = Counter()  # bytes
@@ -82,7 +82,7 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
             own = sum(size_of(tensor, itemsize) for tensor in stored if tensor.member == place)
             part = shared // len(members) + (place < shared % len(members))
             saved[member.role] += member.d_in * member.d_out * itemsize - own - part
-    roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.projections))
+    roles = tuple(role for role in ROLES if any(p.role == role for p in decoder.parts))
     before = dict.fromkeys([*roles, EMBEDDINGS, REST], 0)
     for row in role_table(skeleton, decoder):
         part_name = row.name if row.name in roles else EMBEDDINGS if row.name in _OUTER else REST
@@ -96,7 +96,7 @@ def layout_of(folder: Path, result: CompressionResult) -> Layout:
             result.entries[group_of[p.name]].entry.label if p.name in group_of else None,
             kept[group_of[p.name]] if p.name in group_of else 1.0,
         )
-        for p in decoder.projections
+        for p in decoder.parts
     )
     return Layout(len(decoder.blocks), roles, cells, before, after)
 

@@ -6,7 +6,7 @@ from basis_sharing.reports.layout import EMBEDDINGS, REST, Layout
 from basis_sharing.reports.picture import FONT, Picture, bare
 from basis_sharing.results.words import amount_of_bytes
 
-_COLOURS = {  # attention in blues, the MLP in oranges, each from dark to light; the rest in greys
+_COLOURS = {  # attention in blues, the MLP in oranges, experts in purples, each from dark to light; the rest in greys
     "q": "#084594",
     "k": "#2171b5",
     "v": "#4292c6",
@@ -17,10 +17,15 @@ _COLOURS = {  # attention in blues, the MLP in oranges, each from dark to light;
     "gate_up": "#a63603",
     "up": "#e6750d",
     "down": "#fdbe70",
+    "experts": "#54278f",
+    "shared_gate": "#756bb1",
+    "shared_gate_up": "#756bb1",
+    "shared_up": "#9e9ac8",
+    "shared_down": "#cbc9e2",
     EMBEDDINGS: "#737373",
     REST: "#cfcfcf",
 }
-_LIGHT = {"o", "down", REST}
+_LIGHT = {"o", "down", "shared_up", "shared_down", REST}
 _NARROWEST = 0.08
 
 

@@ -155,7 +155,7 @@ def opened(
         folder = Path(work) if machine.processes.first else Path(work) / f"process-{machine.processes.index}"
         kept = WorkFolder(folder, digest, dtype_name(model.dtype), machine.processes)
     whole = describe(model)
-    decoder = with_roles(whole, settings.roles)
+    decoder = with_roles(whole if settings.compresses_experts else whole.without_experts, settings.roles)
     training = model.training
     model.eval()
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Decoder, Experts, Projection
 from basis_sharing.run.machine import Machine, taken_memory
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ class Shapes:
         self.outside = sum(p.numel() for p in model.parameters()) - sum(self.block_parameters)
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self.scores: int = getattr(config, "num_attention_heads", 0) * length**2 if eager else 0
-        self.inputs = {(p.block, p.input): p.d_in for p in decoder.projections}
+        self.inputs = {(p.block, p.input): p.d_in for p in decoder.measured}
+        idle = sum(e.d_in * e.d_out * (e.count - e.active) // e.count for e in decoder.experts)
+        self.multiplied = sum(self.block_parameters) - idle
 
     @property
     def tokens(self) -> int:
@@ -182,7 +184,7 @@ class Shapes:
     @property
     def output_moments(self) -> int:
         """Operations for the second moments of all outputs."""
-        return sum(self.tokens * p.d_out**2 for p in self.decoder.projections)
+        return sum(self.tokens * p.d_out**2 for p in self.decoder.measured)
 
     @property
     def states_bytes(self) -> int:
@@ -191,13 +193,13 @@ class Shapes:
 
     @property
     def widest_block(self) -> list[Projection]:
-        """The projections of the block with most of their parameters."""
-        blocks = (self.decoder.of_block(index) for index in range(len(self.decoder.blocks)))
+        """What is measured in the block where it is largest."""
+        blocks = ([p for p in self.decoder.measured if p.block == at] for at in range(len(self.decoder.blocks)))
         return max(blocks, key=lambda projections: sum(p.d_in * p.d_out for p in projections))
 
     def forward_over(self, tokens: int, length: int) -> int:
         """Return the operations of a forward pass of the blocks over tokens in windows of a length."""
-        return 2 * tokens * (sum(self.block_parameters) + 2 * length * self.hidden * len(self.block_parameters))
+        return 2 * tokens * (self.multiplied + 2 * length * self.hidden * len(self.block_parameters))
 
     def head_over(self, tokens: int) -> int:
         """Return the operations of the output head over tokens."""
@@ -205,7 +207,7 @@ class Shapes:
 
     def forward_memory(self, length: int) -> int:
         """Return the bytes of activations and logits of a pass over one window in the dtype of the weights."""
-        widest = max(p.d_in + p.d_out for p in self.decoder.projections)
+        widest = max(p.d_in + p.d_out for p in self.decoder.measured)
         return length * self.dtype.itemsize * (6 * self.hidden + 3 * widest) + 8 * POSITIONS * self.vocabulary
 
     def seconds(self, operations: float) -> float:
@@ -246,6 +248,10 @@ class Shapes:
         """Return the seconds of the products in the refit of one projection's coefficients."""
         return 0.0 if self.speeds is None else 2 * p.d_in * p.d_out * (p.d_in + p.d_out) / self.speeds.algebra
 
+    def narrowing_seconds(self, experts: Experts) -> float:
+        """Return the seconds of the products that make experts narrower."""
+        return 0.0 if self.speeds is None else 2 * experts.d_in**2 * experts.d_out / self.speeds.algebra
+
     def block_memory(self, *, gradients: bool) -> int:
         """Return the bytes of the calibration pass through one block, with its statistics.
 
@@ -274,7 +280,7 @@ class Shapes:
             outputs: Whether they are weighted on the output side.
         """
         most = 0
-        for p in self.decoder.projections:
+        for p in self.decoder.measured:
             small = min(p.d_in, p.d_out)
             weightings = 3 * p.d_in**2 * whitened + 2 * p.d_out**2 * outputs
             most = max(most, 8 * (weightings + 5 * small**2 + 4 * p.d_in * p.d_out))

@@ -2,8 +2,9 @@
 """The installation of the modules of a compressed model from the entries of a checkpoint.
 
 This file is copied into every checkpoint. A *kind* defines how an entry is loaded: :class:`FactorsKind` replaces
-projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`, and :class:`EmbeddingsKind`
-embeddings and output head by modules with one table. Other kinds are registered by the packages that define them.
+projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`, :class:`NarrowKind` replaces
+experts by :class:`NarrowExperts`, and :class:`EmbeddingsKind` embeddings and output head by modules with one table.
+Other kinds are registered by the packages that define them.
 """
 
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .entries_basis_sharing import Bits, Embeddings, Factors
+from .entries_basis_sharing import Bits, Embeddings, Factors, Narrow
+from .experts_basis_sharing import NarrowExperts, native_experts, width_axes
 from .factorized_basis_sharing import FactorizedLinear, full_basis, input_order, share_readings
 from .format_basis_sharing import Entry, FormatError, Grid, grid_tensors
 from .rounded_basis_sharing import RoundedEmbedding, RoundedLinear
@@ -41,8 +43,8 @@ class Kind(Protocol):
         """Return the names on disk that differ from those in memory, as ``{disk: memory}``."""
         ...
 
-    def weight(self, module: nn.Module) -> torch.Tensor:
-        """Return the matrix that a module of this kind multiplies by, shape ``[d_in, d_out]``, fp64."""
+    def dense(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights of what it replaces by name, fp64; that of a projection as ``[d_in, d_out]``."""
         ...
 
 
@@ -176,10 +178,10 @@ class FactorsKind:
             names |= _in_memory(stored, stored, entry.basis_grid)
         return names
 
-    def weight(self, module: nn.Module) -> torch.Tensor:
+    def dense(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return B C, shape ``[d_in, d_out]``, fp64."""
         assert isinstance(module, FactorizedLinear)
-        return full_basis(module).double() @ module.coeff.weight.detach().double().T
+        return {"weight": full_basis(module).double() @ module.coeff.weight.detach().double().T}
 
 
 def _in_memory(stored: str, name: str, grid: Grid | None) -> dict[str, str]:
@@ -224,10 +226,10 @@ class _RoundedKind:
         """Return the name of the packed matrix in memory, by that on disk."""
         return {f"{entry.owner}.weight": f"{entry.owner}.packed"}
 
-    def weight(self, module: nn.Module) -> torch.Tensor:
+    def dense(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return the matrix, shape ``[d_in, d_out]``, fp64."""
         assert isinstance(module, RoundedLinear)
-        return module.matrix(torch.float64).detach().T
+        return {"weight": module.matrix(torch.float64).detach().T}
 
 
 class BitsKind(_RoundedKind):
@@ -241,6 +243,37 @@ class BitsKind(_RoundedKind):
         has_bias, dtype = old.bias is not None, next(old.parameters()).dtype
         replace(model, entry.owner, RoundedLinear(d_in, d_out, entry.weight_grid, has_bias, "meta", dtype))
         return {}
+
+
+class NarrowKind:
+    """Loading of entries of the kind ``experts`` as :class:`NarrowExperts` modules."""
+
+    def install(self, model: nn.Module, entry: Narrow) -> dict[str, str]:
+        """Replace the experts; see :class:`Kind`."""
+        old = projection_at(model, entry.owner)
+        text: Any = model.config
+        config = getattr(old, "config", text.get_text_config())
+        try:
+            axes = width_axes(old, config)
+        except FormatError as error:
+            raise FormatError(f"{entry.owner} cannot be installed: {error}.") from None
+        if {name for name, _ in old.named_parameters()} != set(entry.weights):
+            raise FormatError(f"config.json names other weights of {entry.owner} than {type(old).__name__} has.")
+        new = NarrowExperts(native_experts(old, config, entry.width), config.hidden_size, entry.width, axes)
+        replace(model, entry.owner, new)
+        return {}
+
+    def finish(self, model: nn.Module, entry: Narrow) -> None:
+        """Nothing is left to be done."""
+
+    def renamed(self, entry: Narrow) -> dict[str, str]:
+        """Return the names of the weights of the experts in memory; on disk they have those of the native module."""
+        return {f"{entry.owner}.{name}": f"{entry.owner}.experts.{name}" for name in entry.weights}
+
+    def dense(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights of the experts at the width of the model."""
+        assert isinstance(module, NarrowExperts)
+        return module.dense()
 
 
 class EmbeddingsKind(_RoundedKind):
@@ -281,5 +314,6 @@ def _rounded_table(old: nn.Module, grid: Grid) -> RoundedLinear:
 
 
 register_kind(Factors.kind, FactorsKind())
+register_kind(Narrow.kind, NarrowKind())
 register_kind(Embeddings.kind, EmbeddingsKind())
 register_kind(Bits.kind, BitsKind())

@@ -8,7 +8,7 @@ This file and those that it imports are the implementation in the package, and t
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import transformers
@@ -79,7 +79,7 @@ def declare_ties(model: nn.Module, ties: dict[str, str]) -> None:
     model.all_tied_weights_keys = {**getattr(model, "all_tied_weights_keys", {}), **ties}  # type: ignore[assignment]
 
 
-def conversions_beside(entries: Iterable[Entry], conversions: Iterable[Any]) -> list[Any]:
+def conversions_beside(entries: Sequence[Entry], conversions: Iterable[Any]) -> list[Any]:
     """Return those of the architecture's own weight conversions with which a compressed model is saved and loaded.
 
     There are none if one of them merges members of the entries with other weights into one tensor on disk, which cannot
@@ -87,6 +87,7 @@ def conversions_beside(entries: Iterable[Entry], conversions: Iterable[Any]) -> 
     """
     conversions = list(conversions)
     weights = [f"{name}.weight" for entry in entries for name in entry.members]
+    weights += [name for entry in entries for name in kind_of(entry).renamed(entry)]
     for conversion in conversions:
         if type(conversion).__name__ == "WeightConverter":
             reverse = conversion.reverse_transform()

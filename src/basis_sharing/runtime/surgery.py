@@ -55,7 +55,7 @@ def projection_parameters(model: nn.Module, names: Sequence[str]) -> int:
     for name in names:
         module = model.get_submodule(name)
         found = module.named_parameters()
-        weights |= {parameter: parameter.numel() for path, parameter in found if path.rpartition(".")[2] != "bias"}
+        weights |= {parameter: parameter.numel() for path, parameter in found if not path.endswith("bias")}
         for part in module.modules():
             weights |= part.counted() if isinstance(part, RoundedLinear) else {}
     return sum(weights.values())

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from basis_sharing.costs.base import Cost, Priced
-from basis_sharing.linalg.truncation import Member
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Compressible, Decoder
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import ProgressCallback, silent
@@ -43,12 +42,12 @@ class Candidate:
     """A scope with the options of one treatment and their losses.
 
     Attributes:
-        scope: The projections, by block and then in their order within a block.
+        scope: The projections, by block and then in their order within a block, or the experts of one block.
         options: The options.
         losses: Expected loss rise of every option in nats per token, shape ``[options]``.
     """
 
-    scope: tuple[Projection, ...]
+    scope: tuple[Compressible, ...]
     options: Sequence[Entry]
     losses: Floats
 
@@ -77,9 +76,9 @@ class Search:
     curves: Curves = field(default_factory=dict)
     processes: Processes = field(default_factory=Processes)
     progress: ProgressCallback = silent
-    multiples: Callable[[Sequence[Projection]], int] | None = None
+    multiples: Callable[[Sequence[Compressible]], int] | None = None
 
-    def multiple(self, scope: Sequence[Projection]) -> int:
+    def multiple(self, scope: Sequence[Compressible]) -> int:
         """Return what the ranks of a group are multiples of."""
         if self.multiples is not None:
             return self.multiples(scope)
@@ -127,12 +126,16 @@ class Treatment(ABC):
             NumericalError: A weight or a statistic contains NaN or infinity.
         """
 
+    def problem(self, weighting: Weighting, model: Any, scope: Sequence[Any]) -> Sequence[Any]:
+        """Return what an entry for a scope is solved from: its members with their weightings."""
+        return weighting.problem(model, scope)
+
     @abstractmethod
-    def solve(self, problem: Sequence[Member], entry: Any, dtype: torch.dtype) -> Outcome:
+    def solve(self, problem: Sequence[Any], entry: Any, dtype: torch.dtype) -> Outcome:
         """Return the outcome of an entry; no model is read or changed.
 
         Args:
-            problem: The members of the entry with their weightings.
+            problem: What :meth:`problem` returns for its members.
             entry: An entry of this kind.
             dtype: Dtype of the model, in which tensors are stored unless the entry specifies another one.
 
@@ -185,8 +188,7 @@ def place(model: nn.Module, entry: Entry, tensors: Mapping[str, Tensor]) -> None
     ties = kind.install(model, entry)
     declare_ties(model, ties)
     renamed = kind.renamed(entry)
-    like = originals[entry.owner].weight
-    assert isinstance(like, nn.Parameter)
+    like = next(originals[entry.owner].parameters())
     placed: dict[str, nn.Parameter] = {}
     for name, tensor in tensors.items():
         own = not tensor.is_floating_point() or any(name.endswith(f".{part}") for part in entry.tensors)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basis_sharing.models.decoder import weight
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.decoder import module
+from basis_sharing.models.family import Compressible, Decoder
 from basis_sharing.plans.plan import Plan
 from basis_sharing.run.processes import Processes
 from basis_sharing.run.progress import Progress, ProgressCallback, silent
@@ -60,8 +60,9 @@ def execute(
         if kept is not None:
             return kept
         entry, scope = plan.entries[index], scopes[index]
-        dtype = weight(model, scope[0]).dtype
-        outcome = treatments[entry.kind].solve(weighting.problem(model, scope), entry, dtype)
+        dtype = next(module(model, scope[0].name).parameters()).dtype
+        treatment = treatments[entry.kind]
+        outcome = treatment.solve(treatment.problem(weighting, model, scope), entry, dtype)
         outcome = keep(index, outcome)
         progress(Progress("factorizing", position + 1, len(own), "groups"))
         return outcome
@@ -80,7 +81,7 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"entry-{index:05d}.safetensors"
 
 
-def _owners(scopes: Sequence[Sequence[Projection]], processes: int) -> list[int]:
+def _owners(scopes: Sequence[Sequence[Compressible]], processes: int) -> list[int]:
     """Return the process of every scope: in order of falling size, each is assigned to the least loaded process."""
     work = [scope[0].d_in ** 2 * (scope[0].d_in + sum(p.d_out for p in scope)) for scope in scopes]
     owners, loads = [0] * len(scopes), [0] * processes

@@ -7,21 +7,25 @@ blocks of a lane.
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import TypeVar
 
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import Compressible, Decoder
 
 Part = frozenset[str]
-Blocks = list[list[Projection]]
+P = TypeVar("P", bound=Compressible)
 
 _MOST_JOINT_ROLES = 4
 
 
-def lanes_of(decoder: Decoder) -> Iterator[Blocks]:
-    """Yield the lanes of a decoder, each as a list with the projections on the lane's input for every block."""
-    for name in dict.fromkeys(p.input for p in decoder.projections):
-        lane: Blocks = []
+def lanes_of(parts: Sequence[P], decoder: Decoder) -> Iterator[list[list[P]]]:
+    """Yield the lanes of some parts of a decoder, each as a list with the parts on the lane's input for every block."""
+    by_place: dict[tuple[str, int], list[P]] = {}
+    for part in parts:
+        by_place.setdefault((part.input, part.block), []).append(part)
+    for name in dict.fromkeys(part.input for part in parts):
+        lane: list[list[P]] = []
         for index in range(len(decoder.blocks)):
-            block = [p for p in decoder.of_block(index) if p.input == name]
+            block = by_place.get((name, index), [])
             if lane and _shape(lane[-1], decoder) != _shape(block, decoder):
                 yield lane
                 lane = []
@@ -31,12 +35,12 @@ def lanes_of(decoder: Decoder) -> Iterator[Blocks]:
             yield lane
 
 
-def _shape(block: Sequence[Projection], decoder: Decoder) -> list[tuple[str, int, int]]:
+def _shape(block: Sequence[Compressible], decoder: Decoder) -> list[tuple[str, int, int]]:
     return [(decoder.path_in_block(p), p.d_in, p.d_out) for p in block]
 
 
 def ways_to_divide(
-    block: Sequence[Projection], decoder: Decoder, *, across_roles: bool = True
+    block: Sequence[Compressible], decoder: Decoder, *, across_roles: bool = True
 ) -> tuple[tuple[Part, ...], ...]:
     """Return the ways to divide the projections of a block into parts; without ``across_roles``, into single ones."""
     paths = [decoder.path_in_block(p) for p in block]
@@ -65,6 +69,6 @@ def parts_in(ways: Sequence[Sequence[Part]]) -> list[Part]:
     return list(dict.fromkeys(part for way in ways for part in way))
 
 
-def scope_of(part: Part, blocks: Sequence[Sequence[Projection]], decoder: Decoder) -> tuple[Projection, ...]:
+def scope_of(part: Part, blocks: Sequence[Sequence[P]], decoder: Decoder) -> tuple[P, ...]:
     """Return the projections of a part in some blocks."""
     return tuple(p for block in blocks for p in block if decoder.path_in_block(p) in part)

@@ -17,6 +17,7 @@ from basis_sharing.treatments.base import TREATMENTS
 from basis_sharing.treatments.bits.grids import grid_note
 from basis_sharing.treatments.embeddings import RoundEmbeddings
 from basis_sharing.treatments.execute import execute
+from basis_sharing.treatments.experts.visits import visits_note
 from basis_sharing.weightings.stage import Collect
 
 
@@ -80,7 +81,7 @@ class Execute:
         treatments = [TREATMENTS[name] for name in self._planning.offered_treatments]
         seconds = max(treatment.solving_seconds(shapes, self._planning) for treatment in treatments)
         memory = shapes.solving_memory(whitened=kind.whitens, outputs=kind.in_nats)
-        kept = sum(p.d_in * p.d_out for p in shapes.decoder.projections) * shapes.dtype.itemsize
+        kept = sum(p.d_in * p.d_out for p in shapes.decoder.parts) * shapes.dtype.itemsize
         yield Needs("factorization", seconds, memory, kept)
 
     def run(self, run: Run) -> None:
@@ -93,6 +94,7 @@ class Execute:
         self.executed = []
         if any(entry.tensors for entry in plan.entries):
             run.notes.extend(grid_note(run.model, run.decoder))
+        run.notes.extend(visits_note(weighting, run.decoder, plan.entries))
         with errors_of(self.folder):
             outcomes = execute(
                 run.model,

@@ -17,7 +17,7 @@ from basis_sharing.models.sizes import memory_bytes, parameter_count, weight_fil
 from basis_sharing.models.source import ModelSource, stored_bytes
 from basis_sharing.planning.clock import check_machine
 from basis_sharing.planning.published import shared_roles_of
-from basis_sharing.plans.plan import Plan, dense_parameters
+from basis_sharing.plans.plan import Plan, dense_multiplications, dense_parameters
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.reports.card import write_result
 from basis_sharing.results.compression import CompressionResult, EntryReport
@@ -230,9 +230,9 @@ def _sizes(model: Any, decoder: Decoder, plan: Plan | None, on_disk: int | None)
     itemsize = model.dtype.itemsize
     return Sizes(
         parameters=parameter_count(model),
-        projection_parameters=projection_parameters(model, [p.name for p in decoder.projections]),
+        projection_parameters=projection_parameters(model, [part.name for part in decoder.parts]),
         projection_bytes=dense_parameters(decoder) * itemsize if plan is None else plan.bytes(decoder, itemsize),
-        projection_multiplications=dense_parameters(decoder) if plan is None else plan.multiplications(decoder),
+        projection_multiplications=dense_multiplications(decoder) if plan is None else plan.multiplications(decoder),
         bytes_in_memory=memory_bytes(model),
         bytes_on_disk=on_disk,
     )

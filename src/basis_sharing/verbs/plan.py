@@ -17,7 +17,7 @@ from basis_sharing.planning.published import published_plan
 from basis_sharing.planning.stage import MakePlan, known_curves, slower_than_the_original
 from basis_sharing.planning.targets import with_widths
 from basis_sharing.planning.trial import measured_prediction
-from basis_sharing.plans.plan import Plan, dense_parameters, spans_blocks
+from basis_sharing.plans.plan import Plan, dense_multiplications, dense_parameters, spans_blocks
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.recipe.recipe import Recipe, RecipeKeywords, as_recipe
 from basis_sharing.results.forecast import BitPoint, Forecast, Point, RoleForecast
@@ -124,7 +124,7 @@ class _Forecasting:
         return Forecast(
             plan=plan,
             dense_parameters=self._other + dense_parameters(decoder),
-            dense_multiplications=dense_parameters(decoder),
+            dense_multiplications=dense_multiplications(decoder),
             points=points,
             speed_points=speed_points,
             bit_points=tuple(bit_points),
@@ -184,8 +184,8 @@ class _Forecasting:
         decoder = self._run.decoder
         entries = {name: entry for entry in plan.entries for name in entry.members}
         found = []
-        for role in dict.fromkeys(p.role for p in decoder.projections):
-            own = [p for p in decoder.projections if p.role == role]
+        for role in dict.fromkeys(part.role for part in decoder.parts):
+            own = [part for part in decoder.parts if part.role == role]
             changed = [(p, entries[p.name]) for p in own if p.name in entries]
             known = decoder.by_name
             kept = [entry.kept(shapes_of([known[name] for name in entry.members])) for _, entry in changed]

@@ -120,7 +120,7 @@ def _stages(source: ModelSource, ratios: Sequence[float]) -> list[tuple[tuple[st
     """Return the roles and the ratio of every step."""
     skeleton = load_skeleton(source)
     decoder = describe(skeleton)
-    roles = tuple(dict.fromkeys(p.role for p in decoder.projections))
+    roles = tuple(dict.fromkeys(part.role for part in decoder.parts))
     first = tuple(row.name for row in starting_point(role_table(skeleton, decoder)))
     return [*([] if set(first) == set(roles) else [(first, ratios[0])]), *((roles, ratio) for ratio in ratios)]
 

@@ -76,7 +76,7 @@ class Weighting:
         work = shapes.forward + shapes.input_moments
         name = "calibration"
         if cls.gradients:
-            kept += (len(shapes.decoder.blocks) + 2) * states + sum(4 * p.d_out**2 for p in shapes.decoder.projections)
+            kept += (len(shapes.decoder.blocks) + 2) * states + sum(4 * p.d_out**2 for p in shapes.decoder.measured)
             work = 3 * shapes.forward + 3 * shapes.head + shapes.input_moments + shapes.output_moments
             name = "calibration, with gradients"
         yield Needs(name, shapes.seconds(work), shapes.block_memory(gradients=cls.gradients), kept)

@@ -39,7 +39,7 @@ def rounded_losses(
     totals = np.zeros(len(plans))
     for done, entries in enumerate(zip(*(plan.entries for plan in plans), strict=True), start=1):
         found = [entry for entry in entries if isinstance(entry, Bits)]
-        p = decoder.by_name[found[0].owner]
+        p = decoder.projection_by_name[found[0].owner]
         key = (f"{Bits.kind} by {method} {' '.join(str(entry.weight_grid) for entry in found)}", p.name)
         if key not in curves:
             (member,) = weighting.problem(model, (p,))

@@ -21,7 +21,7 @@ from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.treatments.base import Candidate, CurveKey, Curves, Floats, Search
 from basis_sharing.treatments.factors.options import FactorOptions, all_ranks, worthwhile
 from basis_sharing.treatments.factors.rounded_candidates import rounded_candidates
-from basis_sharing.treatments.scopes import Blocks, Part, lanes_of, parts_in, scope_of, ways_to_divide
+from basis_sharing.treatments.scopes import Part, lanes_of, parts_in, scope_of, ways_to_divide
 
 _KEPT = (0.95, 0.25)
 _PRICES = 32
@@ -59,7 +59,7 @@ class _Lane:
         groups: Part -> (first block, block after the last) -> group.
     """
 
-    blocks: Blocks
+    blocks: list[list[Projection]]
     parts: list[Part]
     groups: dict[Part, dict[tuple[int, int], Group]] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ def find_groups(search: Search) -> list[Group]:
     planning = search.planning
     lanes = [
         _Lane(blocks, parts_in(ways_to_divide(blocks[0], search.decoder, across_roles=planning.across_roles)))
-        for blocks in lanes_of(search.decoder)
+        for blocks in lanes_of(search.decoder.projections, search.decoder)
     ]
     found = GroupLosses(search.weighting.remembered_bytes, products=torch.float32)
     groups = _within_blocks(search, lanes, found)
@@ -224,7 +224,7 @@ def group_of(scope: tuple[Projection, ...], losses: Floats, cost: Cost, options:
 
 def _grow(
     search: Search,
-    blocks: Blocks,
+    blocks: list[list[Projection]],
     part: Part,
     groups: dict[tuple[int, int], Group],
     prices: Floats,

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from basis_sharing.blocks.calls import BlockCalls, run_block
 from basis_sharing.blocks.placing import placed
-from basis_sharing.models.family import Decoder, Projection
+from basis_sharing.models.family import SHARED, Decoder, Projection
 from basis_sharing.runtime.entries_basis_sharing import Factors
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear, encode_pivots, input_order
 from basis_sharing.runtime.format_basis_sharing import Entry
@@ -57,9 +57,11 @@ def neurons_in_order(model: Any, decoder: Decoder, entries: Sequence[Entry], pro
     for entry in entries:
         if not isinstance(entry, Factors) or entry.form != "pivoted" or entry.order or entry.tensors:
             continue
-        members = [decoder.by_name[name] for name in entry.members]
+        members = [decoder.projection_by_name[name] for name in entry.members]
         order = input_order(entry, members[0].d_in).long()
-        if not all(p.role == "down" for p in members) or torch.equal(order, torch.arange(len(order))):
+        if not all(p.role.removeprefix(SHARED) == "down" for p in members) or torch.equal(
+            order, torch.arange(len(order))
+        ):
             continue
         tensors: dict[str, Tensor] = {}
         computing = [_computing(decoder, p) for p in members]
@@ -76,9 +78,10 @@ def neurons_in_order(model: Any, decoder: Decoder, entries: Sequence[Entry], pro
 def _computing(decoder: Decoder, down: Projection) -> list[Projection]:
     """Return the projections that compute the neurons which a projection reads; none if they are not found."""
     parent = down.name.rpartition(".")[0]
-    found = [p for p in decoder.of_block(down.block) if p.role in _COMPUTING and p.name.rpartition(".")[0] == parent]
-    sizes = all(p.d_out == down.d_in * (2 if p.role == "gate_up" else 1) for p in found)
-    return found if sizes else []
+    beside = [p for p in decoder.of_block(down.block) if p.name.rpartition(".")[0] == parent]
+    found = [(p, p.role.removeprefix(SHARED)) for p in beside if p.role.removeprefix(SHARED) in _COMPUTING]
+    sizes = all(p.d_out == down.d_in * (2 if role == "gate_up" else 1) for p, role in found)
+    return [p for p, _ in found] if sizes else []
 
 
 def _can_be_permuted(model: Any, projection: Projection) -> bool:

@@ -43,7 +43,7 @@ def published_losses(
     own = WEIGHTINGS[PRESETS[method].weighting].from_known(weighting, decoder.projections)
     groups = [_factors(plan) for plan in plans.values()]
     for done, same in enumerate(zip(*groups, strict=True), start=1):
-        members = [decoder.by_name[name] for name in same[0].members]
+        members = [decoder.projection_by_name[name] for name in same[0].members]
         key = (f"{Factors.kind} by {method}", *same[0].members)
         curve = curves.get(key)
         if curve is None:

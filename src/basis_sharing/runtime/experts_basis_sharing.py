@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experts of a mixture at a smaller width, between a basis for what they read and one for what they write.
+
+This file is copied into every checkpoint.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .format_basis_sharing import FormatError
+
+OUTPUT, INPUT = ("down_proj",), ("gate_up_proj", "gate_proj", "up_proj")
+"""Names of the weights of experts whose outputs, and whose inputs, have the width of the model."""
+_WEIGHTS = tuple(f"{name}{part}" for name in (*INPUT, *OUTPUT) for part in ("", "_bias"))
+
+
+class NarrowExperts(nn.Module):
+    """The experts y = (sum_e w_e expert_e(x A)) Z: native experts of a narrower model between two shared bases.
+
+    Args:
+        experts: The native module at the smaller width; the bases are made where it is, in its dtype.
+        d_in: Width of the model.
+        width: Width of the experts.
+        axes: The axes of its parameters that have this width.
+
+    Attributes:
+        input_basis: ``nn.Linear`` whose weight is A transposed, shape ``[width, d_in]``.
+        experts: The native module.
+        output_basis: ``nn.Linear`` whose weight is Z transposed, shape ``[d_in, width]``.
+    """
+
+    def __init__(self, experts: nn.Module, d_in: int, width: int, axes: Mapping[str, int]) -> None:
+        super().__init__()
+        like = next(experts.parameters())
+        self.input_basis = nn.Linear(d_in, width, bias=False, device=like.device, dtype=like.dtype)
+        self.experts, self.axes = experts, dict(axes)
+        self.output_basis = nn.Linear(width, d_in, bias=False, device=like.device, dtype=like.dtype)
+
+    def forward(self, hidden_states: torch.Tensor, *routing: Any, **named: Any) -> torch.Tensor:
+        """Map ``hidden_states`` of shape ``[..., d_in]`` to the same shape; the routing is passed to the experts."""
+        narrow = self.experts(self.input_basis(hidden_states), *routing, **named)
+        written: torch.Tensor = self.output_basis(narrow)
+        return written
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the experts at the width of the model, fp64, by name."""
+        bases = {"input": self.input_basis.weight, "output": self.output_basis.weight.T}
+        return {
+            name: at_width(parameter.detach().double(), self.axes.get(name), bases[side_of(name)].detach().double())
+            for name, parameter in self.experts.named_parameters()
+        }
+
+
+def at_width(parameter: torch.Tensor, axis: int | None, M: torch.Tensor) -> torch.Tensor:
+    """Return a parameter of experts with its axis multiplied by a matrix.
+
+    Args:
+        parameter: The parameter.
+        axis: The axis of ``d`` numbers; None: it does not depend on the width, and stays.
+        M: Shape ``[d, other width]``.
+    """
+    return parameter if axis is None else (parameter.movedim(axis, -1) @ M).movedim(-1, axis).contiguous()
+
+
+def native_experts(experts: nn.Module, config: Any, width: int) -> nn.Module:
+    """Return uninitialised experts of the same class as others, for a model of another width, on the meta device.
+
+    Args:
+        experts: The module.
+        config: Configuration of the model, used where the module has none.
+        width: Width of the model that they are for.
+
+    Raises:
+        FormatError: The class cannot be built from a configuration.
+    """
+    config = getattr(experts, "config", config)
+    narrow = copy.deepcopy(config)
+    narrow.hidden_size = width
+    dtype = next(experts.parameters()).dtype
+    try:
+        with torch.device("meta"):
+            native = type(experts)(narrow)
+    except Exception as error:  # classes of other kinds raise errors of any type
+        raise FormatError(f"{type(experts).__name__} cannot be built at another width: {error}") from None
+    if hasattr(native, "config"):
+        native.config = config  # whose choice of kernels may change later
+    return native.to(dtype).train(experts.training)
+
+
+def width_axes(experts: nn.Module, config: Any) -> dict[str, int]:
+    """Return the parameters of experts that depend on the width of the model, each with its axis of that width.
+
+    Args:
+        experts: The module.
+        config: Configuration of the model.
+
+    Raises:
+        FormatError: They are no experts that can be made narrower; the message is the reason, part of a sentence.
+    """
+    width = config.hidden_size
+    shapes = {name: parameter.shape for name, parameter in experts.named_parameters()}
+    unknown = next((name for name in shapes if name not in _WEIGHTS), None)
+    if unknown is not None:
+        raise FormatError(f"experts with a {unknown} cannot be made narrower")
+    try:
+        own, double = (dict(native_experts(experts, config, size).named_parameters()) for size in (width, 2 * width))
+    except FormatError:
+        raise FormatError(f"{type(experts).__name__} cannot be made narrower") from None
+    axes = {}
+    for name, shape in shapes.items():
+        if name not in own or own[name].shape != shape:
+            raise FormatError(f"{type(experts).__name__} has weights of other shapes than its configuration says")
+        wide = [axis for axis, size in enumerate(double[name].shape) if size != shape[axis]]
+        if len(wide) > 1 or 0 in wide:
+            raise FormatError(f"{type(experts).__name__} has a {name} in which more depends on the width than inputs")
+        if wide:
+            axes[name] = wide[0]
+    sides = {side_of(name) for name in axes}
+    if sides != {"input", "output"}:
+        raise FormatError(f"{type(experts).__name__} does not read and write what the model is as wide as")
+    return axes
+
+
+def side_of(name: str) -> str:
+    """Return whether a weight of experts reads the ``input`` of the module, or writes its ``output``."""
+    return "output" if name.startswith(OUTPUT) else "input"
