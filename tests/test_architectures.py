@@ -41,7 +41,7 @@ def outcome(model: Any) -> dict[str, Any]:
     except ModelError as error:
         return {"refused": str(error)}
     total = sum(parameter.numel() for _, _, parameter in block_parameters(model, decoder.blocks))
-    return {"compressible": round(sum(p.d_in * p.d_out for p in decoder.projections) / total, 3)}
+    return {"compressible": round(sum(part.d_in * part.d_out for part in decoder.parts) / total, 3)}
 
 
 def test_the_table_has_every_decoder_of_transformers() -> None:

@@ -38,7 +38,17 @@ def test_every_family_is_counted(name):
     assert work.prefill_multiply_adds == work.first_token_multiply_adds > 0
     embeddings = model.get_input_embeddings().weight.numel()
     everything = sum(p.numel() for p in model.parameters())
+    if name == "mixtral":
+        everything -= 4 * 2 * 3 * 64 * 96  # the experts that a token does not use
     assert 4 * (everything - 2 * embeddings) <= work.weight_bytes_per_step <= 4 * (everything + embeddings)
+
+
+def test_experts_are_counted_as_often_as_tokens_are_sent_to_them():
+    work = work_of(PICO["mixtral"](), prompt())
+    block = 2 * 64 * 64 + 2 * 64 * 32 + 64 * 4 + 2 * 3 * 64 * 96  # attention, router, two experts
+    attention = 4 * CAUSAL_PAIRS * 2 * 64
+    assert work.prefill_multiply_adds == 4 * TOKENS * block + attention + 64 * 260
+    assert work.weight_bytes_per_step == 4 * (4 * block + (4 * 2 + 1) * 64 + 64 * 260)
 
 
 def test_a_shared_basis_is_counted_at_every_use(tmp_path):

@@ -40,6 +40,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA_LIKE, "sliding_window": None},
     "qwen2": LLAMA_LIKE,
     "phi3": LLAMA_LIKE,
+    "qwen3_moe": {
+        **LLAMA_LIKE,
+        "head_dim": 32,
+        "moe_intermediate_size": 64,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+    },
+    "qwen2_moe": {
+        **LLAMA_LIKE,
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 96,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    },
     "opt": {
         "vocab_size": VOCAB,
         "hidden_size": 64,
@@ -68,15 +83,19 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "pivoted": {"method": "basis-sharing", "form": "pivoted"},
     "planned": {"method": "auto"},
     "some roles": {"method": "svd-llm", "roles": ("q", "o", "up")},
+    "experts": {"treatments": "experts", "rank_multiple": 32},
     "bits": {"bits": 5.5, "treatments": "bits", "scale_group": 16, "widths": "8,3"},
     "bits and ranks": {"bits": 3.7, "rank_multiple": 8, "widths": "8,4,3", "scale_group": 16, "across_depth": False},
 }
 STRUCTURES["bits and embeddings"] = {**STRUCTURES["bits"], "embedding_bits": 8}
 IN_FEW_BITS = ("bits", "bits and ranks")
 CASES = [
-    *[(model, structure, 1) for model in MODELS for structure in ("shared", "pivoted")],
+    *[(model, structure, 1) for model in MODELS for structure in ("shared", "pivoted") if "moe" not in model],
     ("llama", "planned", 1),
     ("llama", "some roles", 1),
+    ("qwen3_moe", "experts", 1),
+    ("qwen3_moe", "experts", 2),
+    ("qwen2_moe", "experts", 1),
     *[(model, structure, 2) for model in ("llama", "opt", "phi3") for structure in ("shared", "pivoted")],
     *[(model, structure, 1) for model in ("llama", "phi3", "opt") for structure in IN_FEW_BITS],
     *[(model, "bits", 2) for model in ("llama", "phi3")],
@@ -129,7 +148,7 @@ def test_vllm_chooses_the_tokens_that_transformers_does(model: str, structure: s
     folder = tmp_path / "small"
     result = compress(model, structure, folder)
     shares = any(len(entry.members) > 1 for entry in result.entries)
-    assert shares or structure == "some roles" or "bits" in STRUCTURES[structure]
+    assert shares or structure in ("some roles", "experts") or "bits" in STRUCTURES[structure] or "moe" in model
     assert chosen_by_vllm(folder, ranks) == chosen_by_transformers(folder)
 
 
@@ -156,6 +175,14 @@ def test_a_newer_format_is_refused_in_words(tmp_path: Path) -> None:
     done = run_vllm(folder, 1)
     assert done.returncode != 0
     assert "format version 99, newer than the version 2 known here: update basis-sharing" in done.stderr + done.stdout
+
+
+def test_experts_that_vllm_has_no_kernel_for_are_refused_in_words(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    compress("qwen3_moe", "planned", folder)
+    done = run_vllm(folder, 1)
+    assert done.returncode != 0
+    assert "no kernel here for the experts of model.layers" in done.stderr + done.stdout
 
 
 def test_a_group_that_processes_would_tear_apart_is_refused_in_words(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_notes_on_dtypes_and_experts(folders, tmp_path, monkeypatch):
     half = save_pico("mixtral", tmp_path / "half", dtype=torch.bfloat16)
     notes = basis_sharing.bench([folders[0], half], **FAST).notes
     assert "different dtypes (float32, bfloat16): pass --dtype" in notes[0]
-    assert "counts all experts" in notes[1]
+    assert "counts the experts of one token" in notes[1]
     assert len(basis_sharing.bench([folders[0], half], **FAST, dtype="float32").notes) == 1
 
 

@@ -1,6 +1,6 @@
 """The amount of work of a model, to which its ideal speed is proportional."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +45,17 @@ def holds_stacked_experts(model: nn.Module) -> bool:
 
 
 def _multiply_adds(run: Callable[[], object]) -> int:
-    formulas = {op: _attention_formula(position) for op, position in _ATTENTION.items()}
+    formulas: dict[Any, Callable[..., int]] = {op: _attention_formula(at) for op, at in _ATTENTION.items()}
+    formulas[_aten._grouped_mm] = _grouped_operations
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return int(counter.get_total_flops()) // 2
+
+
+def _grouped_operations(tokens: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Return the operations of a product of tokens, in groups, with a matrix for each group."""
+    rows, features = tokens
+    return int(2 * rows * features * weights[-1])
 
 
 def _attention_formula(causal_at: int) -> Callable[..., int]:
@@ -68,15 +75,18 @@ def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
     """Return the bytes of weights that one decoding step reads, and the number of its products with weight matrices."""
     read, products = 0, 0
 
-    def called(module: nn.Module, _: Any) -> None:
+    def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal read, products
-        read += sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))
+        stored = sum(p.numel() * p.element_size() for p in module.parameters(recurse=False))
+        read += round(stored * _chosen(module, (*args, *kwargs.values())))
         products += is_matrix_module(module)
 
     following, cache = fill(model, ids)
     # An embedding reads only one row per token, which is negligible.
     hooks = [
-        module.register_forward_pre_hook(called) for module in model.modules() if not isinstance(module, nn.Embedding)
+        module.register_forward_pre_hook(called, with_kwargs=True)
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
     ]
     try:
         model(input_ids=following, use_cache=True, **cache_input(model, cache))
@@ -84,3 +94,10 @@ def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
         for hook in hooks:
             hook.remove()
     return read, products
+
+
+def _chosen(module: nn.Module, given: Sequence[Any]) -> float:
+    """Return the fraction of its weights that a module reads: of stacked experts those that tokens are sent to."""
+    count = next((len(p) for p in module.parameters(recurse=False) if p.dim() == 3), 0)
+    routing = next((one for one in given if isinstance(one, torch.Tensor) and not one.is_floating_point()), None)
+    return 1.0 if not count or routing is None else len(routing.unique()) / count

@@ -44,7 +44,7 @@ def benchmark_notes(
     if settings.memory and settings.device == "mps":
         notes.append("PyTorch reports no peak of the memory on an MPS device, so only the process was measured")
     if experts:
-        notes.append("the ideal of decoding counts all experts as read, though a token uses a few of them")
+        notes.append("the ideal of decoding counts the experts of one token as read: larger batches read more of them")
     return notes
 
 

@@ -31,5 +31,20 @@ def head_only(
         logits: Tensor = model(input_ids=input_ids, use_cache=False).logits
         return logits
 
-    with replaced_blocks(model, decoder, unchanged), placed_outside(model, decoder, device, dtype):
+    blocks, outside = replaced_blocks(model, decoder, unchanged), placed_outside(model, decoder, device, dtype)
+    with blocks, outside, _without_router_losses(model):
         yield head
+
+
+@contextmanager
+def _without_router_losses(model: Any) -> Iterator[None]:
+    """Let a mixture compute no loss of its routers inside the context: there are none without its blocks."""
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    asked = [config for config in configs if getattr(config, "output_router_logits", False)]
+    try:
+        for config in asked:
+            config.output_router_logits = False
+        yield
+    finally:
+        for config in asked:
+            config.output_router_logits = True

@@ -189,7 +189,7 @@ def _name_inputs(groups: list[list[str]], roles: dict[str, str]) -> dict[str, di
     inputs: dict[str, dict[str, str]] = {}
     for group in groups:
         members = {roles[path]: path for path in group}
-        attention = members.keys() & {"q", "k", "v", "kv", "qkv"}
+        attention = members.keys() & {"q", "k", "v", "kv", "qkv", "q_a", "kv_a"}
         mlp = {role.removeprefix(SHARED) for role in members} & {"gate", "up", "gate_up"}
         if attention and mlp:
             name = "block_in"
@@ -198,6 +198,7 @@ def _name_inputs(groups: list[list[str]], roles: dict[str, str]) -> dict[str, di
         elif mlp:
             name = "mlp_in"
         else:
-            name = "attention_out" if "o" in members else "mlp_hidden"
+            latent = "attention_latent" if members.keys() & {"q_b", "kv_b"} else "mlp_hidden"
+            name = "attention_out" if "o" in members else latent
         inputs[name if name not in inputs else f"{name}_{next(iter(members))}"] = members
     return inputs

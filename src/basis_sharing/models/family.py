@@ -10,7 +10,21 @@ EXPERTS = "experts"
 _MLP = ("gate", "up", "gate_up", "down")
 SHARED = "shared_"
 """What the roles of the expert that all tokens use begin with."""
-ROLES = ("q", "k", "v", "kv", "qkv", "o", *_MLP, EXPERTS, *(f"{SHARED}{role}" for role in _MLP))
+ROLES = (
+    "q",
+    "k",
+    "v",
+    "kv",
+    "qkv",
+    "q_a",
+    "kv_a",
+    "q_b",
+    "kv_b",
+    "o",
+    *_MLP,
+    EXPERTS,
+    *(f"{SHARED}{role}" for role in _MLP),
+)
 """All roles of projections and experts, in the order in which they act within a decoder block."""
 
 

@@ -102,6 +102,8 @@ def width_axes(experts: nn.Module, config: Any) -> dict[str, int]:
         FormatError: They are no experts that can be made narrower; the message is the reason, part of a sentence.
     """
     width = config.hidden_size
+    if getattr(config, "zero_expert_num", 0):
+        raise FormatError("experts beside which others pass their input on cannot be made narrower")
     shapes = {name: parameter.shape for name, parameter in experts.named_parameters()}
     unknown = next((name for name in shapes if name not in _WEIGHTS), None)
     if unknown is not None:

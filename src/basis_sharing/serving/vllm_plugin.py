@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_pp_group, tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
     LinearBase,
@@ -35,10 +36,11 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
-from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings, Factors
+from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings, Factors, Narrow
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, FormatError
 from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 from basis_sharing.serving.vllm_embeddings import RoundedEmbeddingMethod
+from basis_sharing.serving.vllm_experts import NarrowExpertsMethod
 from basis_sharing.serving.vllm_parts import Basis, Part, Place, numbers_of, routing_parameter
 
 _SHARDS = ("q", "k", "v")
@@ -65,9 +67,13 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         self.groups: dict[str, Factors | Bits] = {}
         self.tables: list[Embeddings] = []
+        self.experts: dict[str, Narrow] = {}
         for entry in entries:
             if isinstance(entry, Embeddings):
                 self.tables.append(entry)
+                continue
+            if isinstance(entry, Narrow):
+                self.experts[entry.owner] = entry
                 continue
             if not isinstance(entry, (Factors, Bits)):
                 raise FormatError(
@@ -106,6 +112,7 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename projections for architectures that have other module names in vLLM."""
         self.groups = hf_to_vllm_mapper.apply_dict(self.groups)
+        self.experts = hf_to_vllm_mapper.apply_dict(self.experts)
 
     def get_quant_method(self, layer: Any, prefix: str) -> QuantizeMethodBase | None:
         """Return the method of a layer: ours if it is compressed; else vLLM's own, or None for its default."""
@@ -113,6 +120,9 @@ class BasisSharingVllmConfig(QuantizationConfig):  # type: ignore[misc]
             # Architectures do not name the layer; the embeddings come first, then a head that is not tied to them.
             table = self.tables[-1 if isinstance(layer, ParallelLMHead) else 0] if self.tables else None
             return None if table is None else RoundedEmbeddingMethod(table)
+        if isinstance(layer, RoutedExperts):
+            experts = self.experts.get(prefix)
+            return None if experts is None else NarrowExpertsMethod(layer.moe_config, experts)
         if not isinstance(layer, LinearBase):
             return None
         names = self.parts_of(prefix)

@@ -43,6 +43,7 @@ from basis_sharing.run.run import Run
 from basis_sharing.run.stages import Needs, Shapes
 from basis_sharing.run.versions import software_versions
 from basis_sharing.run.work import same_run, work_beside
+from basis_sharing.runtime.experts_basis_sharing import NarrowExperts
 from basis_sharing.runtime.factorized_basis_sharing import FactorizedLinear
 
 _HELD_OUT, _MOST_HELD_OUT = 16, 8
@@ -300,7 +301,7 @@ def _own_parameters(model: Any) -> dict[str, nn.Parameter]:
 
 
 def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, nn.Parameter]]:
-    """Return the model with LoRA adapters on its coefficients, and the adapters' parameters by name.
+    """Return the model with LoRA adapters on coefficients and bases of experts, and the adapters' parameters by name.
 
     Raises:
         RecipeError: The package peft is not installed, or all coefficients are in few bits.
@@ -313,6 +314,12 @@ def _with_lora(model: Any, settings: RecoverySettings) -> tuple[Any, dict[str, n
         f"{name}.coeff"
         for name, module in model.named_modules()
         if isinstance(module, FactorizedLinear) and isinstance(module.coeff, nn.Linear)
+    ]
+    names += [
+        f"{name}.{basis}"
+        for name, module in model.named_modules()
+        if isinstance(module, NarrowExperts)
+        for basis in ("input_basis", "output_basis")
     ]
     if not names:
         raise RecipeError(

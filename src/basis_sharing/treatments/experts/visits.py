@@ -33,6 +33,6 @@ def visits_note(weighting: Weighting, decoder: Decoder, entries: Sequence[Entry]
         return []
     return [
         f"The calibration text gives {seldom} of {count} experts less than a tenth of the tokens that they get on "
-        f"average, and {never} of them none: they become as narrow as the others of their block without being measured. "
+        f"average, and {never} of them none: they become as narrow as the others of their block, unmeasured. "
         "More windows (--windows), or a text like those that the model will read, would measure them."
     ]
