@@ -109,7 +109,9 @@ class Bench:
         entries = []
         for entry in plan.entries:
             assert isinstance(entry, Factors)
-            problem = weighting.problem(self.run.model, [self.run.decoder.by_name[name] for name in entry.members])
+            problem = weighting.problem(
+                self.run.model, [self.run.decoder.projection_by_name[name] for name in entry.members]
+            )
             entries.append(replace(entry, loss=losses(problem)[entry.rank].item()))
         return plan.model_copy(update={"entries": tuple(entries)})
 
@@ -241,7 +243,7 @@ def sharing_gains(bench: Bench) -> list[dict[str, Any]]:
         }
         decoder = bench.run.decoder
         across = Counter(
-            decoder.by_name[name].role
+            decoder.projection_by_name[name].role
             for entry in plans["auto"].entries
             if spans_blocks(entry, decoder)
             for name in entry.members

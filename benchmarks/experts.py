@@ -3,11 +3,13 @@
 ``python benchmarks/mixture.py FOLDER`` trains the mixture, then ``python benchmarks/experts.py FOLDER`` measures (ten
 minutes on two cores). All arms change the experts of all blocks and nothing else, from the same calibration windows:
 
-- ``narrow``: what the package does: two bases for all experts of a block, one width for what they read and write;
+- ``auto``: what the package does by itself, which is one of the next two for every block;
+- ``narrow``: two bases for all experts of a block, one width for what they read and write;
+- ``expert-factors``: plain factors of every expert's matrices, ranks chosen from losses with few statistics per expert;
 - ``narrow, two widths``: the same with widths of their own for both, which no native class of experts can run;
 - ``narrow, own coefficients``: the same as narrow, with the weights that read refitted to the inputs of each expert;
-- ``factors per expert``: low-rank factors of every expert's matrices, pivoted, ranks chosen from their losses;
-- ``factors, one rank``: the same, plain, with one rank for all experts of a block, which products for groups of tokens need;
+- ``factors, full statistics``: the same with second moments of every expert, pivoted;
+- ``factors, one rank``: the same, plain, one rank for all experts of a block, as products for groups of tokens need;
 - ``svd-llm per expert``: plain factors at one rank for all, whitened with the inputs of each expert;
 - ``mobe``: MoBE (arXiv 2508.05257): gate and up are a matrix of each expert times a mixture of 4 shared ones, fitted to
   the weights by gradient descent; down stays;
@@ -169,13 +171,25 @@ class Study:
             for each in self.experts
         }
 
+    def auto(self, ratio: float) -> tuple[Any, float]:
+        """Return the model with experts as the package treats them, and the fraction of parameters removed."""
+        return self._compressed(ratio, None)
+
     def narrow(self, ratio: float) -> tuple[Any, float]:
-        """Return the model with narrow experts, and the fraction of parameters removed."""
+        """Return the model with narrow experts."""
+        return self._compressed(ratio, "experts")
+
+    def expert_factors(self, ratio: float) -> tuple[Any, float]:
+        """Return the model with factors of every expert."""
+        return self._compressed(ratio, "expert-factors")
+
+    def _compressed(self, ratio: float, treatments: str | None) -> tuple[Any, float]:
         model, result = compress(
             copy.deepcopy(self.model),
             ratio,
             tokenizer=self.tokenizer,
             roles="experts",
+            treatments=treatments,
             calibration=VALID_TEXT,
             windows=self.windows,
             length=LENGTH,
@@ -266,7 +280,7 @@ class Study:
             prices.append(len(places) * cost)
         chosen = allocated(losses, prices, (1 - ratio) * self.parameters)
         kept = sum(float(cost[at]) for cost, at in zip(prices, chosen, strict=True))
-        ranks_of = {}
+        ranks_of: dict[int, int] = {}
         for places, rank, loss in zip(groups.values(), chosen, losses, strict=True):
             full = len(loss) - 1 if loss[rank] == 0 else rank
             ranks_of |= dict.fromkeys(places, full)
@@ -359,10 +373,12 @@ def mobe_fit(weight: Tensor, rank: int) -> Tensor:
 
 
 ARMS: dict[str, Callable[[Study, float], tuple[Any, float]]] = {
+    "auto": Study.auto,
     "narrow": Study.narrow,
+    "expert-factors": Study.expert_factors,
     "narrow, own coefficients": Study.own_coefficients,
     "narrow, two widths": Study.two_widths,
-    "factors per expert": Study.factors,
+    "factors, full statistics": Study.factors,
     "factors, one rank": Study.one_rank,
     "svd-llm per expert": Study.svd_llm,
     "mobe": Study.mobe,

@@ -1,9 +1,9 @@
 """A small mixture of experts with weights that have learnt something, for benchmarks: none is to be had as a package.
 
 ``python benchmarks/mixture.py FOLDER`` trains Qwen3-MoE's architecture (4 blocks of 32 experts, four per token, 11 M
-parameters, an eighth of the widths of Qwen3-30B-A3B) from a seed on WikiText-2's training text and a sample of web text,
-and writes it as a Hugging Face folder with its own tokenizer: half an hour on two cores. ``FOLDER-half`` is the same run
-after half of its steps. The text that models are tested on is never read.
+parameters, an eighth of the widths of Qwen3-30B-A3B) from a seed on WikiText-2's training text and a sample of web
+text, and writes it as a Hugging Face folder with its own tokenizer: half an hour on two cores. ``FOLDER-half`` is the
+same run after half of its steps. The text that models are tested on is never read.
 """
 
 import argparse

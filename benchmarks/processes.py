@@ -48,7 +48,7 @@ def difference(ours: Any, theirs: Any, entries: Sequence[EntryReport]) -> float:
     found = [0.0]
     for entry in (report.entry for report in entries):
         for name in entry.members:
-            W, other = (kind_of(entry).weight(model.get_submodule(name)) for model in (ours, theirs))
+            W, other = (kind_of(entry).dense(model.get_submodule(name))["weight"] for model in (ours, theirs))
             found.append((torch.linalg.norm(W - other) / torch.linalg.norm(W)).item())
     return max(found)
 

@@ -52,7 +52,7 @@ def wide_svd(run: Run, plan: Plan, moments: MomentStore) -> float:
     lost = 0.0
     for group in plan.entries:
         assert isinstance(group, Factors)
-        members = [run.decoder.by_name[name] for name in group.members]
+        members = [run.decoder.projection_by_name[name] for name in group.members]
         gram = moments.total([(p.block, p.input) for p in members]).gram
         assert gram is not None
         S = torch.linalg.cholesky(gram.double()).T

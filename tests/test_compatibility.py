@@ -144,7 +144,7 @@ def test_the_files_they_carry_load_them_without_the_package(tmp_path: Path) -> N
     done = fresh(REMOTE, *folders, cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "auto").glob("*.py"))) == 1
-    assert len(list((tmp_path / "auto-2").glob("*_basis_sharing.py"))) == 9
+    assert len(list((tmp_path / "auto-2").glob("*_basis_sharing.py"))) == 10
     for folder, name in folders.items():
         torch.testing.assert_close(torch.load(folder / "logits.pt"), stored_logits(name), rtol=1e-5, atol=1e-5)
 

@@ -158,14 +158,15 @@ def json_blocks(page: str) -> list[Any]:
 
 
 def test_the_files_on_the_page_of_the_format_are_read(tmp_path: Path) -> None:
-    checkpoint, rounded, embeddings, old, plan = json_blocks("checkpoint-format.md")
+    checkpoint, rounded, embeddings, narrow, single, old, plan = json_blocks("checkpoint-format.md")
     config = checkpoint["quantization_config"]
     entries = entries_of_config(config)
     assert config["format_version"] == FORMAT_VERSION
     assert [entry.to_dict() for entry in entries] == config["entries"]
     assert len(decode_pivots(config["entries"][0]["pivots"], 64, config["entries"][0]["rank"])[0]) == 55
     assert entries_of_config(old)[0] == entries[1]
-    assert [entry_from(one).to_dict() for one in (rounded, embeddings)] == [rounded, embeddings]
+    alone = [rounded, embeddings, narrow, single]
+    assert [entry_from(one).to_dict() for one in alone] == alone
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan), encoding="utf-8")
     assert json.loads(Plan.read(path).model_dump_json()) == plan
@@ -173,7 +174,7 @@ def test_the_files_on_the_page_of_the_format_are_read(tmp_path: Path) -> None:
     assert Plan.read(path).entries == Plan.model_validate(plan).entries
 
 
-def test_three_files_travel() -> None:
+def test_the_page_names_the_files_that_travel() -> None:
     text = (DOCS / "checkpoint-format.md").read_text(encoding="utf-8")
     runtime = ROOT / "src" / "basis_sharing" / "runtime"
     named = set(re.findall(r"(?m)^\| `(\w+_basis_sharing\.py)` \|", text))

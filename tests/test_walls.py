@@ -29,6 +29,7 @@ TRAVELLING = {
     "format_basis_sharing",
     "entries_basis_sharing",
     "experts_basis_sharing",
+    "expert_entries_basis_sharing",
     "kernels_basis_sharing",
     "rounded_basis_sharing",
     "config_basis_sharing",

@@ -9,7 +9,7 @@ import pytest
 
 from basis_sharing.errors import RecipeError
 from basis_sharing.recipe.presets import PRESETS
-from basis_sharing.recipe.recipe import Recipe
+from basis_sharing.recipe.recipe import EXPERT_TREATMENTS, Recipe
 from basis_sharing.recipe.target import LIMITS
 from basis_sharing.weightings.base import WEIGHTINGS
 
@@ -240,7 +240,7 @@ def test_settings_of_rounding_mean_nothing_without_bits(settings: dict[str, Any]
     for target in ({"ratio": 0.2}, {"bits": 4, "treatments": "factors"}):
         with pytest.raises(RecipeError, match=f"{flag} has no meaning where nothing is rounded: add --bits"):
             Recipe.create(**target, **settings)
-    assert Recipe.create(max_bytes="1MB", **settings).offered_treatments == ("factors", "bits")
+    assert Recipe.create(max_bytes="1MB", **settings).offered_treatments == ("factors", "bits", *EXPERT_TREATMENTS)
     assert Recipe.create(ratio=0.2, treatments="factors,bits", **settings)
 
 
@@ -321,8 +321,9 @@ def test_what_are_no_bits(settings: dict[str, object], sentence: str) -> None:
 
 
 def test_rounding_is_offered_where_bytes_are_limited() -> None:
-    assert Recipe.create(ratio=0.2).offered_treatments == ("factors",)
+    assert Recipe.create(ratio=0.2).offered_treatments == ("factors", *EXPERT_TREATMENTS)
+    assert Recipe.create(ratio=0.2, gradients=False).offered_treatments == ("factors",)
     for target in ({"bits": 4.25}, {"max_bytes": 1000}):
-        assert Recipe.create(**target).offered_treatments == ("factors", "bits")
+        assert Recipe.create(**target).offered_treatments == ("factors", "bits", *EXPERT_TREATMENTS)
         assert Recipe.create(**target, treatments="factors").offered_treatments == ("factors",)
     assert Recipe.create(bits=3, widths="2,4,4").offered_widths == (4, 2)

@@ -18,6 +18,7 @@ from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states
 from basis_sharing.blocks.head import head_only
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import BlockInputs, make_block_inputs, states_like
+from basis_sharing.calibration.expert_squares import ExpertSquares
 from basis_sharing.calibration.forward import own_windows
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
 from basis_sharing.errors import NumericalError
@@ -204,6 +205,7 @@ class _Watch:
         device = next(block.parameters()).device
         self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
         self._experts = {e: block.get_submodule(e.name.removeprefix(f"{path}.")) for e in experts}
+        self._squares = {e: ExpertSquares(e, module, device) for e, module in self._experts.items()}
         self._visits = {e: torch.zeros(e.count, dtype=torch.int64, device=device) for e in experts}
         around = [side for e in experts for side in (e.reads, e.writes)]
         self._modules |= {side.name: _Identity() for side in around}
@@ -226,7 +228,7 @@ class _Watch:
             self._handles += [
                 module.register_forward_pre_hook(self._count(experts), with_kwargs=True),
                 module.register_forward_pre_hook(_passed_through(reads), with_kwargs=True),
-                module.register_forward_hook(lambda _, __, output, writes=writes: writes(output)),
+                module.register_forward_hook(self._watch_experts(experts, writes), with_kwargs=True),
             ]
 
     def __exit__(self, *_: object) -> None:
@@ -245,6 +247,15 @@ class _Watch:
             routing = next((one for one in given if isinstance(one, Tensor) and not one.is_floating_point()), None)
             if routing is not None:
                 self._visits[experts] += torch.bincount(routing.flatten(), minlength=experts.count)[: experts.count]
+
+        return forward
+
+    def _watch_experts(self, experts: Experts, writes: nn.Module) -> Any:
+        def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            given = (*args, *kwargs.values())
+            self._squares[experts].seen(given[0], given[1:], output)
+            passed: Tensor = writes(output)
+            return passed
 
         return forward
 
@@ -281,7 +292,8 @@ class _Watch:
             name: Moments(tokens=int(count), gradient=accumulator.finish(processes).gram)
             for name, accumulator in self._outputs.items()
         }
-        return {**inputs, **outputs}
+        squares = [found.finish(int(count), processes) for found in self._squares.values()]
+        return {**inputs, **outputs, **{name: moments for found in squares for name, moments in found.items()}}
 
 
 def _passed_through(identity: nn.Module) -> Any:

@@ -14,7 +14,7 @@ from basis_sharing.run.durable import write_whole
 from basis_sharing.run.processes import Processes
 
 _TILE = 512
-_TENSORS = ("gram", "abs_sum", "gradient", "visits")
+_TENSORS = ("gram", "abs_sum", "gradient", "visits", "squares")
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Moments:
         abs_sum: Sum of |x| over the tokens, shape ``[d_in]``, fp64.
         gradient: Sum of g^T g over the tokens, g the loss gradient at the output, shape ``[d_out, d_out]``, fp32.
         visits: Number of tokens that each expert is given, shape ``[experts]``, int64; for what experts read.
+        squares: Sums of squares of each feature for each expert, shape ``[experts, features]``, fp64.
     """
 
     tokens: int = 0
@@ -34,6 +35,7 @@ class Moments:
     abs_sum: Tensor | None = None
     gradient: Tensor | None = None
     visits: Tensor | None = None
+    squares: Tensor | None = None
 
 
 @dataclass(frozen=True)

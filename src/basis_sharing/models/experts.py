@@ -1,12 +1,13 @@
 """The experts of mixtures: which modules of the decoder blocks hold them, and whether they can be made narrower."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from basis_sharing.models.family import EXPERTS, Experts
-from basis_sharing.runtime.experts_basis_sharing import width_axes
+from basis_sharing.runtime.experts_basis_sharing import reading_weight, width_axes
 from basis_sharing.runtime.format_basis_sharing import FormatError
 
 _ACTIVE = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "top_k")
@@ -29,7 +30,7 @@ def find_experts(model: PreTrainedModel, blocks: Sequence[str]) -> tuple[list[Ex
     return found, reasons
 
 
-def _described(name: str, block: int, module: nn.Module, axes: Mapping[str, int], config: object) -> Experts:
+def _described(name: str, block: int, module: Any, axes: Mapping[str, int], config: object) -> Experts:
     """Return the description of a module of experts.
 
     Args:
@@ -55,6 +56,8 @@ def _described(name: str, block: int, module: nn.Module, axes: Mapping[str, int]
         count=count,
         active=min(active, count),
         weights=tuple(name for name, _ in module.named_parameters()),
+        reading=reading_weight(module),
+        neurons=module.down_proj.numel() // count // shape[axis],
     )
 
 

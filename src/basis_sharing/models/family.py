@@ -99,11 +99,16 @@ class Experts(Compressible):
         count: Number of experts.
         active: Number of experts per token.
         weights: Names of the parameters of the module.
+        reading: Name of the weight that reads their input, ``gate_up_proj`` or ``up_proj``; None: how a single expert
+            computes is not known.
+        neurons: Number of neurons of an expert.
     """
 
     count: int
     active: int
     weights: tuple[str, ...]
+    reading: str | None = None
+    neurons: int = 0
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -119,6 +124,14 @@ class Experts(Compressible):
     def writes(self) -> Projection:
         """The identity after the experts; its input is the weighted sum of what they compute, its output too."""
         return self._identity("writes")
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """``(inputs, outputs)`` of the two matrices of an expert by name; empty if it is not known how it computes."""
+        if self.reading is None:
+            return {}
+        read = self.d_out // self.count - self.neurons
+        return {self.reading: (self.d_in, read), "down_proj": (self.neurons, self.d_in)}
 
     def _identity(self, side: str) -> Projection:
         name = f"{self.name}.{side}"

@@ -56,7 +56,7 @@ class Planning(Rounding):
         Option(
             "What projections may be turned into, separated by commas",
             metavar="NAMES",
-            default="factors; with bits where bytes or bits are limited",
+            default="factors; with bits where bytes or bits are limited; for mixtures experts,expert-factors",
             panel=PLANNER,
         ),
     ] = Field(default=None, min_length=1)

@@ -29,6 +29,8 @@ _SAME: dict[str, tuple[object, ...]] = {"rank_multiple": (1,)}
 """Values of the planner's settings that say what published methods do anyway."""
 _ROUNDING = ("bits", *Planning.in_panel(ROUNDING))
 """The settings that have no meaning for methods with factors of one size."""
+EXPERT_TREATMENTS = ("experts", "expert-factors")
+"""The treatments of the experts of mixtures; what they lose is priced with gradients."""
 _PUBLISHED_ONLY = Planning.in_panel(PUBLISHED)
 
 
@@ -110,12 +112,12 @@ class Recipe(Evaluation, Repair, Calibration, ModelSettings, Planning, Speed, Ta
         if self.treatments is not None or not self.preset.planned:
             return self.treatments or ("factors",)
         rounding = ("bits",) if self.limits_bytes else ()
-        return ("factors", *rounding, *(("experts",) if self.gradients else ()))
+        return ("factors", *rounding, *(EXPERT_TREATMENTS if self.gradients else ()))
 
     @property
     def compresses_experts(self) -> bool:
         """Whether the experts of mixtures are among what is compressed: what they lose is priced with gradients."""
-        return self.preset.planned and self.gradients and "experts" in self.offered_treatments
+        return self.preset.planned and self.gradients and not set(EXPERT_TREATMENTS).isdisjoint(self.offered_treatments)
 
     @property
     def chosen_refit(self) -> Literal["never", "always", "anchored"]:

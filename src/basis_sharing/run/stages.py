@@ -252,6 +252,14 @@ class Shapes:
         """Return the seconds of the products that make experts narrower."""
         return 0.0 if self.speeds is None else 2 * experts.d_in**2 * experts.d_out / self.speeds.algebra
 
+    def expert_seconds(self, experts: Experts, seconds: Callable[[Projection], float]) -> float:
+        """Return the seconds for the matrices of all experts of a block, given those for one matrix."""
+        alike = (
+            Projection(experts.name, experts.block, experts.role, name, *size, bias=False, transposed=False)
+            for name, size in experts.sizes.items()
+        )
+        return experts.count * sum(map(seconds, alike))
+
     def block_memory(self, *, gradients: bool) -> int:
         """Return the bytes of the calibration pass through one block, with its statistics.
 

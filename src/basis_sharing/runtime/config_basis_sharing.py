@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .entries_basis_sharing import Factors
+from .expert_entries_basis_sharing import Narrow  # noqa: F401 - registers the kinds of experts
 from .format_basis_sharing import FORMAT_VERSION, Entry, FormatError, entries_from
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of entries: factors, weights in few bits, narrow experts, and embeddings in few bits.
+"""The kinds of entries: factors, weights in few bits, and embeddings in few bits.
 
 This file is copied into every checkpoint and needs neither torch nor transformers.
 """
@@ -22,8 +22,6 @@ from .format_basis_sharing import (
 )
 
 FORMS = ("plain", "pivoted")
-NARROWEST = 8
-"""What widths of experts are multiples of: products for groups of tokens need rows of whole 16 bytes."""
 ROUNDINGS = ("feedback", "gptq", "nearest")
 
 
@@ -255,103 +253,6 @@ class Bits(Entry):
     def on_disk(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shapes of the packed weight, its scales and zero points."""
         return on_disk_shapes(f"{self.owner}.weight", (None, None), self.weight_grid)
-
-
-@register_entry
-@dataclass(frozen=True, kw_only=True)
-class Narrow(Entry):
-    """Experts of one block at a smaller width, between two bases: y = (sum_e w_e expert_e(x A)) Z.
-
-    Attributes:
-        width: Width of their input and output.
-        count: Number of experts.
-        active: Number of experts per token.
-        weights: Names of their parameters.
-    """
-
-    kind: ClassVar[str] = "experts"
-
-    width: int
-    count: int
-    active: int
-    weights: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("width", "count", "active"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise FormatError(f"the entry of {self.owner} has {name} {value!r}; a positive integer is needed.")
-        if len(self.members) > 1:
-            raise FormatError(
-                f"the entry of {self.owner} names experts of {len(self.members)} blocks; one is possible."
-            )
-        object.__setattr__(self, "weights", tuple(self.weights))
-
-    @property
-    def label(self) -> str:
-        """The width."""
-        return str(self.width)
-
-    @property
-    def title(self) -> str:
-        """The width."""
-        return f"width {self.width}"
-
-    def fit(self, shapes: Sequence[Shape]) -> None:
-        """Make sure that the experts become narrower.
-
-        Raises:
-            FormatError: They do not.
-        """
-        ((d_in, _),) = shapes
-        if self.width > d_in or self.width % NARROWEST:
-            raise FormatError(
-                f"the entry of {self.owner} has width {self.width}; a multiple of {NARROWEST} up to {d_in} is needed."
-            )
-
-    def stored(self, shapes: Sequence[Shape]) -> tuple[Stored, ...]:
-        """Return the two bases and the weights of the experts."""
-        return narrow_tensors(shapes[0], self.width)
-
-    def products(self, shapes: Sequence[Shape], inputs: int) -> tuple[Product, ...]:
-        """Return the products with the bases and with the experts of one token."""
-        return narrow_products(shapes[0], self.width, self.count, self.active)
-
-    def on_disk(self) -> dict[str, tuple[int | None, ...]]:
-        """Return the shapes of the bases, and the weights of the experts."""
-        name = self.owner
-        bases = {f"{name}.input_basis.weight": (self.width, None), f"{name}.output_basis.weight": (None, self.width)}
-        own = {f"{name}.{weight}": (None,) * (2 if weight.endswith("bias") else 3) for weight in self.weights}
-        return {**bases, **own}
-
-    def kept(self, shapes: Sequence[Shape]) -> float:
-        """Return the width as a fraction of the model's."""
-        return self.width / shapes[0][0]
-
-
-def narrow_tensors(shape: Shape, width: Any) -> tuple[Stored, ...]:
-    """Return the tensors of narrow experts.
-
-    Args:
-        shape: Width of the model, and the numbers in the weights of all experts for each of its features.
-        width: Width of the experts, or an array of such numbers.
-    """
-    d_in, d_out = shape
-    return (Stored((width, d_in)), Stored((d_in, width)), Stored((width, d_out), member=0))
-
-
-def narrow_products(shape: Shape, width: Any, count: int, active: int) -> tuple[Product, ...]:
-    """Return the products of narrow experts for one token: with both bases, and with the weights of its experts.
-
-    Args:
-        shape: Width of the model, and the numbers in the weights of all experts for each of its features.
-        width: Width of the experts, or an array of such numbers.
-        count: Number of experts.
-        active: Number of experts per token.
-    """
-    d_in, d_out = shape
-    return (Product(d_in, width), Product(width, d_out // count, active), Product(width, d_in))
 
 
 @register_entry

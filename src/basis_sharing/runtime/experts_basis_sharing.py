@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experts of a mixture at a smaller width, between a basis for what they read and one for what they write.
+"""The experts of a mixture: at a smaller width between two bases, or each with factors of its own.
 
 This file is copied into every checkpoint.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .expert_entries_basis_sharing import expert_tensors
 from .format_basis_sharing import FormatError
 
 OUTPUT, INPUT = ("down_proj",), ("gate_up_proj", "gate_proj", "up_proj")
@@ -130,3 +131,112 @@ def width_axes(experts: nn.Module, config: Any) -> dict[str, int]:
 def side_of(name: str) -> str:
     """Return whether a weight of experts reads the ``input`` of the module, or writes its ``output``."""
     return "output" if name.startswith(OUTPUT) else "input"
+
+
+def reading_weight(experts: nn.Module) -> str | None:
+    """Return the name of the weight of experts that reads their input; None: how one of them computes is not known."""
+    if not hasattr(experts, "has_gate") or getattr(experts, "has_post_expert_norm", False):
+        return None
+    name = "gate_up_proj" if experts.has_gate else "up_proj"
+    return name if hasattr(experts, name) and hasattr(experts, "down_proj") else None
+
+
+def routing_in(given: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the chosen experts of every token and their weights, among the arguments of a module; None: neither is."""
+    tensors = [one for one in given if isinstance(one, torch.Tensor)]
+    index = next((one for one in tensors if not one.is_floating_point()), None)
+    if index is None:
+        return None
+    weights = next((one for one in tensors if one.is_floating_point() and one.shape == index.shape), None)
+    return None if weights is None else (index, weights)
+
+
+def expert_matrix(experts: Any, name: str, number: int) -> torch.Tensor:
+    """Return a matrix of one expert of a native module, shape ``[inputs, outputs]``."""
+    weight: torch.Tensor = getattr(experts, name)[number]
+    return weight if experts.is_transposed else weight.T
+
+
+def neurons_of(experts: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what the neurons of an expert compute from the outputs of the weight that reads."""
+    found: torch.Tensor = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+    return found
+
+
+class FactorizedExperts(nn.Module):
+    """Experts whose matrices are factors of their own, or stay dense, each with a rank of its own.
+
+    The factors of all experts are in one tensor, one below the other.
+
+    Args:
+        native: The native module; its weights are dropped.
+        sizes: ``(inputs, outputs)`` of every matrix of an expert, by name.
+        ranks: The rank of every expert for each of them; 0: it stays dense.
+    """
+
+    def __init__(
+        self, native: nn.Module, sizes: Mapping[str, tuple[int, int]], ranks: Mapping[str, Sequence[int]]
+    ) -> None:
+        super().__init__()
+        like = next(native.parameters())
+        self.sizes, self.ranks = dict(sizes), {name: tuple(own) for name, own in ranks.items()}
+        for name, shape in expert_tensors(self.sizes, self.ranks).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=like.device, dtype=like.dtype)))
+        for name, parameter in native.named_parameters():
+            if name not in sizes:
+                self.register_parameter(name, nn.Parameter(torch.empty_like(parameter)))
+        self._places = {name: _places(own) for name, own in self.ranks.items()}
+        bare = copy.copy(native)
+        bare._parameters = {}
+        # No child, whose weights transformers would look for.
+        self._native = (bare,)
+
+    def forward(self, hidden_states: torch.Tensor, *routing: Any, **named: Any) -> torch.Tensor:
+        """Map ``hidden_states`` of shape ``[tokens, width]`` to the weighted sums of what their experts write."""
+        found = routing_in((*routing, *named.values()))
+        assert found is not None
+        (index, weights), written = found, torch.zeros_like(hidden_states)
+        (reading,) = set(self.sizes) - set(OUTPUT)
+        count = len(self.ranks[reading])
+        for number in index.unique().tolist():
+            if number >= count:
+                continue  # what expert parallelism marks as not here
+            token, place = (index == number).nonzero(as_tuple=True)
+            neurons = neurons_of(self._native[0], self._product(reading, number, hidden_states[token]))
+            own = self._product("down_proj", number, neurons) * weights[token, place, None]
+            written.index_add_(0, token, own.to(written.dtype))
+        return written
+
+    def _product(self, name: str, number: int, x: torch.Tensor) -> torch.Tensor:
+        """Return x times a matrix of one expert, with its bias."""
+        place = self._places[name][number]
+        if isinstance(place, int):
+            found = x @ self.get_parameter(name)[place].T
+        else:
+            found = x @ self.get_parameter(f"{name}_basis")[place].T @ self.get_parameter(f"{name}_coeff")[place]
+        bias = getattr(self, f"{name}_bias", None)
+        return found if bias is None else found + bias[number]
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        """Return the weights of the native module, fp64, by name."""
+        own = {name: parameter.detach().double() for name, parameter in self.named_parameters()}
+        found = {name: tensor for name, tensor in own.items() if name.endswith("_bias")}
+        for name, places in self._places.items():
+            stacked = torch.stack(
+                [
+                    own[name][at] if isinstance(at, int) else own[f"{name}_coeff"][at].T @ own[f"{name}_basis"][at]
+                    for at in places
+                ]
+            )
+            found[name] = stacked.transpose(1, 2).contiguous() if self._native[0].is_transposed else stacked
+        return found
+
+
+def _places(ranks: Sequence[int]) -> list[int | slice]:
+    """Return where the matrix of every expert is: its index among the dense ones, or the rows of its factors."""
+    found: list[int | slice] = []
+    whole = rows = 0
+    for rank in ranks:
+        found.append(slice(rows, rows + rank) if rank else whole)
+        whole, rows = whole + (rank == 0), rows + rank
+    return found

@@ -2,9 +2,9 @@
 """The installation of the modules of a compressed model from the entries of a checkpoint.
 
 This file is copied into every checkpoint. A *kind* defines how an entry is loaded: :class:`FactorsKind` replaces
-projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`, :class:`NarrowKind` replaces
-experts by :class:`NarrowExperts`, and :class:`EmbeddingsKind` embeddings and output head by modules with one table.
-Other kinds are registered by the packages that define them.
+projections by :class:`FactorizedLinear`, :class:`BitsKind` by :class:`RoundedLinear`; :class:`NarrowKind` replaces
+experts by :class:`NarrowExperts`, :class:`ExpertFactorsKind` by :class:`FactorizedExperts`; and :class:`EmbeddingsKind`
+embeddings and output head by modules with one table. Other kinds are registered by the packages that define them.
 """
 
 from typing import Any, Protocol
@@ -13,11 +13,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .entries_basis_sharing import Bits, Embeddings, Factors, Narrow
-from .experts_basis_sharing import NarrowExperts, native_experts, width_axes
+from .entries_basis_sharing import Bits, Embeddings, Factors
+from .expert_entries_basis_sharing import ExpertFactors, Narrow
+from .experts_basis_sharing import FactorizedExperts, NarrowExperts, native_experts, reading_weight, width_axes
 from .factorized_basis_sharing import FactorizedLinear, full_basis, input_order, share_readings
 from .format_basis_sharing import Entry, FormatError, Grid, grid_tensors
 from .rounded_basis_sharing import RoundedEmbedding, RoundedLinear
+
+_ALIGNMENT = 64  # bytes
 
 
 class Kind(Protocol):
@@ -276,6 +279,42 @@ class NarrowKind:
         return module.dense()
 
 
+class ExpertFactorsKind:
+    """Loading of entries of the kind ``expert-factors`` as :class:`FactorizedExperts` modules."""
+
+    def install(self, model: nn.Module, entry: ExpertFactors) -> dict[str, str]:
+        """Replace the experts; see :class:`Kind`."""
+        old = projection_at(model, entry.owner)
+        reading = reading_weight(old)
+        if reading is None or set(entry.sizes) != {reading, "down_proj"}:
+            raise FormatError(f"{entry.owner} has no experts whose matrices are {' and '.join(entry.sizes)}.")
+        for name, (d_in, d_out) in entry.sizes.items():
+            shape = tuple(old.get_parameter(name).shape)
+            if shape[0] != entry.count or sorted(shape[1:]) != sorted((d_in, d_out)):
+                raise FormatError(
+                    f"{entry.owner}.{name} has shape {list(shape)}, not that of the entry in config.json."
+                )
+        with torch.device("meta"):
+            new = FactorizedExperts(old, entry.sizes, entry.ranks)
+        replace(model, entry.owner, new.to("meta"))
+        return {}
+
+    def finish(self, model: nn.Module, entry: ExpertFactors) -> None:
+        """Align the tensors in memory, so that products with some of their rows are the same everywhere, to the bit."""
+        for parameter in model.get_submodule(entry.owner).parameters():
+            if parameter.data_ptr() % _ALIGNMENT:
+                parameter.data = parameter.data.clone()
+
+    def renamed(self, entry: ExpertFactors) -> dict[str, str]:
+        """Return no names: those on disk are those in memory."""
+        return {}
+
+    def dense(self, module: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the weights of the native module."""
+        assert isinstance(module, FactorizedExperts)
+        return module.dense()
+
+
 class EmbeddingsKind(_RoundedKind):
     """Loading of entries of the kind ``embeddings``: a table of embeddings, a tied head, or a head of its own."""
 
@@ -315,5 +354,6 @@ def _rounded_table(old: nn.Module, grid: Grid) -> RoundedLinear:
 
 register_kind(Factors.kind, FactorsKind())
 register_kind(Narrow.kind, NarrowKind())
+register_kind(ExpertFactors.kind, ExpertFactorsKind())
 register_kind(Embeddings.kind, EmbeddingsKind())
 register_kind(Bits.kind, BitsKind())

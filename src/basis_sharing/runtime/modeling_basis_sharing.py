@@ -87,7 +87,7 @@ def conversions_beside(entries: Sequence[Entry], conversions: Iterable[Any]) -> 
     """
     conversions = list(conversions)
     weights = [f"{name}.weight" for entry in entries for name in entry.members]
-    weights += [name for entry in entries for name in kind_of(entry).renamed(entry)]
+    weights += [name for entry in entries for name in entry.on_disk()]
     for conversion in conversions:
         if type(conversion).__name__ == "WeightConverter":
             reverse = conversion.reverse_transform()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-from basis_sharing.runtime.entries_basis_sharing import Narrow
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow
 from basis_sharing.runtime.format_basis_sharing import FormatError
 
 _BASES = ("input_basis", "output_basis")

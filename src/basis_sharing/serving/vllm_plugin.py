@@ -36,7 +36,8 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from basis_sharing.runtime.config_basis_sharing import entries_of_config
-from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings, Factors, Narrow
+from basis_sharing.runtime.entries_basis_sharing import Bits, Embeddings, Factors
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow
 from basis_sharing.runtime.format_basis_sharing import QUANT_METHOD, Entry, FormatError
 from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 from basis_sharing.serving.vllm_embeddings import RoundedEmbeddingMethod

@@ -18,7 +18,7 @@ from basis_sharing.linalg.whitening import cholesky_whitening
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Experts
 from basis_sharing.plans.plan import Plan
-from basis_sharing.runtime.entries_basis_sharing import Narrow
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow
 from basis_sharing.runtime.experts_basis_sharing import NarrowExperts, width_axes
 from basis_sharing.runtime.format_basis_sharing import FormatError, entry_from
 from basis_sharing.treatments.base import TREATMENTS, Search, install

@@ -9,7 +9,7 @@ from basis_sharing.errors import ModelError
 from basis_sharing.linalg.truncation import Member, tails
 from basis_sharing.models.family import Experts
 from basis_sharing.recipe.planning import Planning
-from basis_sharing.runtime.entries_basis_sharing import NARROWEST, Narrow
+from basis_sharing.runtime.expert_entries_basis_sharing import NARROWEST, Narrow
 from basis_sharing.treatments.base import Candidate, CurveKey, Floats, Search
 from basis_sharing.treatments.experts.options import smaller_widths
 from basis_sharing.treatments.experts.problem import around

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from basis_sharing.costs.parameters import Parameters
 from basis_sharing.models.family import Experts
-from basis_sharing.runtime.entries_basis_sharing import Narrow, narrow_products, narrow_tensors
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow, narrow_products, narrow_tensors
 from basis_sharing.runtime.format_basis_sharing import Product, Shape, Stored
 from basis_sharing.treatments.base import Options
 

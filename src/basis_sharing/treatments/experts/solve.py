@@ -7,7 +7,7 @@ from torch import Tensor
 
 from basis_sharing.errors import NumericalError
 from basis_sharing.linalg.truncation import Member, truncate
-from basis_sharing.runtime.entries_basis_sharing import Narrow
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow
 from basis_sharing.runtime.experts_basis_sharing import at_width, side_of
 from basis_sharing.treatments.base import Outcome
 from basis_sharing.treatments.experts.problem import Around

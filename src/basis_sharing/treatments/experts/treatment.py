@@ -8,7 +8,7 @@ import torch
 from basis_sharing.models.family import Compressible, Experts
 from basis_sharing.recipe.planning import Planning
 from basis_sharing.run.stages import Shapes
-from basis_sharing.runtime.entries_basis_sharing import Narrow
+from basis_sharing.runtime.expert_entries_basis_sharing import Narrow
 from basis_sharing.treatments.base import Candidate, Outcome, Search, Treatment
 from basis_sharing.treatments.experts.candidates import expert_candidates
 from basis_sharing.treatments.experts.problem import around
