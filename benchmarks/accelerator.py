@@ -20,7 +20,7 @@ from basis_sharing import bench, compress
 from basis_sharing.linalg.truncation import Weighted, truncate
 from basis_sharing.linalg.whitening import cholesky_whitening
 from basis_sharing.run.progress import Progress
-from common import VALID_TEXT, machine, random_llama, save
+from common import VALID_TEXT, machine, random_model, save
 
 RATIOS = (0.2, 0.5)
 SHAPE = {
@@ -170,7 +170,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
-        random_llama(room / "dense", {**SHAPE, "num_hidden_layers": options.layers}, dtype="bfloat16", device="cuda")
+        random_model(room / "dense", {**SHAPE, "num_hidden_layers": options.layers}, dtype="bfloat16", device="cuda")
         for ratio in RATIOS:
             told = compressed(room / "dense", room / f"{ratio}", ratio, options.windows, room / "work")
             result["compress"][str(ratio)] = told

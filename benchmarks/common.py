@@ -81,17 +81,25 @@ def verb(output: Path, *arguments: object) -> dict[str, float] | None:
     return cost(*arguments, "-o", output)
 
 
-def random_llama(folder: Path, config: dict[str, Any], *, dtype: str = "float32", device: str = "cpu") -> None:
-    """Write a LLaMA with random weights, made on a device in a process of its own."""
+def random_model(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    architecture: str = "Llama",
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> None:
+    """Write a model with random weights, made on a device in a process of its own."""
     code = (
         "import json, sys, torch\nsys.path.insert(0, sys.argv[1])\n"
-        "from pico import pico_tokenizer\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "import transformers\nfrom pico import pico_tokenizer\n"
+        "Config, Model = (getattr(transformers, sys.argv[6] + part) for part in ('Config', 'ForCausalLM'))\n"
         "torch.manual_seed(0)\ntorch.set_default_dtype(getattr(torch, sys.argv[4]))\n"
-        "with torch.device(sys.argv[5]):\n    model = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[3])))\n"
+        "with torch.device(sys.argv[5]):\n    model = Model(Config(**json.loads(sys.argv[3])))\n"
         "model.save_pretrained(sys.argv[2], max_shard_size='1GB')\npico_tokenizer().save_pretrained(sys.argv[2])\n"
     )
     config = {**config, "max_position_embeddings": 2048, "tie_word_embeddings": False}
-    arguments = [str(ROOT / "tests"), str(folder), json.dumps(config), dtype, device]
+    arguments = [str(ROOT / "tests"), str(folder), json.dumps(config), dtype, device, architecture]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from basis_sharing import compress
 from basis_sharing.run.progress import Progress
-from common import machine, random_llama, read, save
+from common import machine, random_model, read, save
 
 SHAPES: dict[str, dict[str, Any]] = {
     "0.5b": {
@@ -105,7 +105,7 @@ def main() -> None:
     row: dict[str, Any] = {"machine": machine(), "layers": layers, "windows": options.windows, "ratios": {}}
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
-        random_llama(room / "model", {**shape, "num_hidden_layers": layers}, dtype="bfloat16", device=options.device)
+        random_model(room / "model", {**shape, "num_hidden_layers": layers}, dtype="bfloat16", device=options.device)
         words = torch.randint(97, 123, (options.windows * 2600,), generator=torch.Generator().manual_seed(0))
         (room / "text.txt").write_text("".join(map(chr, words.tolist())), encoding="utf-8")
         for ratio in RATIOS:

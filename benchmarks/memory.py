@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import machine, random_llama, read, save
+from common import machine, random_model, read, save
 
 LAYERS = (8, 16, 32, 64)
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -58,7 +58,7 @@ print(json.dumps({"stages": stages, "ratio": result.ratio_reached}))
 
 def make_model(folder: Path, shape: dict[str, int], vocabulary: int) -> int:
     """Write a random LLaMA in fp32; return the bytes of its weights."""
-    random_llama(folder, {**shape, "vocab_size": vocabulary})
+    random_model(folder, {**shape, "vocab_size": vocabulary})
     files = list(folder.glob("*.safetensors"))
     for path in files:
         forget_pages(path)
