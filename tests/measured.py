@@ -55,5 +55,5 @@ def repeated(model: Any, decoder: Decoder, blocks: tuple[int, ...]) -> Loss:
 def prepared(name: str) -> tuple[Any, Decoder, Loss, Curves]:
     """Return a pico model, its structure, the planner's weighting, and loss curves to fill; the same each time."""
     model = PICO[name]()
-    decoder = describe(model)
+    decoder = describe(model).without_experts
     return model, decoder, loss_weighting(model, decoder), {}

@@ -76,6 +76,8 @@ def test_moments_are_those_of_plain_autograd(name: str) -> None:
     assert {(block, key) for block, moments in found.items() for key in moments} == {
         *inputs,
         *((p.block, p.name) for p in decoder.projections),
+        *((e.block, key) for e in decoder.experts for side in (e.reads, e.writes) for key in (side.name, side.input)),
+        *((e.block, f"{e.name}.{name}") for e in decoder.experts for name in e.sizes),
     }
     for (block, key), G in inputs.items():
         assert found[block][key].tokens == ids.numel()

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
+from architectures import tiny
 from basis_sharing.errors import ModelError
 from basis_sharing.models.decoder import bias, describe, module, weight
 from basis_sharing.models.family import ROLES
@@ -64,12 +65,31 @@ def test_biases_are_reported():
 
 
 def test_experts_are_listed_with_their_parameters():
-    model = PICO["mixtral"]()
-    left = {entry.name: entry for entry in describe(model).left_dense}
-    experts = left["model.layers.*.mlp.experts.gate_up_proj"]
-    assert experts.reason == "experts stored as one 3-D parameter are left dense"
-    assert experts.parameters == 4 * 4 * 192 * 64
-    assert "routers" in left["model.layers.*.mlp.gate"].reason
+    decoder = describe(PICO["mixtral"]())
+    (left,) = decoder.left_dense
+    assert "routers" in left.reason
+    assert [experts.name for experts in decoder.experts] == [f"model.layers.{n}.mlp.experts" for n in range(4)]
+    experts = decoder.experts[1]
+    assert (experts.block, experts.role, experts.count, experts.active, experts.neurons) == (1, "experts", 4, 2, 96)
+    assert experts.d_in * experts.d_out == 4 * 3 * 96 * 64
+    assert experts.sizes == {"gate_up_proj": (64, 192), "down_proj": (96, 64)}
+    assert decoder.without_experts.experts == ()
+    assert [part.name for part in decoder.parts].index(experts.name) > 0
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [("jetmoe", "experts with a weight cannot be made narrower"), ("longcat_flash", "others pass their input on")],
+)
+def test_experts_that_cannot_be_compressed_are_named(model_type: str, reason: str):
+    decoder = describe(tiny(model_type))
+    assert decoder.experts == ()
+    assert any(reason in left.reason for left in decoder.left_dense)
+
+
+def test_shared_experts_and_latent_attention_have_roles_of_their_own():
+    roles = {p.role for p in describe(tiny("deepseek_v3")).projections}
+    assert roles >= {"q_a", "kv_a", "q_b", "kv_b", "gate", "shared_gate", "shared_up", "shared_down"}
 
 
 def test_quantized_linears_stay_as_they_are():

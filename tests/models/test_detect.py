@@ -105,7 +105,7 @@ def test_state_space_blocks_beside_attention():
     }
     reasons = {left.name: left.reason for left in decoder.left_dense}
     assert "state-space" in reasons["model.layers.*.mamba.in_proj"]
-    assert "3-D" in reasons["model.layers.*.feed_forward.experts.down_proj"]
+    assert [experts.block for experts in decoder.experts] == [1]
 
 
 def test_pure_state_space_model_is_refused():

@@ -189,7 +189,7 @@ def test_a_plan_for_another_model_is_refused_by_name() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "mixtral"])
 def test_accounting_is_that_of_the_installed_model(name: str, form: Any) -> None:
     model = PICO[name]()
-    decoder = describe(model)
+    decoder = describe(model).without_experts
     plan = uniform_plan(
         decoder,
         method="svd",

@@ -244,4 +244,6 @@ def test_a_kind_belongs_to_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
     assert register_entry(Doubled) is Doubled
     with pytest.raises(ValueError, match="two kinds of entries are called 'doubled'"):
         register_entry(type("Another", (Doubled,), {"kind": "doubled"}))
-    assert "known are bits, doubled, embeddings, factors" in refused({"kind": "magic", "members": [Q]})
+    assert "known are bits, doubled, embeddings, expert-factors, experts, factors" in refused(
+        {"kind": "magic", "members": [Q]}
+    )

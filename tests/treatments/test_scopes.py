@@ -20,7 +20,7 @@ def test_lanes_hold_every_projection_once_on_one_input_in_one_shape(name: str) -
         starts = [block[0].block for block in lane]
         assert starts == list(range(starts[0], starts[0] + len(lane)))
         assert all(len({p.block for p in block}) == 1 for block in lane)
-    assert sorted(p.name for lane in lanes for p in chain(*lane)) == sorted(p.name for p in decoder.projections)
+    assert sorted(p.name for lane in lanes for p in chain(*lane)) == sorted(p.name for p in decoder.parts)
 
 
 def test_lanes_end_where_shapes_change() -> None:
