@@ -30,6 +30,7 @@ from toy.entry import TENSORS, Toy
 from toy.layers import ToyLinear
 from toy.treatment import SHARES, ToyTreatment
 
+BUILT_IN = "bits, embeddings, expert-factors, experts, factors"
 IDS = torch.arange(24)[None]
 BUDGET = 0.625  # of the original's bytes: in fp32 eight bits pay, and a few inputs alone do not suffice
 BLOCKS = 3
@@ -181,10 +182,7 @@ def test_a_process_that_does_not_is_told_so(imports: str, remote: bool, space: P
     done = load_elsewhere(space / "beside", tmp_path / "logits.pt", imports, remote=remote)
     assert done.returncode != 0
     sentence = done.stderr.strip().splitlines()[-1]
-    assert (
-        "unknown kind of entry 'toy', known are bits, embeddings, expert-factors, experts, factors: update basis-sharing, or"
-        in sentence
-    )
+    assert f"unknown kind of entry 'toy', known are {BUILT_IN}: update basis-sharing, or" in sentence
 
 
 def test_it_is_exported_dense(space: Path) -> None:
@@ -257,7 +255,7 @@ def test_an_unknown_treatment_is_refused_before_anything_is_measured(space: Path
 
 
 def test_an_entry_of_unknown_kind_is_one_sentence(space: Path, tmp_path: Path) -> None:
-    expected = "unknown kind of entry 'lace', known are bits, embeddings, expert-factors, experts, factors, toy: update basis-sharing, or import"
+    expected = f"unknown kind of entry 'lace', known are {BUILT_IN}, toy: update basis-sharing, or import"
     plan = Plan(method="auto", ratio=0.3, entries=tuple(e.entry for e in result_of(space / "beside").entries))
     plan.write(tmp_path / "plan.json")
     text = (tmp_path / "plan.json").read_text()
