@@ -22,7 +22,6 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from basis_sharing.linalg.truncation import Truncation, Weighted, truncate
 from basis_sharing.linalg.whitening import Whitening, cholesky_whitening
 from basis_sharing.models.decoder import describe
 from basis_sharing.models.family import Experts
+from basis_sharing.results.measures import Perplexity
 from basis_sharing.weightings.base import shrink_
 from common import TEST_TEXT, VALID_TEXT, machine, need_data, save
 
@@ -386,12 +386,9 @@ ARMS: dict[str, Callable[[Study, float], tuple[Any, float]]] = {
 }
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    yield
+def of_result(found: Perplexity) -> dict[str, Any]:
+    """Return what a result keeps of a measurement: not where the text was."""
+    return found.model_dump(exclude={"text"})
 
 
 def main() -> None:
@@ -405,27 +402,28 @@ def main() -> None:
     need_data()
     if not (options.folder / "config.json").is_file():
         sys.exit(f"error: {options.folder} is no model: python benchmarks/mixture.py {options.folder} trains it.")
-    with quietly():
-        study = Study(options.folder, options.windows, options.evaluation_windows)
-        original = measure(study.model, study.text)
-        rows: list[dict[str, Any]] = []
-        result = {"machine": machine(), "windows": options.windows, "original": original.model_dump(), "rows": rows}
-        half = options.folder.with_name(f"{options.folder.name}-half")
-        if half.is_dir():
-            trained = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()
-            result["half-trained"] = measure(trained, study.text).perplexity
-        print(f"original {original.perplexity:.2f}, half-trained {result.get('half-trained')}", flush=True)
-        for ratio in options.ratios:
-            for arm in options.arms:
-                model, removed = ARMS[arm](study, ratio)
-                if model is None:
-                    continue
-                found = measure(model, study.text)
-                nats = found.nats_per_token - original.nats_per_token
-                rows.append({"arm": arm, "ratio": ratio, "removed": removed, "nats": nats, **found.model_dump()})
-                multiple = found.perplexity / original.perplexity
-                print(f"{ratio:.0%} {arm:26} removed {removed:6.1%}  {nats:+.4f} nats  {multiple:.3f} x", flush=True)
-                save("experts", result)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    study = Study(options.folder, options.windows, options.evaluation_windows)
+    original = measure(study.model, study.text)
+    rows: list[dict[str, Any]] = []
+    result = {"machine": machine(), "windows": options.windows, "original": of_result(original), "rows": rows}
+    half = options.folder.with_name(f"{options.folder.name}-half")
+    if half.is_dir():
+        trained = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()
+        result["half-trained"] = measure(trained, study.text).perplexity
+    print(f"original {original.perplexity:.2f}, half-trained {result.get('half-trained')}", flush=True)
+    for ratio in options.ratios:
+        for arm in options.arms:
+            model, removed = ARMS[arm](study, ratio)
+            if model is None:
+                continue
+            found = measure(model, study.text)
+            nats = found.nats_per_token - original.nats_per_token
+            rows.append({"arm": arm, "ratio": ratio, "removed": removed, "nats": nats, **of_result(found)})
+            multiple = found.perplexity / original.perplexity
+            print(f"{ratio:.0%} {arm:26} removed {removed:6.1%}  {nats:+.4f} nats  {multiple:.3f} x", flush=True)
+            save("experts", result)
 
 
 if __name__ == "__main__":

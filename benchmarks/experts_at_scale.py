@@ -8,9 +8,6 @@ fp32, with 25 and 50 % of the experts' parameters removed by narrow experts, in 
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import torch
 
 from basis_sharing import bench, compress
 from common import machine, random_model, read, save
-from memory import CHILD
+from memory import compressed
 
 NAME = "experts-at-scale"
 BLOCK = {
@@ -68,13 +65,7 @@ def block(room: Path, windows: int, treatments: str) -> dict[str, Any]:
         "calibration_dtype": "float32",
         "max_memory": "6GiB",
     }
-    timed = CHILD.replace("peak, stage", "start = time.monotonic()\npeak, stage").replace(
-        '"ratio": result', '"seconds": time.monotonic() - start, "ratio": result'
-    )
-    done = subprocess.run([sys.executable, "-c", timed, json.dumps(settings)], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = compressed(settings)
     gib = {stage: peak / 2**30 for stage, peak in found["stages"].items()}
     for stage, peak in gib.items():
         print(f"{stage:32} {peak:6.2f} GiB")
@@ -101,7 +92,10 @@ def speed(room: Path) -> dict[str, Any]:
         )
     result = bench(folders, dtype="float32", prompt_tokens=256, new_tokens=16, batch_sizes=(1, 8), compile=False)
     print(result)
-    return result.model_dump(mode="json")
+    found: dict[str, Any] = result.model_dump(mode="json")
+    for row, folder in zip(found["models"], folders, strict=True):
+        row["model"] = folder.name  # the folder itself is gone
+    return found
 
 
 def main() -> None:

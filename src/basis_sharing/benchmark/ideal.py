@@ -11,6 +11,7 @@ from basis_sharing.benchmark.workloads import FirstToken, Prefill, fill
 from basis_sharing.models.caches import cache_input
 from basis_sharing.models.linears import is_matrix_module
 from basis_sharing.results.benchmark import Work
+from basis_sharing.runtime.experts_basis_sharing import chosen_in
 
 _aten = torch.ops.aten
 # Fused attention -> position of its argument is_causal. PyTorch's counter lacks the CPU's and counts masked pairs.
@@ -99,5 +100,5 @@ def _weights_read(model: Any, ids: torch.Tensor) -> tuple[int, int]:
 def _chosen(module: nn.Module, given: Sequence[Any]) -> float:
     """Return the fraction of its weights that a module reads: of stacked experts those that tokens are sent to."""
     count = next((len(p) for p in module.parameters(recurse=False) if p.dim() == 3), 0)
-    routing = next((one for one in given if isinstance(one, torch.Tensor) and not one.is_floating_point()), None)
-    return 1.0 if not count or routing is None else len(routing.unique()) / count
+    chosen = chosen_in(given) if count else None
+    return 1.0 if chosen is None else len(chosen.unique()) / count

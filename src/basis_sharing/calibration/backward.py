@@ -18,9 +18,9 @@ from basis_sharing.blocks.calls import BlockCall, block_calls, fill_first_states
 from basis_sharing.blocks.head import head_only
 from basis_sharing.blocks.placing import placed
 from basis_sharing.blocks.states import BlockInputs, make_block_inputs, states_like
-from basis_sharing.calibration.expert_squares import ExpertSquares
 from basis_sharing.calibration.forward import own_windows
 from basis_sharing.calibration.moments import MomentAccumulator, Moments, Statistics
+from basis_sharing.calibration.single_experts import SingleExperts
 from basis_sharing.errors import NumericalError
 from basis_sharing.models.family import Decoder, Experts, Projection
 from basis_sharing.run.durable import UNFINISHED
@@ -205,8 +205,7 @@ class _Watch:
         device = next(block.parameters()).device
         self._modules = {p.name: block.get_submodule(p.name.removeprefix(f"{path}.")) for p in projections}
         self._experts = {e: block.get_submodule(e.name.removeprefix(f"{path}.")) for e in experts}
-        self._squares = {e: ExpertSquares(e, module, device) for e, module in self._experts.items()}
-        self._visits = {e: torch.zeros(e.count, dtype=torch.int64, device=device) for e in experts}
+        self._single = {e: SingleExperts(e, module, device) for e, module in self._experts.items()}
         around = [side for e in experts for side in (e.reads, e.writes)]
         self._modules |= {side.name: _Identity() for side in around}
         projections = [*projections, *around]
@@ -226,7 +225,6 @@ class _Watch:
         for experts, module in self._experts.items():
             reads, writes = self._modules[experts.reads.name], self._modules[experts.writes.name]
             self._handles += [
-                module.register_forward_pre_hook(self._count(experts), with_kwargs=True),
                 module.register_forward_pre_hook(_passed_through(reads), with_kwargs=True),
                 module.register_forward_hook(self._watch_experts(experts, writes), with_kwargs=True),
             ]
@@ -241,19 +239,10 @@ class _Watch:
 
         return forward
 
-    def _count(self, experts: Experts) -> Any:
-        def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = (*args, *kwargs.values())
-            routing = next((one for one in given if isinstance(one, Tensor) and not one.is_floating_point()), None)
-            if routing is not None:
-                self._visits[experts] += torch.bincount(routing.flatten(), minlength=experts.count)[: experts.count]
-
-        return forward
-
     def _watch_experts(self, experts: Experts, writes: nn.Module) -> Any:
         def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             given = (*args, *kwargs.values())
-            self._squares[experts].seen(given[0], given[1:], output)
+            self._single[experts].seen(given[0], given[1:], output)
             passed: Tensor = writes(output)
             return passed
 
@@ -283,17 +272,17 @@ class _Watch:
         The token count of every projection is that of the text, including experts that read only some of the tokens.
         """
         inputs = {name: accumulator.finish(processes) for name, accumulator in self._inputs.items()}
-        for experts, visits in self._visits.items():
-            processes.add_up(visits)
-            inputs[experts.reads.input].visits = visits.cpu()
         count = torch.tensor(tokens)
         processes.add_up(count)
         outputs = {
             name: Moments(tokens=int(count), gradient=accumulator.finish(processes).gram)
             for name, accumulator in self._outputs.items()
         }
-        squares = [found.finish(int(count), processes) for found in self._squares.values()]
-        return {**inputs, **outputs, **{name: moments for found in squares for name, moments in found.items()}}
+        squares: dict[str, Moments] = {}
+        for experts, single in self._single.items():
+            squares |= single.finish(int(count), processes)
+            inputs[experts.reads.input].visits = single.visits.cpu()
+        return {**inputs, **outputs, **squares}
 
 
 def _passed_through(identity: nn.Module) -> Any:

@@ -7,7 +7,8 @@ from functools import cached_property
 from basis_sharing.runtime.format_basis_sharing import Product
 
 EXPERTS = "experts"
-_MLP = ("gate", "up", "gate_up", "down")
+MLP = ("gate", "up", "gate_up", "down")
+"""The roles of an MLP, in the order in which they act."""
 SHARED = "shared_"
 """What the roles of the expert that all tokens use begin with."""
 ROLES = (
@@ -21,9 +22,9 @@ ROLES = (
     "q_b",
     "kv_b",
     "o",
-    *_MLP,
+    *MLP,
     EXPERTS,
-    *(f"{SHARED}{role}" for role in _MLP),
+    *(f"{SHARED}{role}" for role in MLP),
 )
 """All roles of projections and experts, in the order in which they act within a decoder block."""
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from basis_sharing.models.family import SHARED
+from basis_sharing.models.family import MLP, SHARED
 
 _ROLE_BY_NAME = {
     role: frozenset(names.split())
@@ -24,7 +24,6 @@ _ROLE_BY_NAME = {
         "down": "down_proj fc2 fc_out dense_4h_to_h proj_down w_out layer_2",
     }.items()
 }
-_OF_AN_MLP = ("gate", "up", "gate_up", "down")
 _OUTPUT_NAMES = frozenset({"dense", "c_proj", "out_proj", "proj"})
 """Names of the last projection of attention or of the MLP, depending on the parent module."""
 
@@ -63,7 +62,7 @@ def role_of(path: str, siblings: frozenset[str]) -> str | None:
         return None
     *parents, name = path.split(".")
     role = _role_by_name(parents, name, siblings)
-    shared = role in _OF_AN_MLP and any(_SHARED_EXPERT.search(part.lower()) for part in parents)
+    shared = role in MLP and any(_SHARED_EXPERT.search(part.lower()) for part in parents)
     return f"{SHARED}{role}" if shared else role
 
 

@@ -37,12 +37,9 @@ class Narrow(Entry):
         super().__post_init__()
         for name in ("width", "count", "active"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _whole(value):
                 raise FormatError(f"the entry of {self.owner} has {name} {value!r}; a positive integer is needed.")
-        if len(self.members) > 1:
-            raise FormatError(
-                f"the entry of {self.owner} names experts of {len(self.members)} blocks; one is possible."
-            )
+        _check_one_block(self)
         object.__setattr__(self, "weights", tuple(self.weights))
 
     @property
@@ -132,15 +129,11 @@ class ExpertFactors(Entry):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.members) > 1:
-            raise FormatError(
-                f"the entry of {self.owner} names experts of {len(self.members)} blocks; one is possible."
-            )
+        _check_one_block(self)
         if not _whole(self.count) or not _whole(self.active):
             raise FormatError(f"the entry of {self.owner} needs count and active, positive integers.")
-        if not all(isinstance(part, Mapping) for part in (self.sizes, self.ranks)) or set(self.sizes) != set(
-            self.ranks
-        ):
+        both = isinstance(self.sizes, Mapping) and isinstance(self.ranks, Mapping)
+        if not both or set(self.sizes) != set(self.ranks):
             raise FormatError(f"the entry of {self.owner} needs sizes and ranks of the same matrices.")
         for name, size in self.sizes.items():
             ranks = self.ranks[name]
@@ -208,6 +201,16 @@ class ExpertFactors(Entry):
         """Return the JSON form."""
         lists = {name: {key: list(value) for key, value in getattr(self, name).items()} for name in ("sizes", "ranks")}
         return {**super().to_dict(), **lists}
+
+
+def _check_one_block(entry: Entry) -> None:
+    """Check that an entry is for the experts of one block.
+
+    Raises:
+        FormatError: It is not.
+    """
+    if len(entry.members) > 1:
+        raise FormatError(f"the entry of {entry.owner} names experts of {len(entry.members)} blocks; one is possible.")
 
 
 def _whole(value: object) -> bool:

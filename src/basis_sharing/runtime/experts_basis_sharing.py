@@ -5,7 +5,7 @@ This file is copied into every checkpoint.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -141,14 +141,31 @@ def reading_weight(experts: nn.Module) -> str | None:
     return name if hasattr(experts, name) and hasattr(experts, "down_proj") else None
 
 
+def chosen_in(given: Sequence[Any]) -> torch.Tensor | None:
+    """Return the chosen experts of every token, among the arguments of a module; None: they are not."""
+    return next((one for one in given if isinstance(one, torch.Tensor) and not one.is_floating_point()), None)
+
+
 def routing_in(given: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the chosen experts of every token and their weights, among the arguments of a module; None: neither is."""
-    tensors = [one for one in given if isinstance(one, torch.Tensor)]
-    index = next((one for one in tensors if not one.is_floating_point()), None)
+    index = chosen_in(given)
     if index is None:
         return None
+    tensors = (one for one in given if isinstance(one, torch.Tensor))
     weights = next((one for one in tensors if one.is_floating_point() and one.shape == index.shape), None)
     return None if weights is None else (index, weights)
+
+
+def visited(index: torch.Tensor, count: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield every expert that tokens are sent to, with these tokens and the place of the expert in their choice.
+
+    Args:
+        index: The chosen experts of every token, shape ``[tokens, active]``.
+        count: Number of experts; larger numbers are those that expert parallelism marks as not here.
+    """
+    for number in index.unique().tolist():
+        if number < count:
+            yield number, *(index == number).nonzero(as_tuple=True)
 
 
 def expert_matrix(experts: Any, name: str, number: int) -> torch.Tensor:
@@ -197,11 +214,7 @@ class FactorizedExperts(nn.Module):
         assert found is not None
         (index, weights), written = found, torch.zeros_like(hidden_states)
         (reading,) = set(self.sizes) - set(OUTPUT)
-        count = len(self.ranks[reading])
-        for number in index.unique().tolist():
-            if number >= count:
-                continue  # what expert parallelism marks as not here
-            token, place = (index == number).nonzero(as_tuple=True)
+        for number, token, place in visited(index, len(self.ranks[reading])):
             neurons = neurons_of(self._native[0], self._product(reading, number, hidden_states[token]))
             own = self._product("down_proj", number, neurons) * weights[token, place, None]
             written.index_add_(0, token, own.to(written.dtype))

@@ -254,8 +254,8 @@ class NarrowKind:
     def install(self, model: nn.Module, entry: Narrow) -> dict[str, str]:
         """Replace the experts; see :class:`Kind`."""
         old = projection_at(model, entry.owner)
-        text: Any = model.config
-        config = getattr(old, "config", text.get_text_config())
+        whole: Any = model.config
+        config = whole.get_text_config()
         try:
             axes = width_axes(old, config)
         except FormatError as error:

@@ -29,11 +29,11 @@ class NarrowExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
         self.entry, self.whole = entry, moe.hidden_dim
         try:
             super().__init__(replace(moe, hidden_dim=entry.width, hidden_dim_unpadded=entry.width))
-        except NotImplementedError:
+        except NotImplementedError as error:  # says for every kernel why it does not fit
             raise FormatError(
                 f"vLLM has no kernel here for the experts of {entry.owner} at width {entry.width}: compress with "
                 "--rank-multiple 32, or with --treatments factors."
-            ) from None
+            ) from error
 
     def maybe_roundup_sizes(
         self, hidden_size: int, intermediate_size_per_partition: int, act_dtype: torch.dtype, moe_parallel_config: Any

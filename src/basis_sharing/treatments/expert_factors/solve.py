@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from basis_sharing.linalg.truncation import Member, truncate
+from basis_sharing.linalg.truncation import Member, loss_of, truncate
 from basis_sharing.runtime.expert_entries_basis_sharing import ExpertFactors
 from basis_sharing.treatments.base import Outcome
 
@@ -29,11 +29,12 @@ def solve_factors(
     for name, own in members.items():
         parts: dict[str, list[Tensor]] = {"": [], "_basis": [], "_coeff": []}
         for member, rank in zip(own, entry.ranks[name], strict=True):
-            found = truncate([member])
-            total += found.total
             if rank == 0:
+                total += loss_of(member, member.W)
                 parts[""].append(member.W.T.to("cpu", dtype)[None])
                 continue
+            found = truncate([member])
+            total += found.total
             (C,) = found.coefficients(rank)
             Q, R = torch.linalg.qr(found.basis[:, :rank])  # so that numbers between the factors keep their size
             parts["_basis"].append(Q.T.to("cpu", dtype))
