@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from basis_sharing.errors import ModelError
 from basis_sharing.models.file_checks import get_again, readable
 from basis_sharing.models.weight_files import read_header
+from basis_sharing.runtime.layers_basis_sharing import kind_of
 
 _WRAPPERS = re.compile(
     r"^(base_model\.model\.|module\.)|(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -182,10 +183,16 @@ def _ignored(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[str]:
     if not patterns:
         return
     ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
-    places, prefix = set(model.state_dict()), f"{model.base_model_prefix}."
+    places, prefix = {*model.state_dict(), *_renamed(model)}, f"{model.base_model_prefix}."
     for key in stored:
         if ignored.search(key) and places.isdisjoint({key, key.removeprefix(prefix), prefix + key}):
             yield key
+
+
+def _renamed(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the stored names of a compressed model's weights that have other names in memory."""
+    for entry in getattr(getattr(model.config, "quantization_config", None), "entries", ()):
+        yield from kind_of(entry).renamed(entry)
 
 
 def _refuse_uncounted_blocks(name: str, model: PreTrainedModel, left: Iterable[str]) -> None:
