@@ -1,9 +1,6 @@
 """vLLM as the engine of a benchmark: every model in a process of its own, all of them in turns."""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +15,7 @@ from basis_sharing.benchmark.turns import Timed
 from basis_sharing.benchmark.vllm_process import ANSWER, Answer, Request, Step
 from basis_sharing.errors import ModelError, RecipeError
 from basis_sharing.results.benchmark import BenchmarkSettings
+from basis_sharing.run.worker import Worker, WorkerError
 
 _MEMORY_SHARE = 0.9  # of a graphics card, for all models together; vLLM takes its share at the start
 _GIB = 2**30
@@ -81,7 +79,7 @@ class Process:
     environment: dict[str, str]
     log: Path
     version: str = ""
-    _process: subprocess.Popen[str] | None = field(default=None, init=False)
+    _worker: Worker[Answer] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Start the process unless it runs, and wait until the model is loaded and compiled.
@@ -89,18 +87,11 @@ class Process:
         Raises:
             ModelError: vLLM cannot run the model.
         """
-        if self._process is not None:
-            return
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "basis_sharing.benchmark.vllm_process"],
-                env={**os.environ, **self.environment},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+        if self._worker is None:
+            self._worker = Worker(
+                "basis_sharing.benchmark.vllm_process", ANSWER, Answer, self.log, environment=self.environment
             )
-        self.version = self._ask(self._process, self.request.model_dump_json()).version
+            self.version = self._ask(self.request).version
 
     def generate(self, batch: int, tokens: int) -> Answer:
         """Generate so many tokens for each prompt of a batch; return the seconds.
@@ -108,33 +99,24 @@ class Process:
         Raises:
             ModelError: vLLM failed.
         """
-        assert self._process is not None
-        return self._ask(self._process, Step(batch=batch, tokens=tokens).model_dump_json())
+        return self._ask(Step(batch=batch, tokens=tokens))
 
     def stop(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        if self._worker is not None:
+            self._worker.stop()
 
-    def _ask(self, process: subprocess.Popen[str], line: str) -> Answer:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        if process.poll() is None:
-            process.stdin.write(f"{line}\n")
-            process.stdin.flush()
-        for written in process.stdout:
-            if written.startswith(ANSWER):
-                found = Answer.model_validate_json(written.removeprefix(ANSWER))
-                if found.error is not None:
-                    raise ModelError(f"{self.served.name} cannot be measured in vLLM: {found.error}.")
-                return found
-        raise ModelError(f"vLLM failed on {self.served.name} ({self._reason()}): leave out the model or --engine vllm.")
-
-    def _reason(self) -> str:
-        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        errors = [line for line in lines if "Error" in line.split(":")[0] and " " not in line.split(":")[0]]
-        return (errors or [line for line in lines if line] or ["its process ended"])[-1].rstrip(".")
+    def _ask(self, line: Request | Step) -> Answer:
+        assert self._worker is not None
+        try:
+            found = self._worker.ask(line)
+        except WorkerError as error:
+            raise ModelError(
+                f"vLLM failed on {self.served.name} ({error}): leave out the model or --engine vllm."
+            ) from None
+        if found.error is not None:
+            raise ModelError(f"{self.served.name} cannot be measured in vLLM: {found.error}.")
+        return found
 
 
 class FirstTokens:
