@@ -17,7 +17,7 @@ FLOORS = (
     ("calibration", "plans"),
     ("weightings", "results"),
     ("treatments",),
-    ("repair", "checkpoint"),
+    ("repair", "checkpoint", "engines"),
     ("evaluation", "exports", "serving", "benchmark"),
     ("planning", "reports"),
     ("verbs",),

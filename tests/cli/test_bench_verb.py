@@ -44,7 +44,7 @@ def test_mistakes(space):
     assert "--repeats 0 is too small" in space.refused("bench", space.model, "--repeats=0")
     assert "unknown device 'gpu'" in space.refused("bench", space.model, "--device=gpu")
     assert "unknown dtype 'int8'" in space.refused("bench", space.model, "--dtype=int8")
-    assert "unknown engine 'onnx'" in space.refused("bench", space.model, "--engine=onnx")
+    assert "unknown engine 'paper'" in space.refused("bench", space.model, "--engine=paper")
     assert "is a folder" in space.refused("bench", space.model, "-o", space.root)
 
 

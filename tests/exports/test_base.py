@@ -16,8 +16,10 @@ from basis_sharing.exports.base import register
 class New:
     name = "new"
     summary = "a file that registers itself"
+    weights = ()
+    takes_dense = False
 
-    def write(self, folder, staging, progress):
+    def write(self, folder, staging, weights, progress):
         (staging / "new.txt").write_text(folder.name)
 
 
@@ -28,8 +30,10 @@ register(New())
 class Twin:
     name = "dense"
     summary = "another one of this name"
+    weights: tuple[str, ...] = ()
+    takes_dense = False
 
-    def write(self, folder: Path, staging: Path, progress: object) -> None:
+    def write(self, folder: Path, staging: Path, weights: str | None, progress: object) -> None:
         """Write nothing."""
 
 
@@ -39,7 +43,7 @@ def test_a_new_file_of_the_folder_is_an_export(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(basis_sharing.exports, "__path__", [*basis_sharing.exports.__path__, str(tmp_path)])
     monkeypatch.setattr(base, "EXPORTS", Registry("export", "basis_sharing.exports"))
     assert "new" in base.EXPORTS
-    base.EXPORTS["new"].write(Path("model"), tmp_path, lambda _: None)
+    base.EXPORTS["new"].write(Path("model"), tmp_path, None, lambda _: None)
     assert (tmp_path / "new.txt").read_text() == "model"
 
 
@@ -50,5 +54,5 @@ def test_two_exports_of_one_name_are_refused() -> None:
 
 
 def test_an_unknown_export_names_those_there_are() -> None:
-    with pytest.raises(RecipeError, match=r"unknown export 'onnx': choose from .*dense"):
-        base.EXPORTS["onnx"]
+    with pytest.raises(RecipeError, match=r"unknown export 'paper': choose from .*dense"):
+        base.EXPORTS["paper"]

@@ -28,8 +28,13 @@ class Round:
     batch: int
     turns: int | None = None
 
-    def ideal_speed(self, first: Work, other: Work) -> float:
-        """Return the speed of ``other`` as a multiple of that of ``first``, if work alone took time."""
+    def ideal_speed(self, first: Work | None, other: Work | None) -> float | None:
+        """Return the speed of ``other`` as a multiple of that of ``first``, if work alone took time.
+
+        None if the work is not known.
+        """
+        if first is None or other is None:
+            return None
         if self.workload == "decode":
             return first.weight_bytes_per_step / other.weight_bytes_per_step
         if self.workload == "prefill":
@@ -48,13 +53,13 @@ class Engine(Protocol):
 
 
 def time_rounds(
-    engine: Engine, works: Sequence[Work], settings: BenchmarkSettings, progress: ProgressCallback
+    engine: Engine, works: Sequence[Work | None], settings: BenchmarkSettings, progress: ProgressCallback
 ) -> list[tuple[Timing, ...]]:
     """Return the timings of all workloads on all models.
 
     Args:
         engine: What runs the models; the others are compared with the first.
-        works: The work of each model.
+        works: The work of each model; None where it is not known.
         settings: The settings of the benchmark.
         progress: Receives one event per repeat.
 
@@ -62,7 +67,7 @@ def time_rounds(
         For every model the timings of all workloads, in seconds.
 
     Raises:
-        ModelError: A model cannot be compiled, or vLLM cannot run it.
+        ModelError: A model cannot be compiled, or the engine cannot run it.
     """
     rounds = engine.rounds()
     most = settings.repeats if settings.precision is None else _MOST * settings.repeats
@@ -90,7 +95,7 @@ def time_rounds(
     return [tuple(own) for own in timings]
 
 
-def _timing(round_: Round, first: Times, mine: Times, ideal_speed: float) -> Timing:
+def _timing(round_: Round, first: Times, mine: Times, ideal_speed: float | None) -> Timing:
     """Return one model's timing of a workload."""
     known = mine is not first and len(mine.seconds) > 1
     return Timing(

@@ -161,7 +161,12 @@ Compile = Annotated[
     ),
 ]
 Engine = Annotated[
-    str, typer.Option(help="What runs the models: pytorch, or vllm where it is installed.", metavar="ENGINE")
+    str,
+    typer.Option(
+        help="What runs the models: pytorch, vllm where it is installed, or a runtime (onnx, openvino), which runs "
+        "folders of basis-sharing export.",
+        metavar="ENGINE",
+    ),
 ]
 Threads = Annotated[
     int | None,

@@ -17,20 +17,28 @@ class Export(Protocol):
     Attributes:
         name: Name on the command line, e.g. ``"dense"``.
         summary: Its purpose in one sentence.
+        weights: The forms of weights that it can write, e.g. ``("float32", "int8")``; the first is the default. Empty:
+            weights are written as they are.
+        takes_dense: Whether it also writes models that are not compressed.
     """
 
     name: str
     summary: str
+    weights: tuple[str, ...]
+    takes_dense: bool
 
-    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
-        """Write a compressed model in this form.
+    def write(self, folder: Path, staging: Path, weights: str | None, progress: ProgressCallback) -> None:
+        """Write a model in this form.
 
         Args:
-            folder: Folder of the compressed model, which has been checked; it must not be changed.
+            folder: Folder of the compressed model, which has been checked; it must not be changed. If
+                :attr:`takes_dense`, any model that the package reads.
             staging: Empty folder to write the files to; it gets its final name when this method returns.
+            weights: One of :attr:`weights`; None: the default.
             progress: Receives progress events.
 
         Raises:
+            RecipeError: A package is missing.
             ModelError: The model cannot be loaded, or has no such form.
             OutputError: The disk has not enough space.
         """

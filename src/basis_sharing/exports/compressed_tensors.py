@@ -30,8 +30,10 @@ class CompressedTensors:
 
     name = "compressed-tensors"
     summary = "symmetric weights in 4 or 8 bits, without factors, which load without this package"
+    weights: tuple[str, ...] = ()
+    takes_dense = False
 
-    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+    def write(self, folder: Path, staging: Path, weights: str | None, progress: ProgressCallback) -> None:
         """Write the packed weights under the names of compressed-tensors, with its configuration.
 
         Raises:

@@ -21,8 +21,10 @@ class Dense:
 
     name = "dense"
     summary = "an ordinary dense model of the original's size, for tools that quantize or convert dense weights"
+    weights: tuple[str, ...] = ()
+    takes_dense = False
 
-    def write(self, folder: Path, staging: Path, progress: ProgressCallback) -> None:
+    def write(self, folder: Path, staging: Path, weights: str | None, progress: ProgressCallback) -> None:
         """Write the dense model, in the dtype of the compressed one, with its tokenizer.
 
         Raises:

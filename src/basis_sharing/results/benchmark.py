@@ -5,8 +5,7 @@ from typing import Literal
 from basis_sharing.results.base import Frozen, Result
 
 Workload = Literal["prefill", "first token", "decode"]
-Execution = Literal["eager", "compiled", "vllm"]
-Engine = Literal["pytorch", "vllm"]
+Execution = Literal["eager", "compiled", "vllm", "exported"]
 
 
 class BenchmarkSettings(Frozen):
@@ -24,7 +23,8 @@ class BenchmarkSettings(Frozen):
         dtype: Dtype of the setting; ``"auto"``: as in each checkpoint.
         device: Device the models ran on: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         seed: Seed of the prompts.
-        engine: What ran the models: ``"pytorch"`` (transformers), or ``"vllm"``.
+        engine: What ran the models: ``"pytorch"`` (transformers), ``"vllm"``, or the runtime of exports, e.g.
+            ``"onnx"``.
     """
 
     prompt_tokens: int
@@ -37,7 +37,7 @@ class BenchmarkSettings(Frozen):
     dtype: str
     device: str
     seed: int
-    engine: Engine = "pytorch"
+    engine: str = "pytorch"
 
 
 class Spread(Frozen):
@@ -61,7 +61,7 @@ class Timing(Frozen):
         workload: ``"prefill"``: one forward pass over a prompt, logits of its last token, no cache. ``"first token"``:
             one forward pass that fills the cache, logits of the last token, and the choice of the next. ``"decode"``:
             one more token for every sequence of the batch, with a static cache.
-        execution: Eager or compiled (on CUDA with CUDA graphs) in PyTorch, or in vLLM.
+        execution: Eager or compiled (on CUDA with CUDA graphs) in PyTorch, in vLLM, or as an export in its runtime.
         batch: Number of sequences.
         seconds: Seconds of one pass (for decoding: of one token of the batch); one number per repeat, the median of
             its passes.
@@ -69,7 +69,7 @@ class Timing(Frozen):
         speed: Speed as a multiple of the first model's: quotients of the times of the same repeat, in which temporary
             slowdowns of the whole machine cancel.
         ideal_speed: The speed in proportion to the work alone: multiply-adds for a prefill and a first token, bytes of
-            weights read for decoding.
+            weights read for decoding; None if the work is not known.
         uncertainty: Twice the standard error of the speed, as a fraction of it; None for the first model and for a
             single repeat.
         warm_up: Seconds of the first repeat, which counts nowhere else: compiling, the start of vLLM, preparation and
@@ -82,7 +82,7 @@ class Timing(Frozen):
     seconds: tuple[float, ...]
     time: Spread
     speed: Spread
-    ideal_speed: float
+    ideal_speed: float | None
     uncertainty: float | None = None
     warm_up: float | None = None
 
@@ -165,9 +165,9 @@ class BenchmarkedModel(Frozen):
         label: Short name in tables.
         dtype: Dtype it ran in.
         parameters: Parameters of the whole model, shared ones counted once.
-        bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once.
+        bytes_in_memory: Bytes of all parameters and buffers, shared storage counted once; None for exports.
         bytes_on_disk: Bytes of its weight files.
-        work: Its work per prompt and per token.
+        work: Its work per prompt and per token; None for exports.
         memory: Peaks of memory; None if they were not measured.
         timings: The timings of all workloads.
         predicted: The speeds that its plan predicted; None if it predicted none.
@@ -177,9 +177,9 @@ class BenchmarkedModel(Frozen):
     label: str
     dtype: str
     parameters: int
-    bytes_in_memory: int
+    bytes_in_memory: int | None
     bytes_on_disk: int
-    work: Work
+    work: Work | None
     memory: PeakMemory | None
     timings: tuple[Timing, ...]
     predicted: PredictedSpeeds | None = None

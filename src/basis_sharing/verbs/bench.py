@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import psutil
 import torch
 
 from basis_sharing.benchmark.compiling import finds_compiler
+from basis_sharing.benchmark.exported_engine import Exported, check_exports, described
 from basis_sharing.benchmark.ideal import holds_stacked_experts, work_of
 from basis_sharing.benchmark.memory import can_measure, peak_memory
 from basis_sharing.benchmark.notes import benchmark_notes
@@ -21,6 +23,7 @@ from basis_sharing.benchmark.pytorch_engine import PyTorch
 from basis_sharing.benchmark.rounds import time_rounds
 from basis_sharing.benchmark.vllm_engine import Served, Vllm, cache_bytes, check_vllm
 from basis_sharing.checkpoint.loading import load_any
+from basis_sharing.engines.base import ENGINES
 from basis_sharing.errors import RecipeError
 from basis_sharing.evaluation.measuring import check_least, torch_dtype
 from basis_sharing.models.sizes import memory_bytes, parameter_count
@@ -31,7 +34,6 @@ from basis_sharing.results.benchmark import (
     BenchmarkedModel,
     BenchmarkResult,
     BenchmarkSettings,
-    Engine,
     PeakMemory,
     Timing,
 )
@@ -52,7 +54,7 @@ def bench(
     repeats: int = 5,
     precision: float | str | None = 0.02,
     compile: bool | None = None,
-    engine: Engine = "pytorch",
+    engine: str = "pytorch",
     memory: bool = True,
     dtype: DtypeName = "auto",
     device: str | None = None,
@@ -75,6 +77,7 @@ def bench(
         compile: Measure ``torch.compile`` as well, with CUDA graphs on CUDA, or let vLLM compile; takes minutes more.
             None: if PyTorch finds a compiler.
         engine: ``"pytorch"``: transformers, eager and compiled. ``"vllm"``: vLLM, each model in a process of its own.
+            ``"onnx"`` or ``"openvino"``: that runtime, likewise, on folders that :func:`export` wrote.
         memory: Measure peaks of memory, in fresh processes; not with vLLM, which takes its memory in advance.
         dtype: ``"auto"`` (as in each checkpoint), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device: ``"auto"`` (CUDA, else MPS, else the CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``; None: ``"auto"``.
@@ -126,7 +129,7 @@ class _Choices:
     """What is measured, and how, as given by the caller."""
 
     precision: float | str | None
-    engine: Engine
+    engine: str
     memory: bool
     seed: int
 
@@ -139,8 +142,12 @@ def _settings(run: _Run, shape: _Shape, choices: _Choices) -> BenchmarkSettings:
         ModelError: The configuration of a model cannot be read.
     """
     _check(run, shape)
-    if choices.engine not in get_args(Engine):
-        raise RecipeError(f"unknown engine {choices.engine!r}: choose from {', '.join(get_args(Engine))}.")
+    engines = ("pytorch", "vllm", *ENGINES)
+    if choices.engine not in engines:
+        raise RecipeError(f"unknown engine {choices.engine!r}: choose from {', '.join(engines)}.")
+    device = choose(run.device or "auto").type
+    if choices.engine in ENGINES:
+        check_exports(run.names, choices.engine, device)
     precision_fraction = _precision(choices.precision)
     settings = BenchmarkSettings(
         prompt_tokens=_prompt_tokens(run.names, _configs(run.names), shape.prompt_tokens, shape.new_tokens),
@@ -148,10 +155,10 @@ def _settings(run: _Run, shape: _Shape, choices: _Choices) -> BenchmarkSettings:
         batch_sizes=shape.batch_sizes,
         repeats=shape.repeats,
         precision=precision_fraction,
-        compiled=_compiled(run.compile),
-        memory=choices.memory and choices.engine == "pytorch",
+        compiled=choices.engine not in ENGINES and _compiled(run.compile),
+        memory=choices.memory and choices.engine != "vllm",
         dtype=run.dtype,
-        device=choose(run.device or "auto").type,
+        device=device,
         seed=choices.seed,
         engine=choices.engine,
     )
@@ -177,12 +184,16 @@ def _compiled(wanted: bool | None) -> bool:
 def _benchmark(run: _Run, settings: BenchmarkSettings, progress: ProgressCallback) -> BenchmarkResult:
     """Return the result: measure memory, load the models, count their work, and time them in turns."""
     target = choose(settings.device)
-    peaks = _peaks(run.names, settings, progress)
+    peaks = _peaks(run.names, settings, progress) if settings.engine == "pytorch" else [None for _ in run.names]
     prompts = _prompts(run.names, settings).to(target)
     versions = software_versions()
     with _threads(run.threads) as used:
         if settings.engine == "vllm":
             models, timings, versions["vllm"] = _in_vllm(run, settings, prompts, used, progress)
+        elif settings.engine in ENGINES:
+            models, timings, peaks = _as_exports(run, settings, prompts, used, progress)
+            package = ENGINES[settings.engine].package
+            versions[package] = version(package)
         else:
             models, timings = _in_pytorch(run, settings, prompts, progress)
     measured = tuple(
@@ -194,7 +205,7 @@ def _benchmark(run: _Run, settings: BenchmarkSettings, progress: ProgressCallbac
         settings,
         run.load_before,
         experts=any(model.experts for model in models),
-        no_compiler=run.compile is None and not settings.compiled,
+        no_compiler=run.compile is None and not settings.compiled and settings.engine not in ENGINES,
     )
     return BenchmarkResult(
         settings=settings,
@@ -254,6 +265,18 @@ def _in_vllm(
         with Vllm(served, prompts, settings, threads, Path(folder)) as engine:
             timings = time_rounds(engine, works, settings, progress)
             return models, timings, engine.version
+
+
+def _as_exports(
+    run: _Run, settings: BenchmarkSettings, prompts: torch.Tensor, threads: int, progress: ProgressCallback
+) -> tuple[list[_Described], _Timings, list[PeakMemory | None]]:
+    """Time exported folders in their runtime; return the peaks of memory of their processes too."""
+    models = [_Described(described(name), experts=False) for name in run.names]
+    with tempfile.TemporaryDirectory() as folder:
+        with Exported(run.names, prompts, settings, threads, Path(folder)) as engine:
+            timings = time_rounds(engine, [None for _ in models], settings, progress)
+        peaks = [process.memory if settings.memory else None for process in engine.processes]
+    return models, timings, peaks
 
 
 def _described(name: str, model: Any, prompts: torch.Tensor) -> _Described:

@@ -1,9 +1,12 @@
 """Tables of a benchmark: sizes, peaks of memory, and measured, predicted and ideal speeds of several models."""
 
+from basis_sharing.engines.base import ENGINES
 from basis_sharing.reports.table import Column, Table, columns
 from basis_sharing.reports.tables.cells import NOTHING, noted, size, times
 from basis_sharing.results.benchmark import BenchmarkedModel, BenchmarkResult, Timing
 from basis_sharing.results.words import change
+
+_TITLES = {"vllm": "vLLM"} | {name: engine.title for name, engine in ENGINES.items()}
 
 
 def benchmark_tables(result: BenchmarkResult) -> list[Table]:
@@ -87,15 +90,19 @@ def conclusions(result: BenchmarkResult) -> list[str]:
         for timing, basis in ((prefill, "multiply-adds"), (decode, "bytes of weights")):
             name = timing.workload if timing.workload != "decode" else f"decoding at batch {timing.batch}"
             compiled = "compiled " if timing.execution == "compiled" else ""
-            speeds.append(
-                f"{compiled}{name}: {1 / timing.ideal_speed:.3f} x the {basis}, "
-                f"ideally {timing.ideal_speed:.2f} x as fast, measured {timing.speed.median:.2f} x"
-            )
-        mine, reference = other.work.products_per_step, first.work.products_per_step
-        steps = f"{mine:,} matrix products per token instead of {reference:,}, each with a fixed cost"
-        why = f" (it makes {steps})" if mine > reference else ""
-        sentences.append(f"{other.label} against {first.label}: {'; '.join(speeds)}{why}.")
+            ideal = timing.ideal_speed
+            work = "" if ideal is None else f"{1 / ideal:.3f} x the {basis}, ideally {ideal:.2f} x as fast, "
+            speeds.append(f"{compiled}{name}: {work}measured {timing.speed.median:.2f} x{' as fast' * (ideal is None)}")
+        sentences.append(f"{other.label} against {first.label}: {'; '.join(speeds)}{_products(first, other)}.")
     return sentences
+
+
+def _products(first: BenchmarkedModel, other: BenchmarkedModel) -> str:
+    """Return a remark on the number of matrix products, if ``other`` makes more of them."""
+    if first.work is None or other.work is None or other.work.products_per_step <= first.work.products_per_step:
+        return ""
+    mine, reference = other.work.products_per_step, first.work.products_per_step
+    return f" (it makes {mine:,} matrix products per token instead of {reference:,}, each with a fixed cost)"
 
 
 def _warm_up(result: BenchmarkResult) -> list[str]:
@@ -126,7 +133,7 @@ def _circumstances(result: BenchmarkResult) -> str:
     settings = result.settings
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     what = f"prompts of {settings.prompt_tokens} random tokens, {settings.new_tokens} new ones"
-    where = " in vLLM" if settings.engine == "vllm" else ""
+    where = "" if settings.engine == "pytorch" else f" in {_TITLES.get(settings.engine, settings.engine)}"
     return f"{settings.device} ({result.device_name}){where}, {threads}; {what}."
 
 
@@ -156,9 +163,10 @@ def _cells(result: BenchmarkResult, model: BenchmarkedModel, timing: Timing, pre
     foreseen = model.predicted_speed(timing, result.settings.prompt_tokens)
     prediction = (NOTHING if foreseen is None else times(foreseen),) if predicted else ()
     if model is result.models[0]:
-        return model.label, milliseconds, rate, "1", *prediction, "1"
+        return model.label, milliseconds, rate, "1", *prediction, NOTHING if timing.ideal_speed is None else "1"
     shown = f"{times(speed.median)} ({speed.lower:.2f} to {speed.upper:.2f})"
-    return model.label, milliseconds, rate, shown, *prediction, times(timing.ideal_speed)
+    ideal = NOTHING if timing.ideal_speed is None else times(timing.ideal_speed)
+    return model.label, milliseconds, rate, shown, *prediction, ideal
 
 
 def _digits(seconds: float) -> str:

@@ -1,0 +1,1 @@
+"""Exports through a traced graph: tracing, the comparison in the runtime, and the file that says what was found."""
