@@ -48,7 +48,7 @@ def test_what_cannot_be_exported_is_refused(
         return capsys.readouterr().err
 
     assert "nothing to export" in refused(model, "-o", tmp_path / "out")
-    assert "choose from compressed-tensors, dense, onnx, openvino" in refused(
+    assert "choose from compressed-tensors, dense, mlx, onnx, openvino" in refused(
         folder, "-o", tmp_path / "out", "--to", "paper"
     )
     assert "does not exist" in refused(tmp_path / "none", "-o", tmp_path / "out")

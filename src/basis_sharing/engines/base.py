@@ -43,13 +43,15 @@ class Engine(Protocol):
     Attributes:
         name: Name on the command line, which is that of the export too, e.g. ``"onnx"``.
         title: Name of the runtime, e.g. ``"ONNX Runtime"``.
-        package: The Python package of the runtime.
+        package: The Python package of the runtime, as on the package index.
+        module: The module that it is imported as.
         extra: The extra of this package that installs it and what the export needs.
     """
 
     name: str
     title: str
     package: str
+    module: str
     extra: str
 
     def start(self, folder: Path, threads: int) -> Decoder:

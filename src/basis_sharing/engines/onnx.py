@@ -17,6 +17,7 @@ class OnnxRuntime:
     name = "onnx"
     title = "ONNX Runtime"
     package = "onnxruntime"
+    module = "onnxruntime"
     extra = "onnx"
 
     def start(self, folder: Path, threads: int) -> Decoder:

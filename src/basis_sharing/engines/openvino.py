@@ -15,6 +15,7 @@ class OpenVino:
     name = "openvino"
     title = "OpenVINO"
     package = "openvino"
+    module = "openvino"
     extra = "openvino"
 
     def start(self, folder: Path, threads: int) -> Decoder:

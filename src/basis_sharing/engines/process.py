@@ -74,7 +74,7 @@ class Answer(BaseModel):
 def serve(request: Request, lines: Iterable[str], answer: Callable[[Answer], None]) -> None:
     """Load the export, answer that it is ready, and answer every :class:`Step` of ``lines``."""
     engine = ENGINES[request.engine]
-    __import__(engine.package)
+    __import__(engine.module)
     libraries = _peak()
     try:
         decoder = _start(engine, request)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basis_sharing.exports.base import register
-from basis_sharing.exports.graph.traced import Traced, free_shapes
+from basis_sharing.exports.runtimes.traced import RuntimeExport, free_shapes, sample_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ _GROUP = 32
 _FAST = 4  # MatMulNBits: features are rounded to 8 bits for the product
 
 
-class Onnx(Traced):
+class Onnx(RuntimeExport):
     """Export to ONNX."""
 
     name = "onnx"
@@ -25,12 +25,13 @@ class Onnx(Traced):
     weights: tuple[str, ...] = ("float32", "int8", "int4")
     packages: tuple[str, ...] = ("onnx", "onnxscript")
 
-    def convert(self, model: "PreTrainedModel", inputs: dict[str, Any], staging: Path, weights: str) -> None:
+    def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:
         """Write ``model.onnx`` and ``model.onnx.data``."""
         import onnx_ir
         from transformers.exporters import OnnxConfig
         from transformers.exporters.exporter_onnx import OnnxExporter
 
+        inputs = sample_inputs(model)
         config = OnnxConfig(dynamic=True, dynamic_shapes=free_shapes(inputs))
         graph = OnnxExporter().export(model, inputs, config).program
         _rename(graph.graph)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basis_sharing.exports.base import register
-from basis_sharing.exports.graph.traced import Traced, free_shapes
+from basis_sharing.exports.runtimes.traced import RuntimeExport, free_shapes, sample_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class OpenVino(Traced):
+class OpenVino(RuntimeExport):
     """Export to OpenVINO."""
 
     name = "openvino"
@@ -21,11 +21,12 @@ class OpenVino(Traced):
     weights: tuple[str, ...] = ("float32", "float16", "int8", "int4")
     packages: tuple[str, ...] = ("nncf", "openvino-tokenizers")
 
-    def convert(self, model: "PreTrainedModel", inputs: dict[str, Any], staging: Path, weights: str) -> None:
+    def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:
         """Write ``openvino_model.xml`` and ``openvino_model.bin``."""
         from transformers.exporters import OpenVINOConfig
         from transformers.exporters.exporter_openvino import OpenVINOExporter
 
+        inputs = sample_inputs(model)
         config = OpenVINOConfig(
             dynamic=True,
             dynamic_shapes=free_shapes(inputs),

@@ -1,4 +1,4 @@
-"""What exports through a traced graph have in common: the exporters of transformers do the tracing.
+"""What exports to runtimes have in common; graphs are traced by the exporters of transformers.
 
 One graph reads prompts and decodes: token ids, an attention mask over all tokens, positions, and the keys and values of
 the tokens before. Batch and lengths are free. A shared basis is one tensor of the graph, however many projections use
@@ -27,8 +27,8 @@ LEAST_TRANSFORMERS = (5, 24)
 _STAGES = 4
 
 
-class Traced(ABC):
-    """An export that traces the model and checks the result in its own runtime.
+class RuntimeExport(ABC):
+    """An export that is compared with the model in its own runtime before it is kept.
 
     Attributes:
         name: Name of the export and of its engine.
@@ -45,15 +45,18 @@ class Traced(ABC):
     takes_dense = True
 
     @abstractmethod
-    def convert(self, model: "PreTrainedModel", inputs: dict[str, Any], staging: Path, weights: str) -> None:
-        """Trace a model and write the result.
+    def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:
+        """Write the weights and what is computed with them.
 
         Args:
             model: The model in fp32, without weights in few bits.
-            inputs: Arguments of its forward pass, with a filled cache.
             staging: The folder to write to.
             weights: One of :attr:`weights`.
         """
+
+    def configure(self, model: "PreTrainedModel", staging: Path) -> None:
+        """Write the configuration of the architecture."""
+        native_configuration(model).save_pretrained(staging)
 
     def describe(self, model: "PreTrainedModel", tokenizer: Any, staging: Path) -> None:
         """Write what the runtime's own tools read beside the model."""
@@ -72,8 +75,8 @@ class Traced(ABC):
 
         from basis_sharing.checkpoint.loading import load_any
         from basis_sharing.checkpoint.writer import check_space
-        from basis_sharing.exports.graph.checking import check, reference_of
-        from basis_sharing.exports.graph.manifest import write_manifest
+        from basis_sharing.exports.runtimes.checking import check, reference_of
+        from basis_sharing.exports.runtimes.manifest import write_manifest
         from basis_sharing.models.sizes import memory_bytes, parameter_count
         from basis_sharing.run.files import output_errors
 
@@ -90,11 +93,11 @@ class Traced(ABC):
         check_space(staging, 2 * memory_bytes(model))
         stage(1, "computing what to compare with")
         reference = reference_of(model, tokenizer)
-        stage(2, "tracing")
+        stage(2, "converting")
         with output_errors(staging):
             with tracing_errors(folder):
-                self.convert(model, sample_inputs(model), staging, weights)
-            native_configuration(model).save_pretrained(staging)
+                self.convert(model, staging, weights)
+            self.configure(model, staging)
             self.describe(model, tokenizer, staging)
         del model
         stage(3, f"comparing in {ENGINES[self.name].title}")
@@ -223,7 +226,7 @@ def tracing_errors(folder: Path) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[0] if lines else type(error).__name__).rstrip(".")
         raise ModelError(
-            f"{folder} cannot be traced: {reason} ({type(error).__name__}). Try --to dense and the runtime's own "
+            f"{folder} cannot be converted: {reason} ({type(error).__name__}). Try --to dense and the runtime's own "
             "converter."
         ) from error
     finally:

@@ -8,10 +8,10 @@ from basis_sharing.engines.base import ENGINES, MANIFEST
 from basis_sharing.results.export import ExportCheck, ExportResult
 
 if TYPE_CHECKING:
-    from basis_sharing.exports.graph.traced import Traced
+    from basis_sharing.exports.runtimes.traced import RuntimeExport
 
 
-def write_manifest(staging: Path, form: "Traced", weights: str, parameters: int, check: ExportCheck) -> None:
+def write_manifest(staging: Path, form: "RuntimeExport", weights: str, parameters: int, check: ExportCheck) -> None:
     """Write what an exported folder holds.
 
     Args:

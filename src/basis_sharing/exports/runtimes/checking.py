@@ -90,7 +90,11 @@ def check(folder: Path, engine: str, weights: str, reference: list[Followed]) ->
             f"in {title} the export differs too much from the model: {result.same} of {result.tokens} tokens are the "
             f"same, logits differ by {result.largest_difference:.2g}, and {result.nats:.2g} nats are lost, of which "
             f"{NATS[weights]} are allowed with weights in {weights}. Nothing was written: "
-            + ("please report this." if exact else "choose --weights with more bits.")
+            + (
+                "please report this, unless an export of the original differs as well."
+                if exact
+                else "choose --weights with more bits."
+            )
         )
     return result
 

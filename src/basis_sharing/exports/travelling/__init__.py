@@ -1,0 +1,1 @@
+"""Files that exports write into their folders, for programs that know nothing of this package."""
