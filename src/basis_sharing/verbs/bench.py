@@ -142,7 +142,7 @@ def _settings(run: _Run, shape: _Shape, choices: _Choices) -> BenchmarkSettings:
         ModelError: The configuration of a model cannot be read.
     """
     _check(run, shape)
-    engines = ("pytorch", "vllm", *ENGINES)
+    engines = ("pytorch", "vllm", *sorted(ENGINES))
     if choices.engine not in engines:
         raise RecipeError(f"unknown engine {choices.engine!r}: choose from {', '.join(engines)}.")
     device = choose(run.device or "auto").type
