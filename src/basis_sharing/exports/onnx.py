@@ -61,14 +61,67 @@ def _rename(graph: Any) -> None:
 
 
 def _rounded(graph: Any, bits: int) -> Any:
-    """Return a graph whose products have weights in few bits."""
+    """Return a graph whose products and embeddings have weights in few bits; a tied head has its own."""
     import onnx_ir
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    config = DefaultWeightOnlyQuantConfig(_GROUP, is_symmetric=True, accuracy_level=_FAST, bits=bits)
+    _turn_tied_head(graph.graph)
+    if bits == 8:  # the quantizer rounds tables to 4 bits only
+        _round_tables(graph.graph)
+    config = DefaultWeightOnlyQuantConfig(
+        _GROUP, is_symmetric=True, accuracy_level=_FAST, bits=bits, op_types_to_quantize=("MatMul", "Gather")
+    )
     quantizer = MatMulNBitsQuantizer(onnx_ir.to_proto(graph), algo_config=config)
     quantizer.process()
     return onnx_ir.from_proto(quantizer.model.model)
+
+
+def _turn_tied_head(graph: Any) -> None:
+    """Replace a table that is transposed at every use by one that is transposed: only those are rounded."""
+    import onnx_ir
+
+    for node in [node for node in graph if node.op_type == "Transpose" and node.inputs[0].is_initializer()]:
+        table = node.inputs[0].const_value.numpy()
+        turned = table.transpose(node.attributes["perm"].as_ints()).copy()
+        value = _constant(graph, f"{node.inputs[0].name}_turned", turned)
+        onnx_ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        graph.remove(node, safe=True)
+
+
+def _round_tables(graph: Any) -> None:
+    """Round tables that are looked up to 8 bits, with a scale for every row that is multiplied by afterwards."""
+    import numpy as np
+    import onnx_ir
+
+    for node in [node for node in graph if node.op_type == "Gather" and _is_table(node)]:
+        table, (_, ids), found = node.inputs[0].const_value.numpy(), node.inputs, node.outputs[0]
+        scales = np.abs(table).max(1, keepdims=True).clip(1e-12) / 127
+        tape = onnx_ir.tape.Tape()
+        rows = tape.op(
+            "Gather", [_constant(graph, f"{node.inputs[0].name}_codes", (table / scales).round().astype("i1")), ids]
+        )
+        number = tape.op("Cast", [rows], {"to": found.dtype})
+        sizes = tape.op("Gather", [_constant(graph, f"{node.inputs[0].name}_scales", scales), ids])
+        product = tape.op("Mul", [number, sizes])
+        product.shape, product.type = found.shape, found.type
+        graph.insert_before(node, tape.nodes)
+        onnx_ir.convenience.replace_all_uses_with(found, product)
+        graph.remove(node, safe=True)
+
+
+def _is_table(node: Any) -> bool:
+    table = node.inputs[0]
+    return table.is_initializer() and len(table.shape) == 2 and table.dtype.is_floating_point()
+
+
+def _constant(graph: Any, name: str, array: Any) -> Any:
+    """Return a new initializer of a graph."""
+    import onnx_ir
+
+    tensor = onnx_ir.tensor(array, name=name)
+    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def _genai(model: "PreTrainedModel") -> dict[str, Any]:
