@@ -21,7 +21,9 @@ from basis_sharing.exports.runtimes.checking import Followed, check, reference_o
 from basis_sharing.exports.runtimes.traced import RuntimeExport, sample_inputs, tracing_errors, unpack_weights
 from basis_sharing.reports.tables.benchmark import benchmark_tables, conclusions
 from basis_sharing.results.benchmark import BenchmarkResult
+from basis_sharing.results.compression import RESULT_FILE, CompressionResult
 from basis_sharing.results.export import ExportResult
+from basis_sharing.results.inspection import Inspection
 from pico import PICO, pico_tokenizer, save_pico
 
 RUNTIMES = ["onnx", "openvino", "mlx"]
@@ -102,6 +104,15 @@ def test_the_folder_holds_what_other_tools_read(exported: Path) -> None:
     assert {one.name for one in session.get_inputs()} == past | {"input_ids", "attention_mask", "position_ids"}
     assert {one.name for one in session.get_outputs()} == present | {"logits"}
     assert (exported / "model.onnx").stat().st_size < 100_000, "the graph holds more than the graph"
+
+
+def test_its_size_is_what_inspect_says(exported: Path, folder: Path) -> None:
+    found = basis_sharing.inspect(folder.parent / "model", runs_on="edge", runtime=exported.name)
+    assert isinstance(found, Inspection)
+    (size,) = (each.bytes for each in found.exports if each.weights == "float32")
+    removed = CompressionResult.read(folder / RESULT_FILE)
+    expected = size - 4 * (removed.before.parameters - removed.after.parameters)
+    assert (exported / DATA[exported.name]).stat().st_size == pytest.approx(expected, rel=0.04)
 
 
 def test_padding_is_hidden(exported: Path, folder: Path) -> None:

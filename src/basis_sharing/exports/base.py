@@ -4,11 +4,27 @@ An export is a module of this package that ends in ``register(Mine())``, where `
 modules must not import torch at the top, so that the command line can list them quickly.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from basis_sharing.run.progress import ProgressCallback
 from basis_sharing.run.registry import Registry
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of a number in an export, scales included.
+
+    Attributes:
+        matrix: Of a projection, or of a head with a table of its own.
+        embeddings: Of the table of embeddings.
+        tied_head: Of the same table again, if the head is tied to it and the export stores both; 0: it does not.
+    """
+
+    matrix: float
+    embeddings: float
+    tied_head: float = 0.0
 
 
 class Export(Protocol):
@@ -24,8 +40,12 @@ class Export(Protocol):
 
     name: str
     summary: str
-    weights: tuple[str, ...]
     takes_dense: bool
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The forms of weights that it can write."""
+        ...
 
     def write(self, folder: Path, staging: Path, weights: str | None, progress: ProgressCallback) -> None:
         """Write a model in this form.

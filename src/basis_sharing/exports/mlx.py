@@ -5,11 +5,12 @@ Weights in 8 or 4 bits are those of mlx-lm: rounded to the nearest, in groups of
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basis_sharing.errors import ModelError
-from basis_sharing.exports.base import register
+from basis_sharing.exports.base import Stored, register
 from basis_sharing.exports.runtimes.traced import RuntimeExport, native_configuration
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ class Mlx(RuntimeExport):
 
     name = "mlx"
     summary = "a folder with its factors for mlx-lm, on Apple silicon and on Linux"
-    weights: tuple[str, ...] = ("float32", "float16", "int8", "int4")
+    stored: Mapping[str, Stored] = {
+        "float32": Stored(4, 4),
+        "float16": Stored(2, 2),
+        "int8": Stored(1 + 4 / _GROUP, 1 + 4 / _GROUP),
+        "int4": Stored(0.5 + 4 / _GROUP, 0.5 + 4 / _GROUP),
+    }
     packages: tuple[str, ...] = ("mlx",)
 
     def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:

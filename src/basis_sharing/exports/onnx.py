@@ -4,10 +4,11 @@ Weights in 8 or 4 bits are those of ONNX Runtime's own quantizer: rounded to the
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basis_sharing.exports.base import register
+from basis_sharing.exports.base import Stored, register
 from basis_sharing.exports.runtimes.traced import RuntimeExport, free_shapes, sample_inputs
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ class Onnx(RuntimeExport):
 
     name = "onnx"
     summary = "an ONNX graph with its factors, for ONNX Runtime and onnxruntime-genai"
-    weights: tuple[str, ...] = ("float32", "int8", "int4")
+    stored: Mapping[str, Stored] = {
+        "float32": Stored(4, 4),
+        "int8": Stored(1 + 4 / _GROUP, 1, 1 + 4 / _GROUP),
+        "int4": Stored(0.5 + 4 / _GROUP, 0.5 + 4 / _GROUP, 0.5 + 4 / _GROUP),
+    }
     packages: tuple[str, ...] = ("onnx", "onnxscript")
 
     def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:

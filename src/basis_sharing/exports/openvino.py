@@ -3,14 +3,17 @@
 Weights in 8 or 4 bits are those of NNCF: rounded to the nearest, 8 bits per output, 4 bits in groups of 64 inputs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basis_sharing.exports.base import register
+from basis_sharing.exports.base import Stored, register
 from basis_sharing.exports.runtimes.traced import RuntimeExport, free_shapes, sample_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_GROUP = 64
 
 
 class OpenVino(RuntimeExport):
@@ -18,7 +21,12 @@ class OpenVino(RuntimeExport):
 
     name = "openvino"
     summary = "an OpenVINO model with its factors, for OpenVINO and openvino_genai"
-    weights: tuple[str, ...] = ("float32", "float16", "int8", "int4")
+    stored: Mapping[str, Stored] = {
+        "float32": Stored(4, 4),
+        "float16": Stored(2, 2),
+        "int8": Stored(1, 1),
+        "int4": Stored(0.5 + 2.5 / _GROUP, 1),
+    }
     packages: tuple[str, ...] = ("nncf", "openvino-tokenizers")
 
     def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:
@@ -62,4 +70,4 @@ def _quantizer(weights: str) -> Any:
     modes = nncf.CompressWeightsMode
     if weights == "int8":
         return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=modes.INT8_SYM))
-    return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=modes.INT4_ASYM, group_size=64, ratio=1.0))
+    return NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=modes.INT4_ASYM, group_size=_GROUP, ratio=1.0))

@@ -5,9 +5,26 @@ from typing import Any, Literal
 from pydantic import field_serializer, field_validator
 
 from basis_sharing.models.sizes import RoleRow, starting_point
-from basis_sharing.results.base import Result
+from basis_sharing.results.base import Frozen, Result
 
 _RATIOS = (0.2, 0.5)
+
+
+class ExportSize(Frozen):
+    """The size of a model in one form of an export.
+
+    Attributes:
+        export: Name of the export.
+        weights: The form of its weights.
+        bytes: Bytes of the weights of the whole model, nothing removed.
+        removed: Fraction of the parameters of the compressible parts that has to be removed to fit into the memory
+            that was given, 0 if it fits; above 1 nothing helps. None if no memory was given.
+    """
+
+    export: str
+    weights: str
+    bytes: int
+    removed: float | None
 
 
 class Inspection(Result):
@@ -19,6 +36,8 @@ class Inspection(Result):
         start_with: Compressible roles that hold the most memory.
         rows: Every role, the embeddings, the output head and the rest, with their parameters and bytes. In JSON each
             row also has the bytes saved by removing 20 % and 50 % of its parameters.
+        exports: What exports to runtimes need, if it was asked for.
+        memory: Bytes for weights that were given; None: none were.
     """
 
     kind: Literal["inspection"] = "inspection"
@@ -26,6 +45,8 @@ class Inspection(Result):
     family: str
     start_with: tuple[str, ...]
     rows: tuple[RoleRow, ...]
+    exports: tuple[ExportSize, ...] = ()
+    memory: int | None = None
 
     @classmethod
     def of(cls, model: str, family: str, rows: tuple[RoleRow, ...]) -> "Inspection":

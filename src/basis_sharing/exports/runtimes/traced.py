@@ -9,13 +9,14 @@ import inspect
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basis_sharing.engines.base import ENGINES, installed_version
 from basis_sharing.errors import BasisSharingError, ModelError, RecipeError
+from basis_sharing.exports.base import Stored
 from basis_sharing.run.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -33,16 +34,21 @@ class RuntimeExport(ABC):
     Attributes:
         name: Name of the export and of its engine.
         summary: Its purpose in one sentence.
-        weights: The forms of weights that it can write; the first is the default.
+        stored: The bytes of a number, by the form of the weights; the first is the default.
         packages: Packages that it needs beside the runtime.
         takes_dense: Models that are not compressed can be exported as well, to compare with.
     """
 
     name: str
     summary: str
-    weights: tuple[str, ...]
+    stored: Mapping[str, Stored]
     packages: tuple[str, ...]
     takes_dense = True
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The forms of weights that it can write."""
+        return tuple(self.stored)
 
     @abstractmethod
     def convert(self, model: "PreTrainedModel", staging: Path, weights: str) -> None:

@@ -1,10 +1,12 @@
 """The table of an inspection: the parts of a model, and the roles to start with."""
 
+import math
 from collections.abc import Sequence
 
 from basis_sharing.models.sizes import RoleRow, starting_point
 from basis_sharing.reports.table import Column, Table
 from basis_sharing.reports.tables.cells import percent, size
+from basis_sharing.results.inspection import ExportSize
 
 SHOWN_RATIOS = (0.2, 0.5)
 
@@ -36,6 +38,30 @@ def inspection_table(model: str, family: str, rows: Sequence[RoleRow]) -> Table:
         (advice(rows),),
         footer=("total", "", "", f"{parameters:,}", size(memory), "100.0 %", _saved(rows)),
     )
+
+
+def edge_table(model: str, exports: Sequence[ExportSize], memory: int | None) -> Table:
+    """Return the bytes of a model's weights in every export, and what has to be removed to fit into a memory."""
+    rows = tuple((each.export, each.weights, size(each.bytes), _fits(each.removed)) for each in exports)
+    names = (Column("runtime", "left"), Column("weights", "left"), Column("nothing removed", "right"))
+    if memory is None:
+        return Table(f"{model} in other runtimes", names, tuple(row[:3] for row in rows), (_NEXT,))
+    notes = (
+        f"Of the weights alone: the runtime itself, the cache of keys and values and the graph come on top. {_NEXT}",
+        "What a ratio costs in quality, basis-sharing plan says before anything is compressed.",
+    )
+    title = f"{model} in {size(memory)} for weights"
+    return Table(title, (*names, Column(f"to fit into {size(memory)}", "left")), rows, notes)
+
+
+_NEXT = "basis-sharing compress --ratio, then export --to RUNTIME --weights WEIGHTS."
+_MOST = 0.8  # of the compressible parameters; beyond, nothing is left of a model
+
+
+def _fits(removed: float | None) -> str:
+    if not removed:
+        return "fits as it is"
+    return f"--ratio {math.ceil(100 * removed) / 100:.2f}" if removed <= _MOST else "does not fit"
 
 
 def advice(rows: Sequence[RoleRow]) -> str:
