@@ -36,7 +36,7 @@ vllm: $(VLLM)/.ready
 
 # The table of docs/tools.md, with the tools that are too large for every test run; a quarter of an hour.
 tools: $(TOOLS)/.ready
-	$(TOOLS)/bin/python -m pytest tests/test_tools.py
+	$(TOOLS)/bin/python -m pytest tests/test_tools.py tests/exports/test_runtimes.py
 
 # What the figures in the README were measured with; needs ../shared/data and a day on two cores.
 benchmarks: $(VENV)/.dev $(VLLM)/.ready
@@ -89,5 +89,5 @@ $(VLLM)/.ready: pyproject.toml constraints.txt
 
 $(TOOLS)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[mlx,onnx,openvino,tools]' pytest
+	$(TOOLS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[executorch,mlx,onnx,openvino,tools]' pytest
 	@touch $@

@@ -17,11 +17,11 @@ from basis_sharing.results.export import ExportResult
 from basis_sharing.run.worker import Worker, WorkerError
 
 
-def check_exports(models: Sequence[str], engine: str, device: str) -> None:
+def check_exports(models: Sequence[str], engine: str, device: str, batch_sizes: Sequence[int]) -> None:
     """Make sure that folders are exports for an engine, and that its runtime is installed.
 
     Raises:
-        RecipeError: The runtime is not installed, or runs on the CPU only.
+        RecipeError: The runtime is not installed, runs on the CPU only, or reads fewer sequences at once.
         ModelError: A folder is no export for it.
     """
     installed_version(ENGINES[engine].package, ENGINES[engine].extra)
@@ -29,6 +29,9 @@ def check_exports(models: Sequence[str], engine: str, device: str) -> None:
         raise RecipeError(f"--engine {engine} runs on cpu, not on {device}: pass --device cpu.")
     for model in models:
         check_holds(Path(model), engine)
+    largest = ENGINES[engine].largest_batch
+    if largest is not None and max(batch_sizes, default=0) > largest:
+        raise RecipeError(f"exports for {engine} read {largest} sequence at once: pass --batch-sizes {largest}.")
 
 
 def described(model: str) -> BenchmarkedModel:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import os
 import pkgutil
 import sys
@@ -42,6 +43,9 @@ class Verbs(typer.core.TyperGroup):
             return two, self.commands[two], args[2:]
         return super().resolve_command(ctx, args)
 
+
+_TALKATIVE = ("torchao", "torch.utils._pytree")
+"""Loggers that warn while transformers is imported, where torchao is installed beside a torch for CPUs."""
 
 app = typer.Typer(
     name="basis-sharing",
@@ -115,6 +119,8 @@ def _show_warning(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for a broken limit, 2 for an error of the user, 130 after an interrupt."""
     warnings.showwarning = _show_warning
+    for imported in _TALKATIVE:
+        logging.getLogger(imported).setLevel(logging.ERROR)
     try:
         code = app(arguments, standalone_mode=False)
     except _UsageError as error:

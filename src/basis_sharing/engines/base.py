@@ -46,6 +46,7 @@ class Engine(Protocol):
         package: The Python package of the runtime, as on the package index.
         module: The module that it is imported as.
         extra: The extra of this package that installs it and what the export needs.
+        largest_batch: The most sequences that exports for it read at once; None: any number.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Engine(Protocol):
     package: str
     module: str
     extra: str
+    largest_batch: int | None
 
     def start(self, folder: Path, threads: int) -> Decoder:
         """Load an exported folder into the runtime.

@@ -17,6 +17,7 @@ class MlxLm:
     package = "mlx-lm"
     module = "mlx_lm"
     extra = "mlx"
+    largest_batch: int | None = None
 
     def start(self, folder: Path, threads: int) -> Decoder:
         """Load the folder; MLX chooses its threads itself."""

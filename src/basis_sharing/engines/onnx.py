@@ -19,6 +19,7 @@ class OnnxRuntime:
     package = "onnxruntime"
     module = "onnxruntime"
     extra = "onnx"
+    largest_batch: int | None = None
 
     def start(self, folder: Path, threads: int) -> Decoder:
         """Load ``model.onnx``."""

@@ -17,6 +17,7 @@ class OpenVino:
     package = "openvino"
     module = "openvino"
     extra = "openvino"
+    largest_batch: int | None = None
 
     def start(self, folder: Path, threads: int) -> Decoder:
         """Load ``openvino_model.xml``, compiled for one request at a time."""

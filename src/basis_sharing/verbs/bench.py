@@ -147,7 +147,7 @@ def _settings(run: _Run, shape: _Shape, choices: _Choices) -> BenchmarkSettings:
         raise RecipeError(f"unknown engine {choices.engine!r}: choose from {', '.join(engines)}.")
     device = choose(run.device or "auto").type
     if choices.engine in ENGINES:
-        check_exports(run.names, choices.engine, device)
+        check_exports(run.names, choices.engine, device, shape.batch_sizes)
     precision_fraction = _precision(choices.precision)
     settings = BenchmarkSettings(
         prompt_tokens=_prompt_tokens(run.names, _configs(run.names), shape.prompt_tokens, shape.new_tokens),
