@@ -2,20 +2,23 @@
 
 ``python benchmarks/exports.py FOLDER ...`` takes folders that ``basis-sharing compress`` wrote from SmolLM2-135M,
 exports them and the original to every runtime (into ``--into``; what is there is used again), and measures them in
-turns. Half an hour on two cores for one folder. Needs ``pip install -e '.[onnx,openvino]'``.
+turns. Half an hour on two cores for one folder. Needs ``pip install -e '.[onnx,openvino]'``, and for ``--engines
+executorch``, whose rows join the others, an environment with ``'.[executorch]'``.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import basis_sharing
-from basis_sharing.engines.base import MANIFEST
+from basis_sharing.engines.base import ENGINES, MANIFEST
 from basis_sharing.results.export import ExportResult
-from common import ROOT, machine, save, smollm2
+from common import RESULTS, ROOT, machine, save, smollm2
 
-FORMS = {"onnx": ("float32", "int8"), "openvino": ("float32", "int8")}
+FORMS = dict.fromkeys(("onnx", "openvino", "executorch"), ("float32", "int8"))
+FILE = RESULTS / "exports.json"
 PROMPT, NEW, BATCHES = 256, 32, (1, 8)
 
 
@@ -38,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="compressed folders")
     parser.add_argument("--into", type=Path, default=ROOT / "build" / "exports")
-    parser.add_argument("--engines", type=lambda text: text.split(","), default=list(FORMS))
+    parser.add_argument("--engines", type=lambda text: text.split(","), default=["onnx", "openvino"])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     missing = [folder for folder in options.folders if not (folder / "config.json").is_file()]
@@ -46,7 +49,8 @@ def main() -> None:
         sys.exit(f"error: {missing[0]} is no compressed folder: basis-sharing compress writes one.")
     options.into.mkdir(parents=True, exist_ok=True)
     models = {"original": smollm2(), **{folder.name: folder for folder in options.folders}}
-    rows: list[dict[str, Any]] = []
+    before = json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.is_file() else []
+    rows: list[dict[str, Any]] = [row for row in before if row["engine"] not in options.engines]
     for engine in options.engines:
         for weights in FORMS[engine]:
             folders = {name: exported(model, engine, weights, options.into, name) for name, model in models.items()}
@@ -55,17 +59,18 @@ def main() -> None:
                 engine=engine,
                 prompt_tokens=PROMPT,
                 new_tokens=NEW,
-                batch_sizes=BATCHES,
+                batch_sizes=BATCHES[: ENGINES[engine].largest_batch],
                 repeats=options.repeats,
                 device="cpu",
             )
             for (name, folder), measured in zip(folders.items(), result.models, strict=True):
                 about = measured.model_dump(exclude={"model", "label", "work", "predicted"})
                 check = ExportResult.read(folder / MANIFEST).check.model_dump()
-                rows.append({"engine": engine, "weights": weights, "name": name, "check": check, **about})
+                versions = {"versions": result.versions} if name == "original" else {}
+                rows.append({"engine": engine, "weights": weights, "name": name, "check": check, **about, **versions})
                 speeds = {f"{t.workload} {t.batch}": round(t.speed.median, 3) for t in measured.timings}
                 print(f"{engine} {weights} {name}: {speeds}", flush=True)
-            save("exports", {"machine": machine(), "versions": result.versions, "rows": rows})
+            save("exports", {"machine": machine(), "rows": rows})
 
 
 if __name__ == "__main__":
