@@ -185,7 +185,7 @@ def test_names_stay_apart(tmp_path):
         ({"precision": "few"}, "--precision 'few' is neither a fraction nor a percentage"),
         ({"precision": "0%"}, "--precision 0% is no use: give a fraction between 0 and 1, e.g. 2%, or off"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"engine": "paper"}, "unknown engine 'paper': choose from pytorch, vllm, mlx, onnx, openvino"),
+        ({"engine": "paper"}, "unknown engine 'paper': choose from pytorch, vllm, executorch, mlx, onnx, openvino"),
         ({"device": "tpu"}, "unknown device 'tpu': choose from auto, cpu, cuda, mps"),
         (
             {"prompt_tokens": 254},

@@ -63,7 +63,7 @@ def test_what_it_needs_in_other_runtimes(tmp_path, capsys):
         ({"memory": "1GiB"}, "--memory is about exports: add --for edge"),
         ({"runtime": "onnx"}, "--runtime is about exports: add --for edge"),
         ({"runs_on": "cuda"}, "--for cuda: the only one is edge"),
-        ({"runs_on": "edge", "runtime": "dense"}, "unknown runtime 'dense': choose from mlx, onnx, openvino"),
+        ({"runs_on": "edge", "runtime": "dense"}, "unknown runtime 'dense': choose from executorch, mlx, onnx"),
         ({"runs_on": "edge", "memory": "much"}, "'much' is not a size of memory"),
     ],
 )
