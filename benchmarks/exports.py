@@ -59,7 +59,7 @@ def main() -> None:
                 engine=engine,
                 prompt_tokens=PROMPT,
                 new_tokens=NEW,
-                batch_sizes=BATCHES[: ENGINES[engine].largest_batch],
+                batch_sizes=[size for size in BATCHES if size <= (ENGINES[engine].largest_batch or size)],
                 repeats=options.repeats,
                 device="cpu",
             )

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basis_sharing.errors import ModelError
 from basis_sharing.exports.base import Stored, register
-from basis_sharing.exports.runtimes.traced import RuntimeExport
+from basis_sharing.exports.runtimes.traced import RuntimeExport, other_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,10 +75,7 @@ def _context(model: "PreTrainedModel") -> int:
     config = model.config.get_text_config()
     cache = StaticCache(config=config, max_cache_len=_CONTEXT)
     if not all(isinstance(layer, (StaticLayer, StaticSlidingWindowLayer)) for layer in cache.layers):
-        raise ModelError(
-            f"{type(model).__name__} keeps more than keys and values between tokens, which this export does not "
-            "support: use --to dense and the runtime's own converter."
-        )
+        raise other_states(model)
     lengths = [layer.max_cache_len for layer in cache.layers]
     return int(min(*lengths, config.max_position_embeddings))
 
@@ -103,11 +99,12 @@ def _with_cache(model: "PreTrainedModel", context: int) -> Any:
                 input_ids=input_ids, past_key_values=self.static_cache, use_cache=True, logits_to_keep=1, **positions
             ).logits
 
+    own = model.generation_config.cache_implementation
     model.generation_config.cache_implementation = "static"
     try:
         return WithCache(model, batch_size=1, max_cache_len=context)
     finally:
-        model.generation_config.cache_implementation = None
+        model.generation_config.cache_implementation = own
 
 
 def _constants(model: "PreTrainedModel", context: int, piece: int) -> dict[str, Any]:

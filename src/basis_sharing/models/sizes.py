@@ -14,6 +14,10 @@ from basis_sharing.models.multimodal import towers
 from basis_sharing.models.weight_files import weight_files
 from basis_sharing.runtime.rounded_basis_sharing import RoundedLinear
 
+EMBEDDINGS = "embeddings"
+HEAD = "output head"
+"""Names of rows of :func:`role_table`; a head that is tied has no parameters there."""
+
 
 @dataclass(frozen=True)
 class RoleRow:
@@ -113,12 +117,12 @@ def role_table(model: PreTrainedModel, decoder: Decoder) -> list[RoleRow]:
     for p in decoder.parts:
         shapes_of[p.role].add((p.d_in, p.d_out))
     rows = [row(role, True, "", shapes_of[role]) for role in ROLES if role in shapes_of]
-    rows.append(row(_EMBEDDINGS, False, "stay as they are, or in 8 bits (--embedding-bits 8)"))
+    rows.append(row(EMBEDDINGS, False, "stay as they are, or in 8 bits (--embedding-bits 8)"))
     head = model.get_output_embeddings()
     if head is not None:
         tied = next(head.parameters()) is next(model.get_input_embeddings().parameters())
         reason = "tied to the embeddings and counted there" if tied else "the output head stays as it is"
-        rows.append(row(_HEAD, False, reason))
+        rows.append(row(HEAD, False, reason))
     rows += [row(left.name, False, left.reason) for left in decoder.left_dense]
     rows += [row(tower, False, _BESIDE, set()) for tower in towers(model)]
     rows.append(row(_OTHER, False, "small: stays as it is", set()))
@@ -131,8 +135,6 @@ def starting_point(rows: Sequence[RoleRow]) -> tuple[RoleRow, ...]:
     return tuple(row for row in rows if row.compressible and row.bytes == most)
 
 
-_EMBEDDINGS = "embeddings"
-_HEAD = "output head"
 _OTHER = "norms, biases and other"
 _BESIDE = "beside the language model: stays as it is, to the byte"
 
@@ -149,9 +151,9 @@ def _labels(model: PreTrainedModel, decoder: Decoder) -> dict[str, str]:
         labels |= {f"{tower}.{name}": tower for name, _ in (*module.named_parameters(), *module.named_buffers())}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
-            labels.setdefault(f"{name}.weight", _EMBEDDINGS)
+            labels.setdefault(f"{name}.weight", EMBEDDINGS)
         elif module is model.get_output_embeddings():
-            labels.setdefault(f"{name}.weight", _HEAD)
+            labels.setdefault(f"{name}.weight", HEAD)
     return labels
 
 

@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 
 from basis_sharing.exports.base import Stored
-from basis_sharing.models.sizes import RoleRow
+from basis_sharing.models.sizes import EMBEDDINGS, HEAD, RoleRow
 from basis_sharing.results.inspection import ExportSize
-
-_EMBEDDINGS = "embeddings"
 
 
 def export_sizes(
@@ -21,10 +19,10 @@ def export_sizes(
     """
     rows = tuple(rows)
     compressible = sum(row.parameters for row in rows if row.compressible)
-    embeddings = sum(row.parameters for row in rows if row.name == _EMBEDDINGS)
-    matrices = sum(row.parameters for row in rows if not row.compressible and row.name != _EMBEDDINGS and _large(row))
+    embeddings = sum(row.parameters for row in rows if row.name == EMBEDDINGS)
+    matrices = sum(row.parameters for row in rows if not row.compressible and row.name != EMBEDDINGS and _large(row))
     small = sum(row.parameters for row in rows if not row.compressible and not _large(row))
-    tied = any(row.name == "output head" and not row.parameters for row in rows)
+    tied = any(row.name == HEAD and not row.parameters for row in rows)
     found = []
     for export, weights, stored in forms:
         kept = matrices * stored.matrix + embeddings * (stored.embeddings + tied * stored.tied_head) + 4 * small

@@ -152,14 +152,19 @@ def sample_inputs(model: "PreTrainedModel") -> dict[str, Any]:
     with torch.no_grad():
         own = cache_of(model(**early, use_cache=True))
         if type(own) is not DynamicCache or not all(isinstance(layer, DynamicLayer) for layer in own.layers):
-            raise ModelError(
-                f"{type(model).__name__} keeps more than keys and values between tokens, which this export does not "
-                "support: use --to dense and the runtime's own converter."
-            )
+            raise other_states(model)
         # All keys and values are kept, those before a sliding window too: the mask hides them.
         cache = cache_of(model(**early, **cache_input(model, DynamicCache()), use_cache=True))
     later = {name: at[:, 5:] for name, at in places.items()}
     return {"input_ids": ids[:, 5:], "attention_mask": mask, **later, **cache_input(model, cache), "use_cache": True}
+
+
+def other_states(model: "PreTrainedModel") -> ModelError:
+    """Return the error for a model that keeps something else than keys and values."""
+    return ModelError(
+        f"{type(model).__name__} keeps more than keys and values between tokens, which this export does not "
+        "support: use --to dense and the runtime's own converter."
+    )
 
 
 def free_shapes(inputs: dict[str, Any]) -> dict[str, Any]:
